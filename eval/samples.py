@@ -8,9 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sample:
-    """`prompt` is the whole text before truncation and chat template; `length` the task's own measure of it (LongBench: words).
+    """`prompt` is the whole text before truncation and chat template; `length` the task's own measure of it
+    (LongBench: words).
 
-    `context` and `question` are set where the prompt can be split for the query-agnostic setting: prompt == context + question.
+    `context` and `question` are set where the prompt can be split for the query-agnostic setting: prompt == context +
+    question.
     """
 
     id: str

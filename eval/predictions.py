@@ -1,0 +1,78 @@
+"""Reading rows of predictions, ours or someone else's, one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eval.errors import InputError
+
+FOREIGN_HINT = "each line is one JSON object with pred (or prediction), answers, all_classes, length"
+
+
+def read_predictions(path: Path, ours: bool, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The rows of a predictions file, with `pred` whatever it was called. Raises InputError naming file and line.
+
+    In a cell of ours (`ours`) a torn last line is what a killed run leaves: it is skipped with a note, its row is
+    predicted again.
+    """
+    with path.open("rb") as file:
+        number, line = 0, file.readline()
+        while line:
+            number += 1
+            following = file.readline()
+            if ours and not following and _torn(line):
+                note(f"{path}: the last line is torn, it is left out; a resumed run makes it again")
+                return
+            if line.strip():
+                yield _row(line, f"{path}, line {number}")
+            line = following
+
+
+def _torn(line: bytes) -> bool:
+    if not line.endswith(b"\n"):
+        return True
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not a whole line of JSON ({error})", "the file is torn: copy it again") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a {type(row).__name__}, not an object", FOREIGN_HINT)
+    if "pred" not in row and "prediction" in row:
+        row["pred"] = row["prediction"]
+    _check(isinstance(row.get("pred"), str), where, "no pred, or no string", FOREIGN_HINT)
+    answers = row.get("answers")
+    _check(isinstance(answers, list) and answers != [], where, "no answers", "answers is a list of at least one string")
+    _check(
+        all(isinstance(answer, str) for answer in answers),
+        where,
+        f"answers is {answers!r}",
+        "answers is a list of strings",
+    )
+    classes = row.get("all_classes")
+    _check(
+        classes is None or isinstance(classes, list), where, f"all_classes is {classes!r}", "a list of strings or null"
+    )
+    length = row.get("length")
+    _check(
+        length is None or type(length) is int,
+        where,
+        f"length is {length!r}",
+        "length is a whole number (words of the context)",
+    )
+    return row
+
+
+def _check(right: bool, where: str, what: str, hint: str) -> None:
+    if not right:
+        raise InputError(f"{where}: {what}", hint)

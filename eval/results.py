@@ -1,0 +1,155 @@
+"""What lies under results_dir, or in a folder of foreign predictions, scored: one record per cell or per file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.aggregate import by_bucket
+from eval.errors import InputError
+from eval.longbench import BUCKETS, SETS, SETS_E
+from eval.predictions import read_predictions
+from eval.scoring import Score, protocol_of, score_rows
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class CellResult:
+    """A scored cell, or a scored file of a foreign folder (`folder` is then the file's stem).
+
+    `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown.
+    """
+
+    folder: str
+    cell: dict[str, Any]
+    score: Score
+    buckets: dict[str, Score]
+    realised: float | None
+    total: int | None
+    protocol_hash: str | None
+
+    @property
+    def task(self) -> str:
+        return str(self.cell.get("task"))
+
+    @property
+    def run(self) -> str:
+        """What the tasks of one configuration have in common: the folder above."""
+        return self.folder.rpartition("/")[0]
+
+
+def find_cells(results_dir: Path) -> list[Path]:
+    """The cells' folders, sorted. Raises InputError where there is none."""
+    if not results_dir.is_dir():
+        raise InputError(
+            f"no folder results_dir={results_dir}", "run `python run_pred.py` first, or name the folder of its results"
+        )
+    folders = sorted(path.parent for path in results_dir.rglob("predictions.jsonl"))
+    if not folders:
+        raise InputError(
+            f"no predictions under results_dir={results_dir}",
+            "run `python run_pred.py` first; for a folder of <set>.jsonl files use preds=DIR",
+        )
+    return folders
+
+
+def score_cells(results_dir: Path, scorer: str, note: Note) -> list[CellResult]:
+    """Every cell under results_dir, sorted by task, model, method, variant, budget."""
+    results = []
+    for folder in find_cells(results_dir):
+        config = _json(folder / "config.json")
+        if config is None or not isinstance(config.get("cell"), dict):
+            note(f"{folder}: no config.json with a cell in it, left out")
+            continue
+        results.append(_score_cell(folder, str(folder.relative_to(results_dir)), config, scorer, note))
+    return sorted(results, key=_order)
+
+
+def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note) -> CellResult:
+    cell, realised = config["cell"], []
+    rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note)
+    task = cell.get("scorer_task") or cell.get("task")
+    protocol = config.get("protocol")
+    score = score_rows(str(task), _tap(rows, realised), scorer, protocol)
+    edges = (protocol or {}).get("buckets") or []
+    return CellResult(
+        folder=name,
+        cell=cell,
+        score=score,
+        buckets=by_bucket(score, edges) if edges else {},
+        realised=sum(realised) / len(realised) if realised else None,
+        total=(_json(folder / "status.json") or {}).get("total"),
+        protocol_hash=config.get("protocol_hash"),
+    )
+
+
+def _tap(rows: Iterable[dict[str, Any]], realised: list[float]) -> Iterator[dict[str, Any]]:
+    seen = set()
+    for row in rows:
+        if row.get("id") in seen:
+            raise InputError(f"two rows have the id {row.get('id')!r}", "delete one of them")
+        if row.get("id") is not None:
+            seen.add(row["id"])
+        if isinstance(row.get("budget_realised"), int | float):
+            realised.append(row["budget_realised"])
+        yield row
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _order(result: CellResult) -> tuple:
+    cell = result.cell
+    budget = cell.get("budget")
+    return (
+        result.task,
+        *(str(cell.get(key)) for key in ("model", "method", "variant")),
+        float(budget or 0),
+        result.folder,
+    )
+
+
+def refuse_mixed_protocols(results: Sequence[CellResult]) -> None:
+    """Scores of one task that were made under different protocols do not belong into one table."""
+    first: dict[str, CellResult] = {}
+    for result in results:
+        other = first.setdefault(result.task, result)
+        if other.protocol_hash != result.protocol_hash:
+            raise InputError(
+                f"{other.folder} and {result.folder} were made under different protocols",
+                "run one of them again, move one away, or add mix_protocols=true to see them side by side",
+            )
+
+
+def score_folder(folder: Path, scorer: str, e: bool, edges: Sequence[int] | None, note: Note) -> list[CellResult]:
+    """A foreign folder of `<set>.jsonl` files, a record per set; LongBench-E where `e` is set or the file is
+    `<set>_e.jsonl`.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder preds={folder}", "preds= names a folder of <set>.jsonl files")
+    results = []
+    for path in sorted(folder.glob("*.jsonl")):
+        set_name, is_e = path.stem.removesuffix("_e"), e or path.stem.endswith("_e")
+        if set_name not in (SETS_E if is_e else SETS):
+            note(f"{path}: no LongBench{'-E' if is_e else ''} set has this name, left out")
+            continue
+        task = f"longbench_{'e_' if is_e else ''}{set_name}"
+        rows = read_predictions(path, ours=False, note=note)
+        score = score_rows(task, rows, scorer, protocol_of(task))
+        buckets = by_bucket(score, edges or BUCKETS) if is_e or edges else {}
+        results.append(CellResult(path.stem, {"task": task}, score, buckets, None, None, None))
+    if not results:
+        raise InputError(
+            f"no predictions of a known set in preds={folder}",
+            f"files are named <set>.jsonl, set one of: {', '.join(SETS)}",
+        )
+    return results

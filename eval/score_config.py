@@ -1,0 +1,76 @@
+"""The keys of eval_long_bench.py with their types, and reading them strictly: every word that is not understood is
+named.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from eval.errors import InputError
+from eval.scoring import scorer_module
+
+
+@dataclass
+class ScoreConfig:
+    """See configs/eval.yaml, which says what each key means."""
+
+    results_dir: str = "results"
+    preds: str | None = None
+    scorer: str = "official"
+    e: bool = False
+    buckets: list[int] | None = None
+    json: str | None = None
+    mix_protocols: bool = False
+    table: str | None = None
+    report: str | None = None
+
+
+KEYS = tuple(field.name for field in fields(ScoreConfig))
+
+
+def read_config(words: list[str], config_dir: Path) -> ScoreConfig:
+    """configs/eval.yaml with the command line's key=value words over it. Raises InputError."""
+    for word in words:
+        _check_word(word)
+    config = _compose(words, config_dir)
+    for key in ("table", "report"):
+        if getattr(config, key) is not None:
+            raise InputError(f"{key}={getattr(config, key)} is unknown: there is no {key} yet", f"leave {key}= out")
+    if not config.results_dir:
+        raise InputError("results_dir= is empty", "results_dir= names the folder that run_pred.py wrote to")
+    edges = config.buckets
+    if edges is not None and (not edges or edges[0] <= 0 or sorted(set(edges)) != edges):
+        raise InputError(f"buckets={edges} are no upper edges", "write growing lengths: 'buckets=[4000,8000]'")
+    scorer_module(config.scorer)
+    return config
+
+
+def _check_word(word: str) -> None:
+    key, equals, _ = word.partition("=")
+    keys = f"keys are {', '.join(KEYS)}"
+    bare = key.lstrip("+~")
+    if bare in KEYS and key != bare:
+        raise InputError(f"{word!r} adds or deletes a key", f"write {bare}=... without the sign")
+    if bare not in KEYS:
+        close = difflib.get_close_matches(bare, KEYS, n=1)
+        raise InputError(f"unknown key {key!r} in {word!r}", f"did you mean {close[0]}? {keys}" if close else keys)
+    if not equals:
+        raise InputError(f"cannot read {word!r}", f"write {key}=value")
+
+
+def _compose(words: list[str], config_dir: Path) -> ScoreConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
+            given = compose("eval", words)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ScoreConfig), given))
+    except (HydraException, OmegaConfBaseException) as error:
+        what = str(error.__cause__ or error).strip().split("\n")[0]
+        hint = "write key=value with a value of the right kind; quote one with special characters: 'preds=\"a (b)\"'"
+        raise InputError(f"cannot read {' '.join(words)}: {what}", hint) from error

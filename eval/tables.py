@@ -1,0 +1,132 @@
+"""Scores as a table that reads well on a terminal and is Markdown as it stands. What was not measured is blank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.aggregate import longbench_e_means, longbench_means
+from eval.results import CellResult
+from eval.scoring import rounded
+
+COLUMNS = ("model", "method", "variant", "budget")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Padded columns, the first `left` to the left, the others (numbers) to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def number(value: float | None) -> str:
+    """Two decimals, blank for None."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def cells_table(results: Sequence[CellResult]) -> str:
+    """All cells, one table per task, then the means of the configurations for which every set is there."""
+    parts = []
+    for task in dict.fromkeys(result.task for result in results):
+        group = [result for result in results if result.task == task]
+        labels = list(dict.fromkeys(label for result in group for label in result.buckets))
+        rows = [
+            [*names(r), realised(r.realised), count(r), number(r.score.value), *(_bucket(r, label) for label in labels)]
+            for r in group
+        ]
+        parts.append(f"{task}\n\n" + markdown([*COLUMNS, "realised", "rows", "score", *labels], rows, left=3))
+    means = aggregates(results)
+    return "\n\n".join([*parts, _means_table(means)] if means else parts)
+
+
+def names(result: CellResult) -> list[str]:
+    cell = result.cell
+    return [
+        str(cell.get("model", "")),
+        str(cell.get("method", "")),
+        str(cell.get("variant") or ""),
+        f"{cell.get('budget', '')}",
+    ]
+
+
+def realised(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def count(result: CellResult) -> str:
+    """Rows scored; "12/200" for a cell that is not finished."""
+    n, total = result.score.n, result.total
+    return str(n) if total is None or total == n else f"{n}/{total}"
+
+
+def _bucket(result: CellResult, label: str) -> str:
+    return number(result.buckets[label].value) if label in result.buckets else ""
+
+
+def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """One record per configuration: its names, the rows behind it, and the means for which every set is there and
+    finished.
+    """
+    records = []
+    for run in dict.fromkeys(result.run for result in results):
+        group = [r for r in results if r.run == run and (r.total is None or r.score.n >= r.total)]
+        plain = {set_of(r.task): r.score.value for r in group}
+        e = {set_of(r.task, "longbench_e_"): {k: s.value for k, s in r.buckets.items()} for r in group}
+        means = longbench_means(plain) | {
+            f"LongBench-E {label}": value for label, value in longbench_e_means(e).items()
+        }
+        kept = {name: value for name, value in means.items() if value is not None}
+        if kept:
+            record = dict(zip(COLUMNS, names(group[0]), strict=True))
+            records.append({**record, "run": run, "n": sum(r.score.n for r in group), "means": kept})
+    return records
+
+
+def set_of(task: str, prefix: str = "longbench_") -> str | None:
+    """longbench_trec -> trec; None for another family (LongBench-E's names begin with longbench_e_)."""
+    if not task.startswith(prefix) or (prefix == "longbench_" and task.startswith("longbench_e_")):
+        return None
+    return task.removeprefix(prefix)
+
+
+def _means_table(records: Sequence[dict[str, Any]]) -> str:
+    labels = list(dict.fromkeys(label for record in records for label in record["means"]))
+    rows = [
+        [*(record[key] for key in COLUMNS), str(record["n"]), *(number(record["means"].get(label)) for label in labels)]
+        for record in records
+    ]
+    return "means\n\n" + markdown([*COLUMNS, "rows", *labels], rows, left=3)
+
+
+def folder_table(results: Sequence[CellResult]) -> str:
+    """Scores of a foreign folder by set, and the means for which every set is there."""
+    labels = list(dict.fromkeys(label for result in results for label in result.buckets))
+    rows = [
+        [r.folder, str(r.score.n), number(r.score.value), *(_bucket(r, label) for label in labels)] for r in results
+    ]
+    text = markdown(["set", "rows", "score", *labels], rows)
+    for record in aggregates(results):
+        text += "\n\n" + markdown(["mean", "score"], [[name, number(value)] for name, value in record["means"].items()])
+    return text
+
+
+def cell_record(result: CellResult) -> dict[str, Any]:
+    """A cell as the JSON file has it: everything the table shows, and where it came from."""
+    return {
+        **{key: result.cell.get(key) for key in (*COLUMNS, "seed")},
+        "task": result.task,
+        "folder": result.folder,
+        "budget_realised": result.realised,
+        "n": result.score.n,
+        "total": result.total,
+        "score": rounded(result.score.value),
+        "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
+        "protocol_hash": result.protocol_hash,
+    }

@@ -1,0 +1,84 @@
+"""Score predictions: cells to tables. Needs no model and no data set.
+
+python eval_long_bench.py                            every cell under results/
+python eval_long_bench.py results_dir=DIR scorer=official|fixed json=FILE
+python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FILE gets {"scores": {set: number}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from eval.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def main(words: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in words):
+        print(f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
+        return
+    from eval.score_config import read_config
+
+    config = read_config(words, CONFIGS)
+    if config.json is not None:
+        check_target(Path(config.json))
+    table, record = score_preds(config) if config.preds is not None else score_results(config)
+    print(table)
+    if config.json is not None:
+        write_json(Path(config.json), record)
+        note(f"wrote {config.json}")
+
+
+def score_results(config: Any) -> tuple[str, dict[str, Any]]:
+    """The cells under results_dir: the table to print, and what the JSON file gets."""
+    from eval.results import refuse_mixed_protocols, score_cells
+    from eval.tables import aggregates, cell_record, cells_table
+
+    results = score_cells(Path(config.results_dir), config.scorer, note)
+    if not config.mix_protocols:
+        refuse_mixed_protocols(results)
+    record = {"scorer": config.scorer, "cells": [cell_record(r) for r in results], "means": aggregates(results)}
+    return cells_table(results), record
+
+
+def score_preds(config: Any) -> tuple[str, dict[str, Any]]:
+    """A foreign folder: the table to print, and what the JSON file gets."""
+    from eval.results import score_folder
+    from eval.scoring import rounded
+    from eval.tables import folder_table
+
+    results = score_folder(Path(config.preds), config.scorer, config.e, config.buckets, note)
+    record: dict[str, Any] = {"scores": {r.folder: rounded(r.score.value) for r in results}}
+    buckets = {r.folder: {label: rounded(s.value) for label, s in r.buckets.items()} for r in results if r.buckets}
+    return folder_table(results), record | ({"buckets": buckets} if buckets else {})
+
+
+def check_target(path: Path) -> None:
+    """Before minutes of scoring, not after."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"cannot write json={path}", "json= names a file in a folder that exists")
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    beside.write_text(json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    from eval.cli import report
+
+    try:
+        main(sys.argv[1:])
+    except BaseException as error:
+        sys.exit(report(error))
