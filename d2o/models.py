@@ -1,0 +1,174 @@
+"""Load a model and its tokenizer: from a folder, or from the hub, and only where the user names an id there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d2o.errors import InputError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
+DECODER = "a decoder with a language-model head is needed"
+EDGE = 1 << 20  # bytes of each end of a weight file that go into the fingerprint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """`window`: most tokens of prompt and answer together. `eos_ids`: tokens that end an answer."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    window: int
+    eos_ids: frozenset[int]
+
+
+def load(
+    path: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    name: str | None = None,
+    window: int | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A folder in Hugging Face's layout.
+
+    dtype: auto (the checkpoint's) | float32 | bfloat16 | float16; device: auto | cpu | cuda | cuda:N, ignored where
+    `device_map` spreads the model. Raises InputError, naming the folder and what it lacks.
+    """
+    folder = check_folder(path)
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    name = name or folder.resolve().name
+    return _load(str(folder), name, options, dtype, device, window, device_map)
+
+
+def load_hub(
+    id: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    name: str | None = None,
+    revision: str | None = None,
+    window: int | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A model of the hub by its id, downloaded on first use; otherwise as `load`."""
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _load(id, name or id.replace("/", "--"), options, dtype, device, window, device_map)
+
+
+def check_folder(path: str) -> Path:
+    """What can be seen without loading: a decoder's config, weights, a tokenizer. Raises InputError."""
+    folder, hint = Path(path).expanduser(), "model.path= takes a folder with config.json, weights and tokenizer files"
+    if not folder.is_dir():
+        raise InputError(f"model.path={path} is not a folder", hint)
+    place = folder / "config.json"
+    if not place.is_file():
+        raise InputError(f"model.path={path} has no config.json", hint)
+    try:
+        config = json.loads(place.read_text(encoding="utf-8"))
+        names = config.get("architectures") or []
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{place} is not a JSON object: {error}", hint) from error
+    if config.get("is_encoder_decoder") or (names and not any(head in arch for arch in names for head in HEADS)):
+        raise InputError(f"model.path={path} is a {' '.join(names) or 'encoder-decoder'}", DECODER)
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+        raise InputError(f"model.path={path} has no weights (*.safetensors)", hint)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(f"model.path={path} has no tokenizer (tokenizer.json)", hint)
+    return folder
+
+
+def fingerprint(node: Mapping[str, Any]) -> str | None:
+    """Hash of a model's folder (weights by size and both ends); None for a config without a folder.
+
+    Raises InputError for a folder that is no model's.
+    """
+    if "path" not in node:
+        return None
+    folder, found = check_folder(str(node["path"])), hashlib.sha256()
+    patterns = ("config.json", "generation_config.json", "token*", "*.model", "vocab*", "chat_template*", *WEIGHT_FILES)
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            found.update(stream.read(EDGE))
+            stream.seek(max(0, size - EDGE))
+            found.update(stream.read(EDGE))
+    return found.hexdigest()
+
+
+def resolve_device(device: str) -> str:
+    """auto: the GPU where torch sees one, else the CPU. Raises InputError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is unknown", "write auto, cpu, cuda or cuda:1") from error
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r} is not there: {torch.cuda.device_count()} GPUs are", "write auto or cpu")
+    return str(kind)
+
+
+def finish(model: Any, tokenizer: Any, name: str, window: int | None) -> LoadedModel:
+    """Put a model into inference and find out what ends its answers and how long its text may be."""
+    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if window is not None and (window < 2 or (own and window > own)):
+        raise InputError(f"model.window={window} is not between 2 and the model's own {own}", "leave model.window out")
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    ends = ends if isinstance(ends, list) else [ends]
+    eos_ids = frozenset(i for i in (*ends, tokenizer.eos_token_id) if i is not None)
+    model.requires_grad_(False)
+    return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids)
+
+
+def _load(
+    source: str, name: str, options: dict[str, Any], dtype: str, device: str, window: int | None, device_map: Any
+) -> LoadedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    place = None if device_map else resolve_device(device)
+    with _as_input_error(f"cannot load the model {source}", "check it, and the installed versions"):
+        config = AutoConfig.from_pretrained(source, **options)
+    if config.is_encoder_decoder:
+        raise InputError(f"{source} is an encoder-decoder", DECODER)
+    with _as_input_error(f"cannot load the tokenizer of {source}", "its folder needs tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    with _as_input_error(f"cannot load the weights of {source}", "fetch the folder again, whole"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(f"{source} lacks {len(missing)} weights, {missing[0]} first", "fetch the folder again, whole")
+    return finish(model.to(place) if place else model, tokenizer, name, window)
+
+
+@contextmanager
+def _as_input_error(what: str, hint: str) -> Iterator[None]:
+    """A library that reads files fails in a dozen types; all but memory mean that the files are not what it wants."""
+    from torch import OutOfMemoryError
+
+    try:
+        yield
+    except (MemoryError, OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise InputError(f"{what}: {_first_line(error)}", "pip install the package it names") from error
+    except Exception as error:
+        raise InputError(f"{what}: {_first_line(error)}", hint) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".: ")

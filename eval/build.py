@@ -1,0 +1,37 @@
+"""From a config node with a `_target_` to the object: the one place that knows Hydra's instantiate."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from eval.errors import InputError
+
+
+def check_given(node: DictConfig, group: str) -> None:
+    """Raises InputError for a `???` that nobody filled in."""
+    for name in sorted(OmegaConf.missing_keys(node)):
+        raise InputError(f"{group}.{name} is not given", f"write {group}.{name}=...")
+
+
+def build(node: DictConfig, group: str, **more: Any) -> Any:
+    """The object, or a functools.partial of it where the node says `_partial_: true`.
+
+    Raises InputError for a missing value and for a name that the constructor does not have, and the constructor's own
+    InputError as it is.
+    """
+    check_given(node, group)
+    target = get_object(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    for name in node:
+        if name not in parameters and not str(name).startswith("_"):
+            known = ", ".join(n for n in parameters if n not in more)
+            raise InputError(f"{group} has no knob {name!r}: {node['_target_']} does not take it", f"it takes {known}")
+    try:
+        return instantiate(node, **more)
+    except InstantiationException as error:
+        raise error.__cause__ or error from None

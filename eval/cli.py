@@ -1,0 +1,158 @@
+"""The command line around a run: help, sweeps, errors of one line, exit codes. Quick: it imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from eval.errors import InputError
+
+if TYPE_CHECKING:
+    from eval.compose import Composed
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+USAGE = """\
+usage: python run_pred.py [-m] [KEY=VALUE ...]
+
+Predict what is missing of one cell (model x method x task) and print its score.
+
+  python run_pred.py
+  python run_pred.py method=h2o budget=0.1 limit=20
+  python run_pred.py model=path model.path=DIR task=longbench_trec task.data_dir=DIR task.prompts_dir=DIR
+  python run_pred.py -m method=d2o,h2o budget=.1,.2
+
+  method=       {method}
+  model=        {model}
+  task=         {task}
+  budget=       fraction of the prompt (<= 1), or slots per layer and KV head (> 1)
+  limit=        only the first N rows
+  batch_size=   rows at once
+  seed=         of whatever is drawn at random
+  results_dir=  where the cells lie; the same command goes on where it stopped
+  scorer=       official | fixed
+  engine.*      chunk, dtype, device
+  wandb.*       mode (disabled | offline | online), project, group
+  method.*, model.*, task.*   the keys in configs/<group>/<name>.yaml
+
+options:
+  -m, --multirun   one cell for every combination of the lists given, one after the other
+  -c, --cfg        print the config of the cell and stop
+  -h, --help       this text
+exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run in good order, as Ctrl-C does."""
+
+
+def main(argv: list[str], run: Callable[[Composed], None], config_dir: Path) -> int:
+    """Parse, compose, run one cell or a sweep of them; returns the exit code."""
+    if "-h" in argv or "--help" in argv:
+        print(usage(config_dir))
+        return 0
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _main(argv, run, config_dir)
+    except BaseException as error:
+        return report(error)
+
+
+def usage(config_dir: Path) -> str:
+    groups = ("method", "model", "task")
+    names = {group: sorted(file.stem for file in (config_dir / group).glob("*.yaml")) for group in groups}
+    return USAGE.format(**{group: _wrapped(found) for group, found in names.items()})
+
+
+def report(error: BaseException) -> int:
+    """Print what went wrong to stderr, in one line and a hint where the cause is known; returns the exit code."""
+    what, hint, code = explain(error)
+    if code is None:
+        traceback.print_exception(error)
+        what, hint, code = f"{type(error).__name__}: {error}", "this is a fault of the program; rows so far are kept", 1
+    print(f"error: {' '.join(what.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def explain(error: BaseException) -> tuple[str, str, int | None]:
+    """What, hint, exit code; the code is None for an error nobody foresaw."""
+    if isinstance(error, KeyboardInterrupt):
+        stopped = isinstance(error, Terminated)
+        again = "the same command goes on where this one stopped"
+        return ("stopped by SIGTERM", again, 143) if stopped else ("interrupted", again, 130)
+    if is_input_error(error):
+        return str(error), error.hint, 2
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"the disk is full: {error}", "free some space; the same command goes on where this one stopped", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {str(error).split('. ')[0]}", "try a smaller batch_size= or engine.chunk=1024", 1
+    return str(error), "", None
+
+
+def is_input_error(error: BaseException) -> bool:
+    """Ours, from whichever package: they share no base, so that neither package has to import the other."""
+    return isinstance(error, ValueError) and hasattr(error, "hint")
+
+
+def _main(argv: list[str], run: Callable[[Composed], None], config_dir: Path) -> int:
+    args = _parse(argv)
+    from eval.compose import compose_cell, configs, split_sweep
+
+    with configs(config_dir):
+        jobs = split_sweep(args.overrides) if args.multirun else [args.overrides]
+        composed, codes = [], []
+        for words in jobs:
+            try:
+                composed.append((words, compose_cell(words, config_dir)))
+            except InputError as error:
+                codes.append(report(error))
+    if args.cfg:
+        from omegaconf import OmegaConf
+
+        print("---\n".join(OmegaConf.to_yaml(cell.cfg) for _, cell in composed), end="")
+        return max(codes, default=0)
+    for i, (words, cell) in enumerate(composed, 1):
+        if len(jobs) > 1:
+            print(f"[{i}/{len(composed)}] {' '.join(words)}", file=sys.stderr, flush=True)
+        try:
+            run(cell)
+        except Exception as error:
+            codes.append(report(error))
+    if len(jobs) > 1:
+        print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
+    return 0 if not codes else 2 if set(codes) == {2} else 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, "python run_pred.py --help shows what can be written")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="run_pred.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(argv)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+def _wrapped(names: list[str], width: int = 100) -> str:
+    """Names in rows that stand under the first one."""
+    rows, line = [], ""
+    for name in names or ["(none)"]:
+        if line and len(line) + len(name) + 1 > width:
+            rows.append(line)
+            line = ""
+        line = f"{line} {name}".strip()
+    return f"\n{' ' * 16}".join([*rows, line])

@@ -1,0 +1,116 @@
+"""Predict one cell, model x method x task, or a sweep of them: `python run_pred.py --help`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.cli import main
+
+if TYPE_CHECKING:
+    from d2o.models import LoadedModel
+    from eval.cells import Cell
+    from eval.compose import Composed
+    from eval.samples import Sample
+    from eval.tracking import Tracker
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+_last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
+
+
+def run_cell(composed: Composed) -> None:
+    """Bad input shows before anything is written, and a cell that is complete needs no model."""
+    from eval.build import build
+    from eval.cells import Cell, folder
+    from eval.predict import first, missing
+    from eval.summary import figures, lines
+    from eval.tracking import Tracker
+
+    cfg, started = composed.cfg, time.monotonic()
+    task = build(cfg.task, "task")
+    protocol, samples = task.protocol(), first(task.rows(), cfg.limit)
+    method = build(cfg.method, "method")
+    if not method().budgeted:
+        cfg.budget = 1.0
+    config = record(composed, task.name, protocol)
+    with Cell.open(folder(composed), config, [sample.id for sample in samples]) as cell:
+        for note in cell.notes:
+            print(f"note: {cell.path} was begun with {note}", file=sys.stderr)
+        todo = missing(cell, samples)
+        with Tracker(cfg.wandb, Path(cfg.results_dir), config) as tracker:
+            if todo:
+                cell.status("queued")
+                predict_missing(cell, todo, task, method, cfg, tracker)
+            rows = [cell.file.rows[sample.id] for sample in samples]
+            found = figures(rows, task.name, cfg.scorer, protocol)
+            tracker.summary(found)
+    print(lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, time.monotonic() - started))
+
+
+def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
+    """Everything is tokenised before the first prediction, so that a prompt that does not fit shows at once."""
+    from d2o.engine import Engine
+    from d2o.prompt import decode, encode, stop_ids
+    from eval.predict import Prompt, predict
+
+    loaded, prompts = load_model(cfg), []
+    for sample in todo:
+        encoded = encode(loaded, sample.prompt, task.max_new_tokens, task.chat, task.truncate)
+        prompts.append(Prompt(sample, encoded.ids, encoded.truncated))
+    longest = max(len(prompt.ids) for prompt in prompts) + task.max_new_tokens
+    engine = Engine(loaded.model, method, cfg.budget, chunk=cfg.engine.chunk, seed=cfg.seed, window=longest)
+    ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
+    predict(
+        cell,
+        prompts,
+        lambda ids: engine.generate(ids, task.max_new_tokens, stop_ids=ends, min_new_tokens=least),
+        lambda tokens: decode(loaded, tokens),
+        cfg.batch_size,
+        tracker.row,
+    )
+
+
+def load_model(cfg: Any) -> LoadedModel:
+    from transformers.utils import logging
+
+    from eval.build import build
+    from eval.cells import digest, identity
+
+    key = digest({k: v for k, v in identity(cfg).items() if k.startswith(("model.", "engine."))})
+    key += str(cfg.model.get("path"))
+    if key not in _last:
+        _last.clear()
+        logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+        _last[key] = build(cfg.model, "model", dtype=cfg.engine.dtype, device=cfg.engine.device)
+    return _last[key]
+
+
+def record(composed: Composed, task_name: str, protocol: dict[str, Any]) -> dict[str, Any]:
+    """config.json: all that a reader of the rows may want to know about how they were made."""
+    from importlib.metadata import version
+
+    from omegaconf import OmegaConf
+
+    from d2o.models import fingerprint, resolve_device
+    from eval.build import check_given
+    from eval.cells import describe, digest, identity
+
+    check_given(composed.cfg.model, "model")
+    return {
+        "cell": {**describe(composed), "scorer_task": task_name},
+        "identity": identity(composed.cfg),
+        "config": OmegaConf.to_container(composed.cfg, resolve=True),
+        "protocol": protocol,
+        "protocol_hash": digest(protocol),
+        "model_fingerprint": fingerprint(composed.cfg.model),
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": resolve_device(composed.cfg.engine.device),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], run_cell, Path(__file__).parent / "configs"))
