@@ -1,0 +1,46 @@
+"""H2O: heavy hitters by accumulated attention, and a window of recent tokens.
+
+Paper: H2O: Heavy-Hitter Oracle for Efficient Generative Inference of LLMs (NeurIPS 2023, arXiv 2306.14048).
+Reference: FMInference/H2O @ ac75c2a, utils_real_drop (its hh_mask and lm_eval variants only mask; not reproduced).
+
+Intended differences from the reference
+- GQA: a KV head sums the scores of its query heads and all of them share one selection; the reference selects per
+  query head and stores every KV head g times.
+- One budget, of which the share `recent` is the recent window; the reference takes two sizes.
+- `stride` s > 1 counts every s-th row of the prompt only: an approximation, named in the cell's config.
+- positions: original (default) | slot (the reference's position rolling: keys count as the index of their slot).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from d2o.errors import InputError
+from d2o.layer import KVLayer
+from d2o.rows import LastRows, PromptRows, group_sum
+
+
+class H2O(KVLayer):
+    """Score: column sums of the causal softmax over the prompt, plus the row of every later step."""
+
+    state, rows = ("scores",), "all"
+
+    def __init__(self, recent: float = 0.5, stride: int = 1, positions: str = "original") -> None:
+        super().__init__()
+        if not 0 <= recent <= 1:
+            raise InputError(f"h2o with recent={recent}", "method.recent is a share of the budget, 0 to 1")
+        if stride < 1:
+            raise InputError(f"h2o with stride={stride}", "method.stride=1 counts every row, 8 every eighth")
+        if positions not in ("original", "slot"):
+            raise InputError(f"h2o has no positions={positions!r}", "method.positions=original or slot")
+        self.recent_share, self.stride, self.slot_positions = recent, stride, positions == "slot"
+
+    def recent(self, slots: int) -> int:
+        return int(slots * self.recent_share)
+
+    def observe(self, attn: PromptRows | LastRows) -> None:
+        sums = group_sum(attn.column_sums(self.stride), self.scores.shape[1])
+        self.scores[:, :, : sums.shape[2]] += sums
+
+    def importance(self) -> Tensor:
+        return self.scores

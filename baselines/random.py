@@ -1,0 +1,34 @@
+"""Random eviction, seeded: the floor that a method has to beat. No paper.
+
+The priority of a slot is a hash of (seed, layer, head, position), so a row keeps the same slots in any batch, order or
+run, and what is held after any number of tokens is a uniform sample of what was seen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from d2o.errors import InputError
+from d2o.layer import KVLayer
+
+
+class Random(KVLayer):
+    """Priority: uniform in [0, 1), drawn once per position."""
+
+    def __init__(self, recent: int = 0) -> None:
+        super().__init__()
+        if recent < 0:
+            raise InputError(f"random with recent={recent}", "method.recent=0, or how many newest tokens always stay")
+        self.recent_slots = recent
+
+    def recent(self, slots: int) -> int:
+        return self.recent_slots
+
+    def importance(self) -> Tensor:
+        head = torch.arange(self.positions.shape[1], device=self.positions.device).view(1, -1, 1)
+        x = self.positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + self.index * 0xC2B2AE3D + self.seed + 1
+        x = x & 0xFFFFFFFF
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):  # an integer hash of 32 bits
+            x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+        return x.to(torch.float32) / 2.0**32

@@ -1,0 +1,65 @@
+"""D2O's layer level: a dense layer (low variance of attention received) gets more slots.
+
+Notation of the paper: c[h, j] column sums of the causal softmax over the prompt, v[h] their variance over j,
+F the mean over the heads of v min-max normalised within the layer, R the ratio of the prompt that a layer keeps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from d2o.errors import InputError
+
+LEAST, MOST = 0.01, 1.0  # the clamp of R
+
+
+def layer_metric(column_sums: Tensor) -> Tensor:
+    """F `[...]` in [0, 1] from `c [..., H, S]`: variance over keys, normalised across the heads, their mean."""
+    variance = column_sums.float().var(dim=-1, unbiased=True) if column_sums.shape[-1] > 1 else column_sums[..., 0] * 0
+    low, high = variance.amin(dim=-1, keepdim=True), variance.amax(dim=-1, keepdim=True)
+    return ((variance - low) / (high - low + 1e-6)).mean(dim=-1)
+
+
+def ratios(metric: Tensor, rho: float) -> Tensor:
+    """R `[L]` = clamp(L rho softmax(-F), 0.01, 1), the official allocation."""
+    return (metric.shape[0] * rho * torch.softmax(-metric, dim=0)).clamp(LEAST, MOST)
+
+
+def realised_slots(weights: list[float], rho: float, length: int, protected: set[int]) -> list[int]:
+    """Slots per layer, proportional to `weights`, that add up to rho * length * layers with protected layers whole.
+
+    A layer gets at least 1 % of the prompt and at most all of it; what the caps leave over goes to the others.
+    """
+    layers = len(weights)
+    total = math.floor(rho * length * layers + 1e-9) - len(protected) * length
+    free = [layer for layer in range(layers) if layer not in protected]
+    least = max(1, math.ceil(LEAST * length - 1e-9))
+    if total < least * len(free):
+        needed = (len(protected) * length + least * len(free)) / (length * layers)
+        raise InputError(
+            f"budget {rho:g} is too small for d2o's {len(protected)} protected layers of {layers}",
+            f"the smallest that works for {length} tokens is budget={math.ceil(needed * 1000) / 1000:g}, or type "
+            "method.protected_layers=[] or method.budget_accounting=nominal",
+        )
+    exact = _water_fill({layer: weights[layer] for layer in free}, total, least, length)
+    slots = {layer: math.floor(value + 1e-9) for layer, value in exact.items()}
+    by_remainder = sorted(free, key=lambda layer: (slots[layer] - exact[layer], layer))
+    for layer in by_remainder[: total - sum(slots.values())]:
+        slots[layer] += 1
+    return [length if layer in protected else slots[layer] for layer in range(layers)]
+
+
+def _water_fill(weights: dict[int, float], total: int, least: int, most: int) -> dict[int, float]:
+    """Shares of `total` proportional to `weights`, each within [least, most]; found by bisection on the level."""
+    low, high = 0.0, total / min(weights.values())
+
+    def fill(level: float) -> dict[int, float]:
+        return {layer: min(most, max(least, level * weight)) for layer, weight in weights.items()}
+
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(fill(middle).values()) < total else (low, middle)
+    return fill(high)

@@ -1,0 +1,139 @@
+"""The one attention function, and how it finds its cache.
+
+transformers calls `Cache.update(key, value, layer_idx)` and, in the next line, the attention function with that very
+key tensor, but never hands it the cache. So `post` leaves (cache, layer, key) in a one-slot hand-over of the thread,
+and the attention function that is called with the same tensor takes it. Nothing is stored on modules. A slot that is
+still full at the next layer or at the end of a forward pass means that the family attends outside the interface and
+would run without any eviction: that raises.
+
+Falcon calls `F.scaled_dot_product_attention` itself: for the time of its forward pass that name is swapped for a
+function with the same test on the key tensor, and no causal mask is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from d2o.cache import KVCache
+
+NAME = "d2o_slots"
+_hand_over = threading.local()
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def post(cache: KVCache, layer_idx: int, key: Tensor) -> None:
+    """Leave word for the attention function that is called with `key` next."""
+    if getattr(_hand_over, "slot", None) is not None:
+        waiting = _hand_over.slot[1]
+        _hand_over.slot = None
+        raise RuntimeError(
+            f"layer {waiting} did not attend through transformers' attention interface: it would run without eviction"
+        )
+    _hand_over.slot = (cache, layer_idx, key)
+
+
+def take(key: Tensor) -> tuple[KVCache, int]:
+    """The cache and the layer that posted `key`."""
+    slot = getattr(_hand_over, "slot", None)
+    _hand_over.slot = None
+    if slot is None or slot[2] is not key:
+        raise RuntimeError("this model was handed to d2o.engine.Engine: it attends through our cache only")
+    return slot[0], slot[1]
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    is_causal: bool | None = None,
+    use_cache: bool | None = None,
+    output_attentions: bool | None = None,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `query [B, Hq, n, D]`, `key, value [B, Hkv, n, D]` -> `[B, n, Hq, D]`, None.
+
+    Every argument is named: what is not implemented raises instead of being dropped.
+    """
+    cache, layer_idx = take(key)
+    unknown = {"attention_mask": attention_mask, "softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
+    for name, given in unknown.items():
+        if given is not None:
+            raise NotImplementedError(f"{type(module).__name__} passes {name}, which eviction does not support")
+    if dropout or output_attentions or is_causal is False or getattr(module, "is_causal", True) is False:
+        raise NotImplementedError(f"{type(module).__name__}: dropout, attention weights or a non-causal attention")
+    if sliding_window is not None and cache.get_seq_length(layer_idx) + key.shape[2] > sliding_window:
+        raise NotImplementedError(f"the text is longer than the sliding window of {sliding_window} tokens")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return cache.attend(layer_idx, query, key, value, scale).transpose(1, 2), None
+
+
+def attach(model: nn.Module) -> None:
+    """Make `model` attend through our caches, for good. Falcon is served by `forward_context` instead."""
+    AttentionInterface.register(NAME, slot_attention)
+    model.set_attn_implementation("sdpa" if _calls_sdpa_itself(model) else NAME)
+    _attached.add(model)
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether `attach` was called for this model, so that its own attention was already compared with ours."""
+    return model in _attached
+
+
+@contextlib.contextmanager
+def forward_context(model: nn.Module) -> Iterator[None]:
+    """Around every forward pass; raises if the last layer never attended."""
+    try:
+        with _swapped_sdpa() if _calls_sdpa_itself(model) else contextlib.nullcontext():
+            yield
+        if getattr(_hand_over, "slot", None) is not None:
+            raise RuntimeError("the last layer did not attend through transformers' attention interface")
+    finally:
+        _hand_over.slot = None
+
+
+def _calls_sdpa_itself(model: nn.Module) -> bool:
+    return getattr(model.config, "model_type", "") == "falcon"
+
+
+@contextlib.contextmanager
+def _swapped_sdpa() -> Iterator[None]:
+    functional, original = torch.nn.functional, torch.nn.functional.scaled_dot_product_attention
+    masks = ALL_MASK_ATTENTION_FUNCTIONS
+
+    def swapped(query: Tensor, key: Tensor, value: Tensor, *args, **kwargs) -> Tensor:
+        slot = getattr(_hand_over, "slot", None)
+        if slot is None or slot[2] is not key:  # ours calls the same name inside the layer
+            return original(query, key, value, *args, **kwargs)
+        cache, layer_idx = take(key)
+        return cache.attend(layer_idx, query, key, value, 1 / math.sqrt(query.shape[-1]))
+
+    functional.scaled_dot_product_attention = swapped
+    masks["sdpa"] = _no_mask  # a local override of the mapping; deleting it brings the library's own back
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
+        del masks["sdpa"]
+
+
+def _no_mask(*args: object, **kwargs: object) -> None:
+    """No mask: causality and padding are the layer's business."""

@@ -1,0 +1,96 @@
+"""What was asked for, in slots, and the ledger of what is really held.
+
+A budget is a fraction of the prompt (<= 1) or a number of slots (> 1), per layer and KV head. A budget of exactly 1 is
+the whole cache: nothing is ever evicted, in decoding neither. Any smaller fraction is fixed at the end of the prefill
+and stays fixed while decoding (spec: N and M are fixed for the whole generation).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from d2o.errors import InputError
+
+UNLIMITED = 1 << 62  # "no eviction", comparable with any number of slots
+MOST_SLOTS = 1 << 24  # more than any context window there is
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A requested budget: `value` <= 1 is a fraction of the prompt, > 1 a number of slots per layer and KV head."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        value, hint = self.value, "type a fraction such as budget=0.2, or a number of slots such as budget=1024"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"budget is not a number: {value!r}", hint)
+        if not math.isfinite(value) or value <= 0:
+            raise InputError(f"budget must be above 0 and finite, not {value}", hint)
+        if value > 1 and value != int(value):
+            raise InputError(f"budget {value} is neither a fraction (<= 1) nor a whole number of slots", hint)
+        if value > MOST_SLOTS:
+            raise InputError(f"budget {value:g} is more slots than any context has tokens", hint)
+
+    def slots(self, length: int) -> int:
+        """Slots per layer and KV head for a prompt of `length` tokens; UNLIMITED where nothing is to be evicted."""
+        if self.value == 1:
+            return UNLIMITED
+        return max(1, math.floor(self.value * length + 1e-9)) if self.value < 1 else int(self.value)
+
+    def fraction(self, length: int) -> float:
+        """The budget as a fraction of a prompt of `length` tokens, at most 1."""
+        return min(1.0, self.value if self.value <= 1 else self.value / length)
+
+
+@dataclass
+class Ledger:
+    """What one row asked for and what was held, per layer: mean over the KV heads, in slots; bytes from storages.
+
+    `requested` is what the method gave each layer out of the budget, at the end of the prefill.
+    """
+
+    budget: float
+    prompt_tokens: int  # passed when the first eviction was done: the prompt, or one more at the first decode step
+    requested: list[float]
+    held_prefill: list[float]
+    held_decode: list[float] = field(default_factory=list)
+    kv_bytes_prefill: int = 0
+    kv_bytes_decode: int = 0
+
+    @property
+    def realised(self) -> float:
+        """Slots held at the end of the prefill over slots of the full cache."""
+        return sum(self.held_prefill) / (len(self.held_prefill) * self.prompt_tokens)
+
+    def check(self, nominal: bool) -> None:
+        """Raise where a layer holds something else than it was given, or the layers together something else than
+        the budget; `nominal` methods declare that their total is not the budget (d2o's official accounting)."""
+        for layer, (asked, held) in enumerate(zip(self.requested, self.held_prefill, strict=True)):
+            if abs(asked - held) > 1:
+                raise RuntimeError(f"layer {layer} was given {asked:g} slots per head and holds {held:g}")
+        layers, wanted = len(self.requested), min(self.prompt_tokens, Budget(self.budget).slots(self.prompt_tokens))
+        if not nominal and abs(sum(self.held_prefill) / layers - wanted) > 1:
+            raise RuntimeError(
+                f"the budget {self.budget:g} of {self.prompt_tokens} tokens is {wanted:g} slots per layer and head, "
+                f"the {layers} layers hold {sum(self.held_prefill) / layers:g} on average"
+            )
+
+    def check_decode(self, expected: list[float]) -> None:
+        """Raise where a layer holds, at the end of decoding, something else than `expected` slots per head."""
+        for layer, (asked, held) in enumerate(zip(expected, self.held_decode, strict=True)):
+            if abs(asked - held) > 1:
+                raise RuntimeError(f"after decoding layer {layer} should hold {asked:g} slots per head, not {held:g}")
+
+    def as_row(self) -> dict:
+        """The ledger's part of a row on disk."""
+        return {
+            "budget": self.budget,
+            "budget_realised": round(self.realised, 6),
+            "requested_slots": self.requested,
+            "held_prefill": self.held_prefill,
+            "held_decode": self.held_decode,
+            "kv_bytes_prefill": self.kv_bytes_prefill,
+            "kv_bytes_decode": self.kv_bytes_decode,
+        }

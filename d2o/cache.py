@@ -1,0 +1,127 @@
+"""The cache of one batch: a layer of slots per layer of the model, the budget over all of them, the ledger."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from d2o import attention
+from d2o.budget import UNLIMITED, Budget, Ledger
+from d2o.layer import Feed, KVLayer
+
+
+class KVCache(Cache):
+    """A transformers cache whose layers evict. Everything that a sequence needs is on this object, nothing on modules,
+    so that two caches can take turns on one model and a cache can be forked.
+
+    `method()` gives a new `KVLayer`; `expanded` is how many copies of each KV head the model hands over (Falcon's new
+    decoder architecture repeats them to the number of query heads; one copy is stored).
+    """
+
+    def __init__(
+        self,
+        method: Callable[[], KVLayer],
+        num_layers: int,
+        budget: Budget,
+        *,
+        seed: int = 0,
+        rotation: Callable[[Tensor, Tensor], Tensor] | None = None,
+        expanded: int = 1,
+    ) -> None:
+        super().__init__(layers=[method() for _ in range(num_layers)])
+        self.budget = budget if self.layers[0].budgeted else Budget(1)
+        self.rotation, self.expanded = rotation, expanded
+        self.feed: Feed | None = None
+        for index, layer in enumerate(self.layers):
+            layer.index, layer.seed, layer.rotation = index, seed, rotation
+            layer.unlimited = self.budget.value == 1
+        self.prompt: list[int] = []
+        self.ledgers: list[Ledger] = []
+
+    def __deepcopy__(self, memo: dict) -> KVCache:
+        """Tensors are copied, the rotation (a table of the model) is shared."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        if self.rotation is not None:
+            memo[id(self.rotation)] = self.rotation
+        twin.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
+        return twin
+
+    def fork(self) -> KVCache:
+        """An independent copy: both can be continued, neither changes the other."""
+        return copy.deepcopy(self)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Called by the model's attention module with its new keys and values; hands them to our attention function."""
+        attention.post(self, layer_idx, key_states)
+        return key_states, value_states
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention output `[B, Hq, n, D]` of layer `layer_idx` for this forward pass; updates that layer's slots."""
+        if self.feed is None:
+            raise RuntimeError("this cache is driven by d2o.engine: call Engine.prefill, extend or generate")
+        if self.expanded > 1:
+            k, v = k[:, :: self.expanded], v[:, :: self.expanded]
+        return self.layers[layer_idx].attend(q, k, v, scale, self.feed)
+
+    @property
+    def seen(self) -> list[int]:
+        """Tokens passed per row: the next position."""
+        return self.layers[0].seen
+
+    def begin_prefill(self, prompt: list[int]) -> None:
+        """Before the first chunk of prompts of `prompt[b]` tokens: give the layers that can know them their slots."""
+        self.prompt = prompt
+        if not self.layers[0].needs_all_layers:
+            self._allocate()
+
+    def finish_prefill(self, reserve: int) -> None:
+        """After the last chunk: slots that depend on all layers, their eviction, and the ledger."""
+        if self.layers[0].needs_all_layers:
+            self._allocate()
+        for layer in self.layers:
+            layer.finish_prefill(reserve)
+        if not self.layers[0].pending:
+            self.open_ledgers()
+
+    def _allocate(self) -> None:
+        slots = type(self.layers[0]).allocate(self.layers, self.budget, self.prompt)
+        for layer, given in zip(self.layers, slots, strict=True):
+            layer.slots = given
+
+    def open_ledgers(self) -> None:
+        """Write down, for every row, what each layer was given and what it holds now, and check it."""
+        self.ledgers = []
+        for b in range(len(self.prompt)):
+            seen = self.seen[b]
+            requested = [float(min(layer.slots[b], seen)) for layer in self.layers]
+            ledger = Ledger(self.budget.value, seen, requested, self._held(b), kv_bytes_prefill=self._bytes())
+            ledger.check(self.layers[0].nominal)
+            self.ledgers.append(ledger)
+
+    def close_ledger(self, row: int) -> Ledger:
+        """The end of decoding for `row`: what it holds now, checked against what it should hold."""
+        if not self.ledgers:
+            self.open_ledgers()  # a cache that compresses at the first decode step and never saw one
+        ledger = self.ledgers[row]
+        ledger.held_decode, ledger.kv_bytes_decode = self._held(row), self._bytes()
+        grown = self.seen[row] - self.prompt[row]
+        ledger.check_decode([self._expected(layer, row, grown) for layer in self.layers])
+        return ledger
+
+    def _expected(self, layer: KVLayer, row: int, grown: int) -> float:
+        slots, tokens = layer.slots[row], self.prompt[row]
+        if layer.pending or slots == UNLIMITED:
+            return tokens + grown
+        return min(slots, tokens + grown) if layer.decode_eviction else min(slots, tokens) + grown
+
+    def _held(self, row: int) -> list[float]:
+        """Filled slots per layer, mean over the heads, counted on the positions themselves."""
+        return [float((layer.positions[row] >= 0).sum()) / layer.positions.shape[1] for layer in self.layers]
+
+    def _bytes(self) -> int:
+        """Bytes of the storages of keys and values, per row of the batch."""
+        return sum(layer.bytes() for layer in self.layers) // len(self.prompt)

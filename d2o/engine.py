@@ -1,0 +1,198 @@
+"""Prefill, steps, generation and likelihoods over an evicting cache. It knows token ids, not text.
+
+Rows of a batch may have any lengths: prompts are padded on the left here, and pads never become slots. Prefill whole
+or in chunks gives the same cache, since what is evicted leaves after the last chunk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from d2o import probe
+from d2o.attention import attach, forward_context, is_attached
+from d2o.budget import Budget, Ledger
+from d2o.cache import KVCache
+from d2o.errors import InputError
+from d2o.layer import Feed, KVLayer
+from d2o.rotary import find_rotation
+from d2o.support import check_config, expanded_heads
+
+
+@dataclass
+class Generation:
+    """One row's answer. `tokens` includes the stop token, if one came. Seconds are the batch's, divided by its rows."""
+
+    tokens: list[int]
+    ledger: Ledger
+    prefill_s: float
+    decode_s: float
+
+
+class Engine:
+    """A model, a method (`method()` gives a new `KVLayer`) and a budget; `chunk` is the prefill chunk in tokens.
+
+    The model attends through our caches from here on. Unsupported models are refused by name (InputError), and a
+    64-token probe against the model's own attention finds those that nobody thought of. `window` is the longest text
+    that will be fed, where that is less than the model's own limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Callable[[], KVLayer],
+        budget: float,
+        *,
+        chunk: int | None = None,
+        seed: int = 0,
+        window: int | None = None,
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise InputError(f"prefill chunk of {chunk} tokens", "type engine.chunk=1024, or leave it out")
+        self.model, self.method, self.budget = model.eval(), method, Budget(budget)
+        self.chunk, self.seed = chunk, seed
+        config = check_config(model.config, window)
+        self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
+        self.device = next(model.parameters()).device
+        self.rotation = None
+        if not is_attached(model):
+            expected = probe.stock_logits(model)
+            attach(model)
+            probe.check(self, expected)
+        if method().slot_positions:
+            self.rotation = find_rotation(self)
+
+    def new_cache(self, method: Callable[[], KVLayer] | None = None, budget: Budget | None = None) -> KVCache:
+        """An empty cache for one batch."""
+        return KVCache(
+            method or self.method,
+            self.layers,
+            budget or self.budget,
+            seed=self.seed,
+            rotation=self.rotation,
+            expanded=self.expanded,
+        )
+
+    @torch.inference_mode()
+    def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
+        """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
+        n, seen = ids.shape[1], cache.seen or [0] * ids.shape[0]
+        rows = [[0] * (n - m) + list(range(s, s + m)) for m, s in zip(feed.lengths, seen, strict=True)]
+        cache.feed = feed
+        with forward_context(self.model):
+            out = self.model(
+                input_ids=ids,
+                position_ids=torch.tensor(rows, device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+        cache.feed = None
+        return out.logits[:, -keep:]
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], reserve: int = 0, every: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[KVCache, Tensor]:
+        """The cache of `prompts` after eviction, and the logits `[B, vocab]` of their last tokens.
+
+        `reserve` is how many tokens will follow. `every(column, logits)` is shown the logits of every column.
+        """
+        lengths = [len(p) for p in prompts]
+        if not lengths or min(lengths) == 0:
+            raise InputError("a prompt of zero tokens", "every prompt needs at least one token")
+        width = max(lengths)
+        ids = torch.tensor([[p[0]] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        cache, chunk = self.new_cache(), self.chunk or width
+        cache.begin_prefill(lengths)
+        for start in range(0, width, chunk):
+            end = min(start + chunk, width)
+            fed = [min(end - start, max(0, end - (width - n))) for n in lengths]
+            feed = Feed(fed, prefill=True, last=end == width, prompt=lengths, reserve=reserve)
+            logits = self.forward(cache, ids[:, start:end], feed, end - start if every else 1)
+            if every:
+                every(start, logits)
+        cache.finish_prefill(reserve)
+        return cache, logits[:, -1]
+
+    @torch.inference_mode()
+    def extend(self, cache: KVCache, ids: Tensor) -> Tensor:
+        """Feed `ids [B, n]` after the prefill, eviction live; logits `[B, n, vocab]`."""
+        logits = self.forward(cache, ids, Feed([ids.shape[1]] * ids.shape[0]), ids.shape[1])
+        if not cache.ledgers:
+            cache.open_ledgers()
+        return logits
+
+    def step(self, cache: KVCache, tokens: Tensor) -> Tensor:
+        """Feed one token per row, `tokens [B]`; logits `[B, vocab]` of the next."""
+        return self.extend(cache, tokens.unsqueeze(1))[:, -1]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        min_new_tokens: int = 0,
+        question: Sequence[int] = (),
+    ) -> list[Generation]:
+        """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
+
+        `question` is fed to every row after the eviction: the prompts were compressed without having seen it.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
+        began = self._clock()
+        cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(question))
+        if question:
+            logits = self.extend(cache, torch.tensor([list(question)] * len(prompts), device=self.device))[:, -1]
+        prefilled = self._clock()
+        banned = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        ledgers: list[Ledger | None] = [None] * len(prompts)
+        for count in range(1, max_new_tokens + 1):
+            if count <= min_new_tokens:
+                logits = logits.index_fill(1, banned, float("-inf"))
+            chosen = logits.argmax(dim=-1)
+            for b, token in enumerate(chosen.tolist()):
+                if ledgers[b] is None:
+                    tokens[b].append(token)
+                    if token in stop_ids or count == max_new_tokens:
+                        ledgers[b] = cache.close_ledger(b)
+            if all(ledgers):
+                break
+            logits = self.step(cache, chosen)
+        ended, share = self._clock(), 1 / len(prompts)
+        seconds = (prefilled - began) * share, (ended - prefilled) * share
+        return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
+
+    def nll(self, text: Sequence[int], prefill: int | None = None) -> Tensor:
+        """Negative log-likelihood of every token but the first, `[n - 1]` float32 nats, on the CPU.
+
+        The first `prefill` tokens (default: all) go through the prefill, which attends to everything; the rest is fed
+        after the eviction, which stays live: that is where a method shows. In pieces of `chunk` (512) tokens.
+        """
+        first = len(text) if prefill is None else prefill
+        if len(text) < 2 or not 1 <= first <= len(text):
+            raise InputError(f"{len(text)} tokens with a prefill of {first}", "give a text longer than its prefill")
+        target = torch.tensor(text, device=self.device)
+        found: list[Tensor] = []
+
+        def score(start: int, logits: Tensor) -> None:
+            wanted = target[start + 1 : start + 1 + logits.shape[1]]
+            logits = logits[0, : wanted.shape[0]].float()
+            found.append(nn.functional.cross_entropy(logits, wanted, reduction="none"))
+
+        cache, _ = self.prefill([text[:first]], reserve=len(text) - first, every=score)
+        size = self.chunk or 512
+        for start in range(first, len(text), size):
+            score(start, self.extend(cache, target[None, start : start + size]))
+        return torch.cat(found).cpu()
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -1,0 +1,67 @@
+"""Merging evicted slots into their nearest kept slots: D2O's token level, as functions of tensors.
+
+`e_keys [b, H, E, D]` leave, `k_keys [b, H, C, D]` stay; all arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SIMILARITIES = 1 << 22  # cosines computed at once: 16 MB, so that no [H, E, C] tensor is ever built
+
+
+def nearest(e_keys: Tensor, k_keys: Tensor, k_norms: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Best cosine `m [b, H, E]` and its slot `[b, H, E]` among the slots where `kept [b, H, C]` is true.
+
+    `k_norms [b, H, C]` may be given where they are known, which saves a pass over the keys.
+    """
+    if k_norms is None:
+        k_norms = k_keys.float().norm(dim=-1)
+    scale = torch.where(kept, 1.0 / k_norms.clamp_min(1e-12), 0.0).unsqueeze(-2)
+    hole = torch.where(kept, 0.0, float("-inf")).unsqueeze(-2)
+    unit = e_keys.float()
+    unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    turned = k_keys.float().transpose(-1, -2)
+    step = max(1, SIMILARITIES // (kept.numel() or 1))
+    found = [
+        torch.matmul(unit[:, :, i : i + step], turned).mul_(scale).add_(hole).max(dim=-1)
+        for i in range(0, unit.shape[2], step)
+    ]
+    return torch.cat([f.values for f in found], dim=-1), torch.cat([f.indices for f in found], dim=-1)
+
+
+def merge_exponential(
+    kept: Tensor, evicted: Tensor, target: Tensor, cosine: Tensor, merged: Tensor, own: float
+) -> None:
+    """`paper`: K_c <- (own K_c + sum exp(m_e) K_e) / (own + sum exp(m_e)), in place on `kept [b, H, C, D]`.
+
+    `target, cosine, merged [b, H, E]`: the slot, the weight's exponent, and whether the entry is merged at all.
+    """
+    weight = torch.where(merged, cosine.exp(), 0.0)
+    _weighted(kept, evicted, target, weight, torch.where(merged, 1.0, 0.0), own=own, mean=False)
+
+
+def merge_average(kept: Tensor, evicted: Tensor, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
+    """`official`: K_c <- (K_c + sum m_e K_e) / (1 + number merged), in place on `kept [b, H, C, D]`."""
+    weight = torch.where(merged, cosine, 0.0)
+    _weighted(kept, evicted, target, weight, torch.where(merged, 1.0, 0.0), own=1.0, mean=True)
+
+
+def _weighted(
+    kept: Tensor, evicted: Tensor, target: Tensor, weight: Tensor, count: Tensor, own: float, mean: bool
+) -> None:
+    share = count if mean else weight
+    if evicted.shape[2] == 1:  # a decode step: one target per head, so only its slot is read and written
+        index = target.unsqueeze(-1).expand(*target.shape, kept.shape[-1])
+        old = kept.gather(2, index)
+        new = (own * old.float() + weight.unsqueeze(-1) * evicted.float()) / (own + share).unsqueeze(-1)
+        kept.scatter_(2, index, torch.where(count.unsqueeze(-1) > 0, new.to(kept.dtype), old))
+        return
+    size = kept.shape[:3]
+    total = torch.zeros(size, device=kept.device).scatter_add_(2, target, share)
+    touched = torch.zeros(size, device=kept.device).scatter_add_(2, target, count) > 0
+    index = target.unsqueeze(-1).expand(*target.shape, kept.shape[-1])
+    sums = torch.zeros(kept.shape, device=kept.device).scatter_add_(2, index, weight.unsqueeze(-1) * evicted.float())
+    new = (own * kept.float() + sums) / (own + total).unsqueeze(-1)
+    kept.copy_(torch.where(touched.unsqueeze(-1), new.to(kept.dtype), kept))

@@ -1,0 +1,71 @@
+"""Turning rotated keys by a number of positions, for methods that count positions by slot.
+
+RoPE is relative: a key at position p turned by d is the key at p + d, so the cache never needs the key before RoPE.
+Which frequencies and which layout a family uses is not read from its code but found by trial: the key of the first
+layer depends on its token and position alone, so the same token at positions 0 and 7 must differ by a turn of 7.
+A RoPE scaling factor (YaRN) is inside the key already and is not applied again, since a turn has length one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from d2o.budget import Budget
+from d2o.errors import InputError
+from d2o.layer import Feed, KeepAll
+
+if TYPE_CHECKING:
+    from d2o.engine import Engine
+
+MOVING_FREQUENCIES = ("dynamic", "longrope")  # frequencies that depend on the length of the text: no fixed turn
+
+
+@dataclass
+class Rotation:
+    """Turns keys `[..., D]` by `delta [...]` positions; `inv_freq [R / 2]` float32, the first R dims are rotary."""
+
+    inv_freq: Tensor
+    interleaved: bool
+
+    def __call__(self, keys: Tensor, delta: Tensor) -> Tensor:
+        angle = delta.unsqueeze(-1).to(torch.float32) * self.inv_freq
+        cos, sin, half = angle.cos(), angle.sin(), self.inv_freq.shape[0]
+        x = keys[..., : 2 * half].float()
+        a, b = (x[..., 0::2], x[..., 1::2]) if self.interleaved else (x[..., :half], x[..., half:])
+        turned = (a * cos - b * sin, b * cos + a * sin)
+        mixed = torch.stack(turned, dim=-1).flatten(-2) if self.interleaved else torch.cat(turned, dim=-1)
+        return torch.cat((mixed.to(keys.dtype), keys[..., 2 * half :]), dim=-1)
+
+
+def find_rotation(engine: Engine) -> Rotation:
+    """The rotation of the engine's model, or an InputError that names the model where none fits."""
+    model = engine.model
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type", "default")
+    name, hint = model.config.model_type, "use method.positions=original with this model"
+    if kind in MOVING_FREQUENCIES:
+        raise InputError(f"{name}: slot positions need fixed RoPE frequencies, not rope_type={kind}", hint)
+    cache = engine.new_cache(KeepAll, Budget(1))
+    cache.begin_prefill([8])
+    feed = Feed([8], prefill=True, last=True, prompt=[8])
+    engine.forward(cache, torch.full((1, 8), 3, device=engine.device), feed, 1)
+    keys = cache.layers[0].keys[0, :, :8].float()
+    seven = torch.full(keys.shape[:1], 7, device=keys.device)
+    for inv_freq in _frequencies(model):
+        for interleaved in (False, True):
+            turn = Rotation(inv_freq.float(), interleaved)
+            if 2 * inv_freq.shape[0] <= keys.shape[-1] and _close(turn(keys[:, 0], seven), keys[:, 7]):
+                return turn
+    raise InputError(f"{name}: no rotation of its keys was found, so slots cannot be positions", hint)
+
+
+def _frequencies(model: nn.Module) -> list[Tensor]:
+    return [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= 2e-2 * b.norm())

@@ -1,0 +1,68 @@
+"""What a method's `observe` is given: the attention rows of one forward, as statistics and never as a T x T matrix.
+
+Both classes answer the same two questions over the slots of a layer (all `used` slots, float32, per query head):
+
+    column_sums()  [B, Hq, used]      attention received by every slot, summed over the rows at hand
+    row_probs()    [B, Hq, n, used]   the rows themselves; few rows only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d2o.kernels import column_sums, row_probs
+
+
+@dataclass
+class PromptRows:
+    """All rows of a prefill chunk. Row b of the batch fed its last `lengths[b]` queries, over `past[b]` older slots."""
+
+    queries: Tensor  # [B, Hq, n, D]
+    keys: Tensor  # [B, Hkv, used, D]
+    lse: list[Tensor]  # one [1, Hq, lengths[b]] per row, or one [B, Hq, n] where all rows are alike
+    past: list[int]
+    lengths: list[int]
+    scale: float
+
+    def column_sums(self, stride: int = 1) -> Tensor:
+        n, used = self.queries.shape[2], self.keys.shape[2]
+        if len(self.lse) == 1:
+            return column_sums(self.queries, self.keys, self.lse[0], self.scale, self.past[0], stride)
+        out = self.queries.new_zeros(*self.queries.shape[:2], used, dtype=torch.float32)
+        for b, (m, past) in enumerate(zip(self.lengths, self.past, strict=True)):
+            if m:
+                q, k = self.queries[b : b + 1, :, n - m :], self.keys[b : b + 1, :, : past + m]
+                out[b : b + 1, :, : past + m] = column_sums(q, k, self.lse[b], self.scale, past, stride)
+        return out
+
+    def row_probs(self) -> Tensor:
+        raise RuntimeError("the rows of a whole prompt are a T x T matrix: declare `rows = 'last'` and a window")
+
+
+@dataclass
+class LastRows:
+    """A few rows: the observation window at the end of a prefill, or the one row of a decode step."""
+
+    queries: Tensor  # [B, Hq, n, D]
+    keys: Tensor  # [B, Hkv, used, D]
+    visible: Tensor | None  # broadcasts to [B, Hkv, g, n, used], bool; None: everything
+    scale: float
+
+    def column_sums(self, stride: int = 1) -> Tensor:
+        return self.row_probs().sum(2)  # a window is counted whole, whatever the stride of the prompt was
+
+    def row_probs(self) -> Tensor:
+        return row_probs(self.queries, self.keys, self.scale, self.visible)
+
+
+def group_sum(per_head: Tensor, kv_heads: int) -> Tensor:
+    """Sum over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
+    return per_head.unflatten(1, (kv_heads, -1)).sum(2)
+
+
+def group_mean(per_head: Tensor, kv_heads: int) -> Tensor:
+    """Mean over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
+    return per_head.unflatten(1, (kv_heads, -1)).mean(2)
