@@ -116,7 +116,8 @@ class LongBench:
         head, tail = self.template.split("{context}")
         path = data_file(self.set_name, self.e, self.data_dir)
         seen: dict[str, int] = {}
-        for row in read_rows(path, needs_classes=METRICS[self.set_name] == "classification"):
+        needs_classes = METRICS[self.set_name] == "classification"
+        for row in read_rows(path, needs_classes, needs_length=self.e):
             context = _fill(head, row, path) + row["context"]
             question = _fill(tail, row, path)
             yield Sample(
@@ -124,7 +125,7 @@ class LongBench:
                 prompt=context + question,
                 answers=row["answers"],
                 all_classes=row.get("all_classes"),
-                length=row["length"],
+                length=row.get("length"),
                 context=context,
                 question=question,
             )

@@ -12,7 +12,7 @@ from typing import Any
 from eval.errors import InputError
 
 PREPARE = "run `python scripts/prepare_data.py`, or give task.data_dir=DIR and task.prompts_dir=DIR"
-FIELDS = {"input": str, "context": str, "answers": list, "length": int}
+FIELDS = {"input": str, "context": str, "answers": list}
 
 
 def cache_dir() -> Path:
@@ -63,7 +63,7 @@ def _entry(path: Path, set_name: str, kind: type, prompts_dir: str | None) -> An
     return value
 
 
-def read_rows(path: Path, needs_classes: bool) -> list[dict[str, Any]]:
+def read_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[str, Any]]:
     """All rows of a data file. Raises InputError with file and line for a torn line, a missing field or an empty
     context.
     """
@@ -72,13 +72,13 @@ def read_rows(path: Path, needs_classes: bool) -> list[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            rows.append(_row(line, f"{path}, line {number}", needs_classes))
+            rows.append(_row(line, f"{path}, line {number}", needs_classes, needs_length))
     if not rows:
         raise InputError(f"{path} holds no rows", "copy or download the file again")
     return rows
 
 
-def _row(line: bytes, where: str, needs_classes: bool) -> dict[str, Any]:
+def _row(line: bytes, where: str, needs_classes: bool, needs_length: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # also UnicodeDecodeError
@@ -90,12 +90,15 @@ def _row(line: bytes, where: str, needs_classes: bool) -> dict[str, Any]:
             f"{where}: a {type(row).__name__}, not an object", "each line is one JSON object with LongBench's fields"
         )
     for field, kind in FIELDS.items():
-        if not isinstance(row.get(field), kind) or isinstance(row.get(field), bool):
+        if not isinstance(row.get(field), kind):
             raise InputError(f"{where}: no {field} ({kind.__name__})", f"each row needs {', '.join(FIELDS)}")
     if not row["answers"] or not all(isinstance(answer, str) for answer in row["answers"]):
         raise InputError(f"{where}: answers is {row['answers']!r}", "answers is a list of at least one string")
     if not row["context"].strip():
         raise InputError(f"{where}: the context is empty", "take the row out, or give it its context")
+    length = row.get("length")
+    if type(length) is not int and (needs_length or length is not None):
+        raise InputError(f"{where}: length is {length!r}", "length is a whole number; LongBench-E is scored by it")
     if needs_classes and not _strings(row.get("all_classes")):
         raise InputError(
             f"{where}: all_classes is {row.get('all_classes')!r}", "a classification set needs the list of its classes"

@@ -19,7 +19,7 @@ class Sample:
     prompt: str
     answers: list[str]
     all_classes: list[str] | None
-    length: int
+    length: int | None
     context: str | None = None
     question: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,127 @@
+"""Fetch LongBench's data and official prompts into the cache folder, where the tasks look for them.
+
+  python scripts/prepare_data.py              to $D2O_DATA/longbench, by default ~/.cache/d2o/longbench
+  HF_ENDPOINT=URL python scripts/prepare_data.py       from a mirror of the hub
+
+An interrupted download goes on where it stopped. Every file is checked against a sha256 that stands in this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.cli import report
+from eval.download import CHUNK, fetch
+from eval.errors import InputError
+from eval.longbench import SETS, SETS_E
+from eval.longbench_data import cache_dir
+
+# The hub could not be reached when this was written: revision and sha256 (113,932,529 bytes) are those that several
+# independent public records of this file agree on.
+REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
+DATA_SHA256 = "cb45b11a4133c6bc1d6a44b0f8e701335ff1e543195db1103472e575857f7f64"
+DATA_URL = "{endpoint}/datasets/zai-org/LongBench/resolve/{revision}/data.zip"
+PROMPTS_URL = (
+    "https://raw.githubusercontent.com/THUDM/LongBench/2e00731f8d0bff23dc4325161044d0ed8af94c1e/LongBench/config"
+)
+PROMPTS_SHA256 = {
+    "dataset2prompt.json": "56d22ad4f382169c2b8a11ff4c982a4a1bea096c8152b0f0b85b64686b157c30",
+    "dataset2maxlen.json": "72966b3c0933e214591637fb085798c5e687ebff4ddaab5d99bbc31120532022",
+}
+MEMBER = re.compile(r"(?:data/)?([\w-]+)\.jsonl")
+NAMES = {*SETS, *(f"{name}_e" for name in SETS_E)}
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    folder = Path(args.to).expanduser() if args.to else cache_dir()
+    prompts(folder / "prompts", args.prompts_url)
+    data(folder, args.data_sha256)
+    print("try: python run_pred.py task=longbench_trec limit=3 model=path model.path=DIR")
+    if args.to:
+        print(f"with task.data_dir={folder / 'data'} task.prompts_dir={folder / 'prompts'}")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", metavar="DIR", help="another folder")
+    parser.add_argument("--prompts-url", default=PROMPTS_URL, metavar="URL", help="folder of the two prompt files")
+    parser.add_argument("--data-sha256", default=DATA_SHA256, metavar="HEX", help="of another version of data.zip")
+    return parser.parse_args(argv)
+
+
+def prompts(folder: Path, base: str) -> None:
+    """The two official prompt files."""
+    remedy = "Or name a folder that has the two files with --prompts-url, or copy them there by hand."
+    for name, sha256 in PROMPTS_SHA256.items():
+        say(folder / name, fetch(f"{base.rstrip('/')}/{name}", folder / name, sha256, remedy))
+
+
+def data(folder: Path, sha256: str) -> None:
+    """data.zip, and the sets in it as jsonl files under `folder`/data."""
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    url = DATA_URL.format(endpoint=endpoint, revision=REVISION)
+    remedy = f"Set HF_ENDPOINT to a mirror, copy the file to {folder} by hand, or give its --data-sha256."
+    say(folder / "data.zip", fetch(url, folder / "data.zip", sha256, remedy))
+    written, there = unpack(folder / "data.zip", folder / "data")
+    print(f"{folder / 'data'}: {written} files unpacked, {there} already there")
+
+
+def unpack(archive: Path, folder: Path) -> tuple[int, int]:
+    """Write the known jsonl files, flat and whole, and nothing else; returns (written, already there)."""
+    written = there = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                match = MEMBER.fullmatch(info.filename)
+                if not match or match[1] not in NAMES:
+                    continue
+                target = folder / f"{match[1]}.jsonl"
+                if is_same(target, info):
+                    there += 1
+                    continue
+                write_member(zipped, info, target)
+                written += 1
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{archive} is no whole zip file: {error}", "delete it and run again") from error
+    if not written + there:
+        raise InputError(f"{archive} holds no LongBench set", "give the official data.zip")
+    return written, there
+
+
+def is_same(path: Path, info: zipfile.ZipInfo) -> bool:
+    if not path.is_file() or path.stat().st_size != info.file_size:
+        return False
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc == info.CRC
+
+
+def write_member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    part = target.with_name(target.name + ".part")
+    with zipped.open(info) as source, part.open("wb") as file:  # reading to the end checks the CRC
+        while chunk := source.read(CHUNK):
+            file.write(chunk)
+    os.replace(part, target)
+
+
+def say(path: Path, downloaded: bool) -> None:
+    print(f"{path}: {'downloaded' if downloaded else 'already there'}, sha256 as expected")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Exception as error:
+        sys.exit(report(error))
