@@ -1,0 +1,265 @@
+"""Every golden case of the methods that are here, within its stated tolerance."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from golden import Case, by_position, drive, held
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from baselines.h2o import H2O
+from baselines.snapkv import SnapKV
+from baselines.streaming_llm import StreamingLLM
+from baselines.tova import TOVA
+from d2o.allocation import layer_metric, ratios
+from d2o.d2o import D2O
+from d2o.engine import Engine
+from d2o.rotary import Rotation
+
+FLOAT = 2e-5
+
+
+def cases(shared, method):
+    folders = sorted((shared / "golden").glob(f"{method}__*"))
+    assert folders, f"no golden case of {method}"
+    return [Case.read(folder) for folder in folders]
+
+
+def close(ours, reference, tolerance=FLOAT):
+    torch.testing.assert_close(ours, reference, atol=tolerance, rtol=0)
+
+
+def same(ours, reference):
+    assert torch.equal(ours.long(), reference.long())
+
+
+def rope(x, theta=10000.0):
+    """Keys or queries `[1, H, n, D]` turned to positions 0..n-1."""
+    inv_freq = theta ** -(torch.arange(0, x.shape[-1], 2).float() / x.shape[-1])
+    return Rotation(inv_freq, False)(x, torch.arange(x.shape[2]).float()), Rotation(inv_freq, False)
+
+
+def test_h2o(shared):
+    for case in cases(shared, "h2o"):
+        hh, recent = case.settings["hh_size"], case.settings["recent_size"]
+        rolling = "rolling" in case.name
+        layer = H2O(recent=recent / (hh + recent) + 1e-9, positions="slot" if rolling else "original")
+        q, k, v = case.qkv()
+        if rolling:
+            (q, layer.rotation), (k, _) = rope(q), rope(k)
+        scores = []
+        trace = drive(layer, q, k, v, case.sizes["S"], hh + recent, lambda x: scores.append(by_position(x, x.scores)))
+        same(torch.stack(trace.held), case.expected["kept_positions"])
+        close(torch.stack(scores), case.expected["score"])
+        close(trace.prefill[0], case.expected["attn_out_prefill"])
+        close(torch.cat(trace.outputs, dim=2)[0].transpose(0, 1), case.expected["attn_out"])
+
+
+def test_tova(shared):
+    for case in cases(shared, "tova"):
+        layer = TOVA()
+        trace = drive(layer, *case.qkv(), case.sizes["S"], case.settings["cache_size"])
+        kept = torch.stack(trace.held)
+        for head in range(kept.shape[1]):
+            same(kept[:, head], case.expected["kept_positions"])
+        close(trace.prefill[0], case.expected["attn_out_prefill"])
+        close(torch.cat(trace.outputs, dim=2)[0].transpose(0, 1), case.expected["attn_out"])
+
+
+def test_snapkv(shared):
+    for case in cases(shared, "snapkv"):
+        options = case.settings
+        group = options["gqa_score_agg"]
+        layer = SnapKV(
+            options["window_size"], options["kernel_size"], options["pooling"].removesuffix("pool"), group or "mean"
+        )
+        q, k, v = case.qkv() if group is None else (case.given[name].unsqueeze(0) for name in "qkv")
+        trace = drive(layer, q, k, v, case.sizes["S"], options["max_capacity_prompt"])
+        kept = case.expected["kept_positions"]
+        same(trace.held[0], kept)
+        order = case.expected["kept_in_cache_order"].sort(dim=-1).indices
+        for ours, reference in ((layer.keys, "k_cache"), (layer.values, "v_cache")):
+            stored = case.expected[reference]
+            wanted = stored.gather(1, order.unsqueeze(-1).expand_as(stored))
+            close(by_position(layer, ours), wanted, 0)
+
+
+def d2o_layer(case):
+    n, m = case.sizes["N"], case.sizes["M"]
+    ema = {name: case.settings[name] for name in ("alpha", "belta")}
+    return D2O(variant="official", recent=m / (n + m), budget_accounting="nominal", **ema)
+
+
+@pytest.mark.parametrize("name", ["d2o__official_layer__", "d2o__official_layer_mha__"])
+def test_d2o_layer(shared, name):
+    for case in [c for c in cases(shared, "d2o") if c.name.startswith(name)]:
+        layer, log, first = d2o_layer(case), [], {}
+        heads = [0, 9, 18, 31]
+        original = layer.absorb
+
+        def absorb(evicted, kept, rows, layer=layer, original=original, first=first):
+            first.setdefault("pruned", evicted.positions[0].clone())
+            original(evicted, kept, rows)
+
+        layer.absorb = absorb
+
+        def note(x, log=log):
+            log.append((x.tau if x.tau is None else x.tau.clone(), *(by_position(x, t).clone() for t in (x.keys, x.values, x.scores))))
+
+        trace = drive(layer, *case.qkv(), case.sizes["S"], case.sizes["C"], note)
+        tau, keys, values, scores = zip(*log[1:], strict=True)
+        same(torch.stack(trace.held[1:]), case.expected["kept_positions"])
+        same(first["pruned"], case.expected["first_pruned_positions"])
+        close(torch.stack([t.reshape(()) for t in tau]), case.expected["threshold"])
+        keys, values, scores = (torch.stack(x) for x in (keys, values, scores))
+        close(keys[:, heads], case.expected["k_after"])
+        close(values[:, heads], case.expected["v_after"])
+        close(keys[-1].sum(1), case.expected["k_sum"], 2e-4)  # sums of 19 keys, each within 2e-5
+        close(values[-1].sum(1), case.expected["v_sum"], 2e-4)
+        close(keys.norm(dim=-1), case.expected["k_norm"])
+        close(values.norm(dim=-1), case.expected["v_norm"])
+        finite = case.expected["score"].isfinite()  # the reference stores +inf for its sinks, we protect them by rule
+        close(scores[finite], case.expected["score"][finite])
+        close(torch.cat(trace.outputs, dim=2)[0].transpose(0, 1), case.expected["attn_out"])
+
+
+def test_d2o_prefill_statistics(shared):
+    for case in [c for c in cases(shared, "d2o") if "official_layer" in c.name]:
+        layer, seen = d2o_layer(case), []
+        layer.finish_prefill = lambda reserve, layer=layer, seen=seen: seen.append(
+            (layer.scores[0, :, : case.sizes["S"]].clone(), layer.metric([case.sizes["S"]]))
+        )
+        q, k, v = (x[:, :, : case.sizes["S"]] for x in case.qkv())
+        drive(layer, q, k, v, case.sizes["S"], case.sizes["C"])
+        close(seen[0][0], case.expected["prefill_score"])
+        close(seen[0][1], case.expected["F"])
+
+
+def test_d2o_allocation(shared):
+    for case in [c for c in cases(shared, "d2o") if "allocation" in c.name]:
+        hh, recent = case.settings["hh_ratio"], case.settings["recent_ratio"]
+        metric = layer_metric(case.given["column_sums"])
+        close(metric, case.expected["F"], 1e-5)
+        found = ratios(metric, hh + recent)
+        close(found, case.expected["R"], 1e-5)
+        method = D2O(variant="official", recent=recent / (hh + recent), budget_accounting="nominal")
+        for length, layers in zip(case.given["prompt_lengths"].tolist(), case.expected["N_M"], strict=True):
+            ours = [method.nominal_slots(float(r), length + 1) for r in found]
+            assert ours == layers.sum(dim=-1).tolist()
+            assert [method.recent(slots) for slots in ours] == layers[:, 1].tolist()
+
+
+def expand_heads(weight, groups, dim):
+    """A KV projection `[Hkv * D, hidden]` repeated for every query head."""
+    return weight.view(-1, dim, weight.shape[1]).repeat_interleave(groups, dim=0).reshape(-1, weight.shape[1])
+
+
+def whole_model(case, about):
+    config = dict(case.model)
+    groups = config["num_attention_heads"] // config["num_key_value_heads"]
+    rope_parameters = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope_parameters))
+    weights = {}
+    for entry in about["tensors"]:
+        shape = entry["shape"]
+        if entry["rule"] == "all ones":
+            weights[entry["name"]] = torch.ones(shape)
+            continue
+        ints = np.random.RandomState(about["seed"] + entry["index"]).randint(-127, 128, size=shape, dtype=np.int8)
+        assert int(ints.astype(np.int64).sum()) == entry["int_sum"]
+        tensor = torch.from_numpy(ints).float() * 2.0 ** int(entry["rule"].split("**")[1])
+        kv = "k_proj" in entry["name"] or "v_proj" in entry["name"]
+        weights[entry["name"]] = expand_heads(tensor, groups, config["head_dim"]) if kv else tensor
+    model.load_state_dict(weights, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    return model
+
+
+def test_d2o_whole_model(shared):
+    folder = next((shared / "golden").glob("d2o__whole_model__*"))
+    case = Case.read(folder)
+    model = whole_model(case, json.loads((folder / "case.json").read_text())["weight_recipe"])
+    method = functools.partial(D2O, variant="official", budget_accounting="nominal")
+    engine = Engine(model, method, case.settings["hh_ratio"] + case.settings["recent_ratio"])
+    ids, prompt = case.given["input_ids"].tolist(), case.sizes["S"]
+    logits = []
+    cache, _ = engine.prefill([ids[:prompt]], 8, every=lambda start, x: logits.append(x[0]))
+    lengths = [[len(held(layer)[0]) for layer in cache.layers]]
+    inner, kept, tau = cache.layers[2:-1], [], []
+    for token in ids[prompt:]:
+        logits.append(engine.step(cache, torch.tensor([token])))
+        lengths.append([len(held(layer)[0]) for layer in cache.layers])
+        tau.append(torch.stack([layer.tau.reshape(()).clone() for layer in inner]))
+        kept.append([held(layer) for layer in inner])
+    close(torch.cat(logits), case.expected["logits"], 1e-3)
+    same(torch.tensor(lengths), case.expected["cache_lengths"])
+    close(torch.stack(tau), case.expected["threshold"], 1e-4)
+    assert [layer.slots[0] for layer in inner] == case.expected["N_M"].sum(dim=-1).tolist()
+    for step, layers in enumerate(kept):
+        for index, ours in enumerate(layers):
+            same(ours, case.expected["kept_positions"][index, step, :, : ours.shape[1]])
+
+
+def streaming(case, **shape):
+    settings = case.settings
+    engine = Engine(case.llama(), functools.partial(StreamingLLM, sinks=settings["start_size"]), **shape)
+    return engine, settings["start_size"] + settings["recent_size"]
+
+
+def check_streaming_end(case, cache, engine):
+    for index, layer in enumerate(cache.layers):
+        positions = by_position(layer, layer.positions)
+        close(by_position(layer, layer.values), case.expected["final_values"][index], 1e-4)
+        keys = by_position(layer, layer.keys)
+        turned = torch.where(positions < layer.sinks, layer.seen[0] - layer.held[0] - case.last_shift, 0)
+        close(engine.rotation(keys, -(positions + turned)), case.expected["final_keys_pre_rope"][index], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["token_by_token", "prefill_decode"])
+def test_streaming_llm(shared, name):
+    for case in [c for c in cases(shared, "streaming_llm") if name in c.name]:
+        ids, prompt = case.given["input_ids"].tolist(), 1 if name == "token_by_token" else case.sizes["prompt_lengths"][0]
+        engine, slots = streaming(case, budget=case.settings["start_size"] + case.settings["recent_size"])
+        logits, events = [], []
+        cache, _ = engine.prefill([ids[:prompt]], 64, every=lambda start, x, logits=logits: logits.append(x[0]))
+        events.append(held(cache.layers[0])[0])
+        for token in ids[prompt:] + case.expected.get("tokens", torch.empty(0)).long().tolist():
+            logits.append(engine.step(cache, torch.tensor([token])))
+            events.append(held(cache.layers[0])[0])
+        close(torch.cat(logits), case.expected["logits"], 2e-4)
+        ours = torch.nn.utils.rnn.pad_sequence(events, batch_first=True, padding_value=-1)
+        same(ours, case.expected["held_positions"][:, : ours.shape[1]])
+        # the sinks were last turned for the step before the newest eviction
+        case.last_shift = 1
+        check_streaming_end(case, cache, engine)
+
+
+def test_streaming_llm_makes_space_for_a_chat(shared):
+    """The reference's chat loop, by hand: cut to make room for prompt and answer, then feed both without cutting."""
+    for case in [c for c in cases(shared, "streaming_llm") if "chat" in c.name]:
+        engine, slots = streaming(case, budget=case.settings["start_size"] + case.settings["recent_size"])
+        ids, greedy = case.given["input_ids"].tolist(), case.expected["tokens"].tolist()
+        answer, logits, events, cache = case.sizes["T"], [], [], None
+        for turn, length in enumerate(case.sizes["prompt_lengths"]):
+            text, ids = ids[:length], ids[length:]
+            fed = greedy[turn * answer : (turn + 1) * answer]
+            if cache is None:
+                cache, _ = engine.prefill([text], answer, every=lambda start, x, logits=logits: logits.append(x[0]))
+                text = []
+            elif cache.layers[0].held[0] + length + answer > slots:
+                for layer in cache.layers:
+                    layer.slots = [slots - length - answer]
+                    layer.compress(length + answer)
+                    layer.slots = [slots]
+                    layer.arm()
+            logits.append(engine.extend(cache, torch.tensor([text + fed]))[0])
+            events.append(held(cache.layers[0])[0])
+        close(torch.cat(logits), case.expected["logits"], 2e-4)
+        ours = torch.nn.utils.rnn.pad_sequence(events, batch_first=True, padding_value=-1)
+        same(ours, case.expected["held_positions"][:, : ours.shape[1]])
+        case.last_shift = 0
+        check_streaming_end(case, cache, engine)
