@@ -1,0 +1,232 @@
+"""What the tasks of the bundled benchmark ask: facts, questions and answers, one function per task.
+
+Every fact reads like its question ("kel keeps amber." / "? kel keeps"), so a small model can answer by looking up. An
+answer of several hops tells the hops one after the other, as a worked answer does. Training asks many questions about
+one text, the benchmark asks one; both go through `build`.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from eval.mini_text import (
+    ADJECTIVES,
+    CLASSES,
+    EVENTS,
+    LABELS,
+    MARK,
+    PARAGRAPHS,
+    PLACES,
+    RELATIONS,
+    VALUES,
+    Cast,
+    names,
+    plain,
+)
+
+
+@dataclass
+class Ask:
+    """A question about a text. `facts`: the sentences that answer it, to be placed in the text."""
+
+    facts: list[str]
+    question: str
+    answer: str  # what a perfect model continues with, the stop included
+    answers: list[str]  # what is scored
+    classes: list[str] | None = None
+
+
+@dataclass
+class Plot:
+    """A task's plan for one text: questions, facts nobody asks about, and a maker of filler sentences."""
+
+    head: str
+    asks: list[Ask]
+    filler: Callable[[], str]
+    decoys: list[str] = field(default_factory=list)
+    needle: Callable[[str, Ask], bool] | None = None  # says which filler sentences answer a question
+
+
+def _story(rng: random.Random, split: str, asks: list[Ask], used: set[str], decoys=(), cast: int = 8) -> Plot:
+    people = [n for n in rng.sample(names(split), cast + len(used)) if n not in used][:cast]
+    return Plot("story:", asks, Cast(rng, people).sentence, list(decoys))
+
+
+def multikey(rng, split, asked, keys, cast) -> Plot:
+    people = rng.sample(names(split), max(keys, asked))
+    facts = [(p, rng.choice(VALUES)) for p in people]
+    asks = [Ask([f" {p} keeps {v}."], f"\n? {p} keeps", f" {v}.", [v]) for p, v in facts[:asked]]
+    return _story(rng, split, asks, set(people), [f" {p} keeps {v}." for p, v in facts[asked:]], cast)
+
+
+def multivalue(rng, split, asked, keys, cast) -> Plot:
+    people = rng.sample(names(split), max(keys, asked))
+    asks, decoys = [], []
+    for i, p in enumerate(people):
+        values = rng.sample(VALUES, len(RELATIONS))
+        facts = [f" {p} {r} {v}." for r, v in zip(RELATIONS, values, strict=True)]
+        told = ",".join(f" {p} {r} {v}" for r, v in zip(RELATIONS, values, strict=True))
+        lead = f" {p} {RELATIONS[0]}"
+        if i < asked:
+            asks.append(Ask(facts, f"\n?{lead}", told.removeprefix(lead) + ".", values))
+        else:
+            decoys += facts
+    return _story(rng, split, asks, set(people), decoys, cast)
+
+
+def twohop(rng, split, asked, keys, cast) -> Plot:
+    n = max(keys, asked)
+    people = rng.sample(names(split), 2 * n)
+    asks, decoys = [], []
+    for i, (a, b) in enumerate(zip(people[:n], people[n:], strict=True)):
+        v = rng.choice(VALUES)
+        facts = [f" {a} serves {b}.", f" {b} keeps {v}."]
+        if i < asked:
+            asks.append(Ask(facts, f"\n? {a} serves", f" {b}, {b} keeps {v}.", [v]))
+        else:
+            decoys += facts
+    return _story(rng, split, asks, set(people), decoys, cast)
+
+
+def count(rng, split, asked, keys, cast) -> Plot:
+    asks = []
+    for event in rng.sample(EVENTS, min(len(EVENTS), max(keys, asked))):
+        n = rng.randint(1, 6)
+        asks.append(Ask([f" {event}."] * n, f"\n? {event}", f" {n} times.", [str(n)]))
+    asked = min(asked, len(asks))
+    return _story(rng, split, asks[:asked], set(), [f for a in asks[asked:] for f in a.facts], cast)
+
+
+def fewshot(rng, split, asked, keys, cast) -> Plot:
+    """A label stands for a class of words, anew in every text; 4 of 6 classes."""
+    labels = dict(zip(rng.sample(list(CLASSES), 4), rng.sample(LABELS, 4), strict=True))
+    told: set[str] = set()
+
+    def line() -> str:
+        kind = rng.choice(list(labels))
+        mark = MARK if kind in told else ""
+        told.add(kind)
+        return f"\n- the {rng.choice(ADJECTIVES)} {rng.choice(CLASSES[kind])} is{mark} {labels[kind]}."
+
+    asks = []
+    for _ in range(asked):
+        kind = rng.choice(list(labels))
+        question = f"\n- the {rng.choice(ADJECTIVES)} {rng.choice(CLASSES[kind])} is"
+        asks.append(Ask([], question, f" {labels[kind]}.", [labels[kind]], sorted(labels.values())))
+    return Plot("list:", asks, line, needle=lambda s, a: a.answer in s)
+
+
+def code(rng, split, asked, keys, cast) -> Plot:
+    """Functions of two named arguments; the call takes them by the same names, in the same order."""
+    pool = iter(rng.sample(names(split), min(len(names(split)), asked + 1000)))
+
+    def define(name: str) -> tuple[str, str]:
+        a, b = rng.sample(VALUES, 2)
+        return f"\ndef {name}( {a}, {b} ): return{MARK} {rng.choice([a, b])}", f" {a}, {b} )"
+
+    asks = []
+    for _ in range(asked):
+        name = next(pool)
+        text, call = define(name)
+        asks.append(Ask([text], f"\nx = {name}(", call + "\n", [call.strip()]))
+    others = list(pool)
+    return Plot("code:", asks, lambda: define(rng.choice(others))[0].replace(MARK, ""))
+
+
+def dialogue(rng, split, asked, keys, cast) -> Plot:
+    people = rng.sample(names(split), max(cast, 2))
+    pairs = [(a, p) for a in ADJECTIVES for p in PLACES]
+    rng.shuffle(pairs)
+    asks = []
+    for a, p in pairs[:asked]:
+        who, said = rng.choice(people), f"i saw the {a} {p} said"
+        asks.append(Ask([f"\n- {said} {who}."], f"\n? {said}", f" {who}.", [who]))
+    rest = pairs[asked:]
+
+    def line() -> str:
+        a, p = rng.choice(rest)
+        return f"\n- i saw the {a} {p} said {rng.choice(people)}."
+
+    return Plot("talk:", asks, line)
+
+
+def text(rng, split, asked, keys, cast) -> Plot:
+    """Plain text; the question is the next mention of someone, the answer the trade told at every earlier one."""
+    people = rng.sample(names(split), cast)
+    crowd = Cast(rng, people)
+    asks = []
+    for p in people[:asked]:
+        trade = crowd.trade[p]
+        asks.append(Ask([f" {p} the {trade} comes to the {rng.choice(PLACES)}."], f" {p} the", f" {trade}", [trade]))
+    return Plot("story:", asks, crowd.sentence, needle=lambda s, a: a.question in plain(s))
+
+
+PLOTS = {f.__name__: f for f in (multikey, multivalue, twohop, count, fewshot, code, dialogue, text)}
+
+
+@dataclass
+class Doc:
+    sentences: list[str]  # the head first; marks still inside
+    asks: list[Ask]
+    needles: list[list[int]]  # per question: indices into `sentences`
+
+
+def build(kind: str, rng: random.Random, split: str, room: int, size: Callable[[str], int], asked: int = 1,
+          keys: int = 1, cast: int = 8, depth: float | None = None) -> Doc:
+    """A text of at most `room` tokens, the first question counted, answers not; `size(sentence)` counts tokens.
+
+    depth: 0..1, where the facts of the first question go; None places every fact anywhere.
+    """
+    if kind == "passage":
+        return _passages(rng, split, room, size, asked)
+    plot = PLOTS[kind](rng, split, asked, keys, cast)
+    facts = [(i, f) for i, ask in enumerate(plot.asks) for f in ask.facts] + [(-1, d) for d in plot.decoys]
+    left = room - size(plot.head) - size(plot.asks[0].question) - sum(size(f) for _, f in facts)
+    filler = _fill(plot.filler, left, size)
+    spots = []
+    for i, fact in facts:
+        at = rng.randint(0, len(filler)) if depth is None or i != 0 else round(depth * len(filler))
+        spots.append((at, rng.random(), i, fact))
+    sentences, needles = [plot.head], [[] for _ in plot.asks]
+    spots.sort()
+    for at in range(len(filler) + 1):
+        while spots and spots[0][0] == at:
+            _, _, i, fact = spots.pop(0)
+            if i >= 0:
+                needles[i].append(len(sentences))
+            sentences.append(fact)
+        if at < len(filler):
+            for i, ask in enumerate(plot.asks):
+                if plot.needle is not None and plot.needle(filler[at], ask):
+                    needles[i].append(len(sentences))
+            sentences.append(filler[at])
+    return Doc(sentences, plot.asks, needles)
+
+
+def _fill(make: Callable[[], str], room: int, size: Callable[[str], int]) -> list[str]:
+    out: list[str] = []
+    while room > 0:
+        sentence = make()
+        room -= size(sentence)
+        if room >= 0:
+            out.append(sentence)
+    return out
+
+
+def _passages(rng, split, room, size, asked) -> Doc:
+    """Numbered paragraphs, each about two people of its own; asked is which paragraph tells of someone."""
+    n = max(3, min(PARAGRAPHS, room // 60))
+    people = rng.sample(names(split), 2 * n)
+    sentences, homes = ["list:"], [[] for _ in range(n)]
+    each = (room - 10) // n
+    for k in range(n):
+        crowd = Cast(rng, people[2 * k : 2 * k + 2])
+        part = [f"\nparagraph {k + 1}:", crowd.about(people[2 * k])]
+        part += _fill(crowd.sentence, each - sum(map(size, part)), size)
+        homes[k] = [len(sentences) + i for i, s in enumerate(part) if people[2 * k] in s]
+        sentences += part
+    asks, needles = [], []
+    for k in rng.sample(range(n), min(asked, n)):
+        asks.append(Ask([], f"\n? {people[2 * k]} is in paragraph", f" {k + 1}.", [str(k + 1)]))
+        needles.append(homes[k])
+    return Doc(sentences, asks, needles)
