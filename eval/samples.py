@@ -9,7 +9,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Sample:
     """`prompt` is the whole text before truncation and chat template; `length` the task's own measure of it
-    (LongBench: words).
+    (LongBench: words), None where the data has none.
 
     `context` and `question` are set where the prompt can be split for the query-agnostic setting: prompt == context +
     question.
