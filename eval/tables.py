@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from eval.results import CellResult
 from eval.scoring import rounded
 
 COLUMNS = ("model", "method", "variant", "budget")
+HASH = re.compile(r"-[0-9a-f]{8}$")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -47,13 +49,11 @@ def cells_table(results: Sequence[CellResult]) -> str:
 
 
 def names(result: CellResult) -> list[str]:
+    """Model, method, variant, budget; the folder's hash stands behind the variant where a knob was turned."""
     cell = result.cell
-    return [
-        str(cell.get("model", "")),
-        str(cell.get("method", "")),
-        str(cell.get("variant") or ""),
-        f"{cell.get('budget', '')}",
-    ]
+    turned = HASH.search(result.run)
+    variant = str(cell.get("variant") or "") + (turned[0] if turned else "")
+    return [str(cell.get("model", "")), str(cell.get("method", "")), variant, str(cell.get("budget", ""))]
 
 
 def realised(value: float | None) -> str:

@@ -70,6 +70,13 @@ def test_the_table_of_all_cells(tmp_path, capsys):
     assert record["scorer"] == "official" and record["means"] == []
 
 
+def test_a_turned_knob_is_told_apart(tmp_path, capsys):
+    folder = cell(tmp_path, "longbench_trec", [row(1, "red")]).parent
+    cell(tmp_path, "longbench_trec", [row(1, "blue")], budget=0.3).parent.rename(f"{folder}-0a1b2c3d")
+    run(f"results_dir={tmp_path}")
+    assert [line[2] for line in table_rows(capsys.readouterr().out)[1:]] == ["default", "default-0a1b2c3d"]
+
+
 def test_means_where_every_set_is_there(tmp_path, capsys):
     answers = {"passage_retrieval_en": "Paragraph 1", "passage_retrieval_zh": "段落1"}
     for name in SETS:
