@@ -15,7 +15,7 @@ def random_llama(
     hidden: int = 64,
     heads: int = 4,
     kv_heads: int = 2,
-    window: int = 4096,
+    window: int = 16384,
     weights_seed: int = 0,
 ) -> LoadedModel:
     """The same arguments give the same weights, on every device."""

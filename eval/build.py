@@ -14,7 +14,7 @@ from eval.errors import InputError
 
 def check_given(node: DictConfig, group: str) -> None:
     """Raises InputError for a `???` that nobody filled in."""
-    for name in sorted(OmegaConf.missing_keys(node)):
+    for name in (name for name in node if OmegaConf.is_missing(node, name)):
         raise InputError(f"{group}.{name} is not given", f"write {group}.{name}=...")
 
 
@@ -32,6 +32,13 @@ def build(node: DictConfig, group: str, **more: Any) -> Any:
             known = ", ".join(n for n in parameters if n not in more)
             raise InputError(f"{group} has no knob {name!r}: {node['_target_']} does not take it", f"it takes {known}")
     try:
-        return instantiate(node, **more)
+        made = instantiate(node, **more)
+        if node.get("_partial_"):
+            made()  # a factory is tried once, so that a value it does not like shows now
+        return made
     except InstantiationException as error:
         raise error.__cause__ or error from None
+    except TypeError as error:
+        turned = [name for name in parameters if name in node and node[name] != parameters[name].default]
+        given = " ".join(f"{group}.{name}={node[name]}" for name in turned)
+        raise InputError(f"cannot use {given}: {error}", f"the defaults are in configs/{group}/") from error

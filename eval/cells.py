@@ -75,9 +75,11 @@ def model_name(node: Mapping[str, Any], choice: str) -> str:
 
 
 def folder(composed: Composed) -> Path:
-    """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash only where a knob was turned."""
+    """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
     cell, cfg, plain = describe(composed), composed.cfg, composed.plain.copy()
     plain.budget = cfg.budget
+    if "variant" in cfg.method:
+        plain.method.variant = cfg.method.variant
     asked = identity(cfg)
     name = f"{cell['method']}-{cell['variant']}-b{number(cfg.budget)}"
     if asked != identity(plain):

@@ -120,7 +120,8 @@ def _main(argv: list[str], run: Callable[[Composed], None], config_dir: Path) ->
         return max(codes, default=0)
     for i, (words, cell) in enumerate(composed, 1):
         if len(jobs) > 1:
-            print(f"[{i}/{len(composed)}] {' '.join(words)}", file=sys.stderr, flush=True)
+            swept = [word for word in words if any(word not in other for other in jobs)]
+            print(f"[{i}/{len(composed)}] {' '.join(swept)}", file=sys.stderr, flush=True)
         try:
             run(cell)
         except Exception as error:

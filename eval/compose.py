@@ -36,8 +36,12 @@ class Composed:
 
 @contextmanager
 def configs(config_dir: Path) -> Iterator[None]:
-    """The folder of YAML files that everything inside this block is composed from."""
+    """The folder of YAML files that everything inside this block is composed from.
+
+    In them `${repo:models/x}` is a place in the repository, wherever the command is run from.
+    """
     schema.register()
+    OmegaConf.register_new_resolver("repo", lambda place: str(config_dir.resolve().parent / place), replace=True)
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
 
@@ -76,7 +80,7 @@ def compose_cell(words: list[str], config_dir: Path) -> Composed:
     for override in overrides:
         if override not in choices:
             _check_type(override.key_or_group, cfg, plain)
-    schema.check(cfg)
+    schema.check(cfg, {o.key_or_group: o.input_line for o in overrides})
     return Composed(cfg, plain, names)
 
 
@@ -91,10 +95,12 @@ def _parse(word: str) -> Override:
 
 def _check_form(override: Override) -> None:
     word = override.input_line
+    if not override.key_or_group:
+        raise InputError(f"cannot read {word!r}", "write key=value, for example budget=0.2")
     if override.key_or_group.startswith("hydra"):
         raise InputError(f"{word!r} is a setting of Hydra, which this command does not read", "leave it out")
     if override.is_delete():
-        raise InputError(f"{word!r} would delete a key", f"give it a value instead: {word.lstrip('~')}=null")
+        raise InputError(f"{word!r} would delete a key", "leave it out, or give the key another value")
     if override.package is not None:
         raise InputError(f"{word!r} moves a config to another place", "write group=name, for example method=d2o")
     if override.is_sweep_override():
@@ -114,8 +120,9 @@ def _check_key(key: str, word: str, plain: DictConfig) -> None:
     known = list(_keys(plain))
     if key in known:
         return
-    family = [k for k in known if k.split(".")[0] == key.split(".")[0]] or [k for k in known if "." not in k]
-    hint = f"{_did_you_mean(key, known)}keys are {', '.join(k for k in family if not k.endswith('_'))}"
+    top = [k for k in known if "." not in k]
+    family = [k for k in known if k.startswith(key.split(".")[0] + ".") and not k.endswith("_")] or top
+    hint = f"{_did_you_mean(key, family)}keys are {', '.join(family)}"
     raise InputError(f"unknown key {key!r} in {word!r}", hint)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from eval.errors import InputError
 from eval.scoring import scorers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODES = ("disabled", "offline", "online")
+LEAST = {"limit": 1, "batch_size": 1, "seed": 0, "engine.chunk": 1}
 MOST_SLOTS = 1 << 24  # more than any window; such a budget is a slip of the hand, and no model need be loaded to see it
 
 
@@ -54,32 +56,30 @@ def register() -> None:
     ConfigStore.instance().store(group="schema", name="run", node=RunConfig)
 
 
-def check(cfg: Any) -> None:
-    """Ranges, which types cannot say. Raises InputError; needs no model."""
-    _check_budget(cfg.budget)
-    for name in ("limit", "batch_size"):
-        value = cfg[name]
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value} is not at least 1", f"write {name}=8, or leave it out")
-    if cfg.seed < 0:
-        raise InputError(f"seed={cfg.seed} is negative", "write seed=0 or a larger whole number")
-    if cfg.engine.chunk is not None and cfg.engine.chunk < 1:
-        raise InputError(f"engine.chunk={cfg.engine.chunk} is not at least 1", "write engine.chunk=1024, or null")
-    _one_of("engine.dtype", cfg.engine.dtype, DTYPES)
-    _one_of("wandb.mode", cfg.wandb.mode, MODES)
-    _one_of("scorer", cfg.scorer, tuple(scorers()))
+def check(cfg: Any, typed: Mapping[str, str]) -> None:
+    """Ranges, which types cannot say. `typed` holds the words of the command line by key, to be repeated as they were.
+
+    Raises InputError; needs no model.
+    """
+
+    def shown(key: str) -> str:
+        return typed.get(key) or f"{key}={OmegaConf.select(cfg, key)}"
+
+    _check_budget(cfg.budget, shown("budget"))
+    for key, least in LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < least:
+            raise InputError(f"{shown(key)} is below {least}", f"write {key}={least} or more, or leave it out")
+    for key, allowed in (("engine.dtype", DTYPES), ("wandb.mode", MODES), ("scorer", scorers())):
+        if OmegaConf.select(cfg, key) not in allowed:
+            raise InputError(f"{shown(key)} is unknown", f"{key} is one of {', '.join(allowed)}")
 
 
-def _check_budget(budget: float) -> None:
+def _check_budget(budget: float, shown: str) -> None:
     hint = "write a fraction of the prompt (budget=0.2) or a number of slots per layer and head (budget=512)"
     if not math.isfinite(budget) or budget <= 0:
-        raise InputError(f"budget={budget:g} is not a positive number", hint)
+        raise InputError(f"{shown} is not a positive number", hint)
     if budget > 1 and not float(budget).is_integer():
-        raise InputError(f"budget={budget:g} is neither a fraction (at most 1) nor a whole number of slots", hint)
+        raise InputError(f"{shown} is neither a fraction (at most 1) nor a whole number of slots", hint)
     if budget > MOST_SLOTS:
-        raise InputError(f"budget={budget:g} is more slots than any model's window", hint)
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{key}={value} is unknown", f"{key} is one of {', '.join(allowed)}")
+        raise InputError(f"{shown} is more slots than any model's window", hint)

@@ -1,0 +1,307 @@
+"""Rows on the disk: whole lines, one writer, nothing lost and nothing twice, whatever ends a run."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from eval import cells, predict, rows
+from eval.compose import compose_cell, configs
+from eval.errors import InputError
+from eval.samples import Sample
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = {"identity": {"budget": 0.2}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
+
+
+def row(number, **more):
+    return {"id": str(number), "pred": f"answer {number}", **more}
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def composed(*words):
+    with configs(ROOT / "configs"):
+        return compose_cell(list(words), ROOT / "configs")
+
+
+def folder(*words):
+    return str(cells.folder(composed("model=random_llama", "task=mini_single", *words)))
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "2", "pr', b'{"id": "2"}', b"\0\0\0\0", b'{"id": "2", "pr\n', b"\0\0\n"])
+def test_a_torn_last_line_is_cut_and_nothing_else(tmp_path, tail):
+    path = tmp_path / "predictions.jsonl"
+    whole = rows.encode_row(row(0)) + rows.encode_row(row(1))
+    path.write_bytes(whole + tail)
+    file = rows.RowFile(path)
+    assert list(file.rows) == ["0", "1"] and path.read_bytes() == whole
+    file.append(row(2))
+    file.close()
+    assert [r["id"] for r in read(path)] == ["0", "1", "2"]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(rows.encode_row(row(0)) + b"{torn\n" + rows.encode_row(row(1)))
+    with pytest.raises(InputError, match="line 2"):
+        rows.RowFile(path)
+    path.write_bytes(rows.encode_row(row(0)) * 2)
+    with pytest.raises(InputError, match="line 2 repeats id '0'"):
+        rows.RowFile(path)
+
+
+@pytest.mark.parametrize("text", ["a\nb\r\nc", "你好 ünï", "x\u2028y\u2029z\x85", "\ud83d half a pair", '"\\'])
+def test_any_text_stays_on_one_line(tmp_path, text):
+    file = rows.RowFile(tmp_path / "p.jsonl")
+    file.append(row(0, text=text))
+    file.close()
+    written = (tmp_path / "p.jsonl").read_text(encoding="utf-8")
+    assert len(written.splitlines()) == 1 and json.loads(written)["text"] == text
+
+
+def test_one_writer_at_a_time(tmp_path):
+    first = rows.RowFile(tmp_path / "p.jsonl")
+    with pytest.raises(rows.Busy):
+        rows.RowFile(tmp_path / "p.jsonl")
+    first.close()
+    rows.RowFile(tmp_path / "p.jsonl").close()
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    file = rows.RowFile(tmp_path / "p.jsonl")
+    file.append(row(0))
+    real, left = os.write, [5]
+
+    def write(fd, data):
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part, left[0] = data[: left[0]], 0
+        return real(fd, part)
+
+    monkeypatch.setattr(rows.os, "write", write)
+    with pytest.raises(OSError):
+        file.append(row(1))
+    assert read(tmp_path / "p.jsonl") == [row(0)] and list(file.rows) == ["0"]
+    monkeypatch.undo()
+    file.append(row(1))
+    file.close()
+    assert read(tmp_path / "p.jsonl") == [row(0), row(1)]
+
+
+# ---- the folder
+
+
+def test_the_folder_says_what_the_cell_is():
+    assert folder("method=h2o", "budget=0.20") == "results/random_llama/h2o-default-b0.2/mini_single"
+    assert folder("method=d2o", "budget=512") == "results/random_llama/d2o-paper-b512/mini_single"
+    assert folder("method=d2o", "method.variant=official").startswith("results/random_llama/d2o-official-b0.2/")
+
+
+KNOBS = ["seed=1", "method.recent=0.25", "engine.chunk=64", "model.weights_seed=1", "task.n=7"]
+
+
+@pytest.mark.parametrize("word", KNOBS)
+def test_a_knob_that_changes_results_changes_the_folder(word):
+    plain, turned = folder("method=h2o"), folder("method=h2o", word)
+    assert plain != turned and "-b0.2-" in turned
+
+
+@pytest.mark.parametrize("word", ["limit=3", "batch_size=4", "wandb.mode=offline", "scorer=fixed", "wandb.group=x"])
+def test_a_knob_that_changes_no_result_changes_no_folder(word):
+    assert folder("method=h2o") == folder("method=h2o", word)
+
+
+def test_where_things_lie_is_not_what_they_are(tmp_path):
+    words = ["model=path", "task=longbench_trec", "method=h2o"]
+    here = cells.folder(composed(*words, "model.path=/a/llama", "task.data_dir=/a"))
+    there = cells.folder(composed(*words, "model.path=/b/llama", "task.data_dir=/b"))
+    assert here == there == Path("results/llama/h2o-default-b0.2/longbench_trec")
+    assert cells.model_name(OmegaConf.create({"id": "org/model-7b"}), "hub") == "org--model-7b"
+
+
+# ---- the cell
+
+
+def test_a_cell_is_resumed_only_with_what_began_it(tmp_path):
+    with cells.Cell.open(tmp_path / "c", CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0))
+    for key, value in {"protocol_hash": "b", "model_fingerprint": "n", "identity": {"budget": 0.3}}.items():
+        with pytest.raises(InputError, match="was begun with") as caught:
+            cells.Cell.open(tmp_path / "c", {**CONFIG, key: value}, ["0", "1"])
+        assert "results_dir=" in caught.value.hint
+    with cells.Cell.open(tmp_path / "c", {**CONFIG, "device": "cuda"}, ["0", "1"]) as cell:
+        assert (cell.done, cell.total) == (1, 2) and "cuda" in cell.notes[0]
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["device"] == "cpu"
+
+
+def test_rows_of_unknown_origin_are_not_added_to(tmp_path):
+    (tmp_path / "predictions.jsonl").write_bytes(rows.encode_row(row(0)))
+    with pytest.raises(InputError, match="no config.json"):
+        cells.Cell.open(tmp_path, CONFIG, ["0"])
+
+
+def test_a_results_dir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        cells.Cell.open(tmp_path / "file" / "cell", CONFIG, ["0"])
+
+
+def test_the_status_follows_the_run(tmp_path):
+    def status():
+        return json.loads((tmp_path / "status.json").read_text())
+
+    with pytest.raises(RuntimeError), cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0))
+        cell.status("running")
+        assert (status()["state"], status()["done"], status()["total"]) == ("running", 1, 2)
+        raise RuntimeError("layer 3\nand more")
+    assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: layer 3")
+    with cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(1))
+    assert (status()["state"], status()["done"], status()["error"]) == ("done", 2, None)
+
+
+# ---- what is predicted
+
+
+def sample(number, prompt="p"):
+    return Sample(str(number), prompt, ["a"], None, 1)
+
+
+def test_the_first_rows_and_no_id_twice():
+    assert [s.id for s in predict.first((sample(i) for i in range(9)), 3)] == ["0", "1", "2"]
+    with pytest.raises(InputError, match="id '4' comes 2 times"):
+        predict.first([sample(3), sample(4), sample(4)], None)
+    with pytest.raises(InputError, match="no rows"):
+        predict.first([], None)
+
+
+def test_only_missing_rows_are_predicted_and_a_changed_prompt_is_refused(tmp_path):
+    with cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0, prompt_hash=predict.prompt_hash(sample(0))))
+        assert [s.id for s in predict.missing(cell, [sample(0), sample(1)])] == ["1"]
+        with pytest.raises(InputError, match="another prompt"):
+            predict.missing(cell, [sample(0, "q"), sample(1)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_batches_hold_every_row_once_and_like_lengths_together(size):
+    draw = random.Random(0)
+    prompts = [predict.Prompt(sample(i), [0] * draw.randint(1, 99), False) for i in range(50)]
+    made = list(predict.batches(prompts, size))
+    assert sorted(int(p.sample.id) for batch in made for p in batch) == list(range(50))
+    assert all(len(batch) <= size for batch in made)
+    padding = sum(max(len(p.ids) for p in batch) - len(p.ids) for batch in made for p in batch)
+    assert padding <= {1: 0}.get(size, 99 * size)
+
+
+# ---- real processes
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from eval import cells, cli, predict
+from eval.samples import Sample
+
+CONFIG = {"identity": {}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
+
+def generate(batch):
+    time.sleep(0.01)
+    ledger = SimpleNamespace(as_row=lambda: {"budget": 0.2})
+    times = {"prefill_s": time.time(), "decode_s": 0.1}
+    return [SimpleNamespace(tokens=[n * 7 for n in ids], ledger=ledger, **times) for ids in batch]
+
+def run():
+    samples = [Sample(str(i), f"prompt {i}", ["a"], None, i) for i in range(60)]
+    with cells.Cell.open(Path(sys.argv[1]), CONFIG, [s.id for s in samples]) as cell:
+        todo = [predict.Prompt(s, [int(s.id), 1], False) for s in predict.missing(cell, samples)]
+        decode = lambda tokens: "x" * 3000 + str(tokens)
+        predict.predict(cell, todo, generate, decode, int(sys.argv[2]), lambda row: None)
+
+try:
+    run()
+except BaseException as error:
+    sys.exit(cli.report(error))
+"""
+
+
+def start(path, batch=1, **more):
+    line = [sys.executable, "-c", WORKER, str(path), str(batch)]
+    return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, **more)
+
+
+def timeless(path):
+    return sorted(json.dumps({k: v for k, v in r.items() if not k.endswith("_s")}) for r in read(path))
+
+
+def wait_for_rows(path, process, least):
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < least):
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_killed_again_and_again_a_run_ends_with_the_rows_of_an_undisturbed_one(tmp_path, batch):
+    undisturbed, killed = tmp_path / "a" / "predictions.jsonl", tmp_path / "b" / "predictions.jsonl"
+    assert start(undisturbed.parent, batch).wait() == 0
+    draw = random.Random(batch)
+    for kill in range(6):
+        process = start(killed.parent, batch)
+        before = killed.read_bytes().count(b"\n") if killed.exists() else 0
+        if kill % 3:
+            wait_for_rows(killed, process, before + draw.randint(1, 8))
+            time.sleep(draw.random() * 0.02)
+        else:
+            time.sleep(draw.random() * 0.4)  # also while it opens the cell
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < len(read(killed)) < 60
+    assert start(killed.parent, batch).wait() == 0
+    assert timeless(killed) == timeless(undisturbed)
+    assert json.loads((killed.parent / "status.json").read_text())["state"] == "done"
+    assert sorted(p.name for p in killed.parent.iterdir()) == ["config.json", "predictions.jsonl", "status.json"]
+
+
+def test_two_runs_on_one_cell_do_not_mix(tmp_path):
+    first = start(tmp_path)
+    wait_for_rows(tmp_path / "predictions.jsonl", first, 1)
+    second = start(tmp_path)
+    assert second.wait() == 2 and f"is being written by process {first.pid}" in second.stderr.read()
+    assert first.wait() == 0 and len({r["id"] for r in read(tmp_path / "predictions.jsonl")}) == 60
+
+
+@pytest.mark.parametrize(("signal_", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGKILL, -9, "")])
+def test_an_interrupt_says_so_in_one_line_and_keeps_the_rows(tmp_path, signal_, code, words):
+    process = start(tmp_path)
+    wait_for_rows(tmp_path / "predictions.jsonl", process, 3)
+    process.send_signal(signal_)
+    assert process.wait() == code
+    errors = process.stderr.read()
+    assert words in errors and "Traceback" not in errors and len(read(tmp_path / "predictions.jsonl")) >= 3
+
+
+def test_a_disk_that_fills_up_costs_no_row(tmp_path):
+    """A limit on the file's size stands in for the disk: the kernel refuses to write on, in the middle of a row."""
+    import resource
+
+    limit = 20_000
+    process = start(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert process.wait() == 1
+    errors = process.stderr.read()
+    assert errors.startswith("error: the disk is full") and "Traceback" not in errors and errors.count("\n") == 2
+    assert 0 < len(read(tmp_path / "predictions.jsonl")) < 60
+    assert start(tmp_path).wait() == 0 and len(read(tmp_path / "predictions.jsonl")) == 60

@@ -1,0 +1,61 @@
+"""Who may import whom, and what must stay out of the way of a quick start: read off the source, nothing is run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {"baselines", "d2o", "eval", "run_pred", "eval_long_bench", "scripts", "tests"}
+ARROWS = {
+    "d2o": {"d2o"},
+    "eval": {"eval"},
+    "baselines": {"baselines", "d2o"},
+    "run_pred": {"d2o", "eval"},
+    "eval_long_bench": {"eval"},
+    "scripts": {"d2o", "eval", "scripts"},
+}
+HEAVY = {"torch", "transformers", "datasets", "wandb", "matplotlib", "jieba", "rouge", "rouge_score", "accelerate"}
+HARNESS = {"hydra", "omegaconf", "datasets", "wandb"}  # not on every machine that runs the engine
+
+
+def sources(part: str) -> list[Path]:
+    return sorted((ROOT / part).rglob("*.py")) if (ROOT / part).is_dir() else [ROOT / f"{part}.py"]
+
+
+def imported(tree: ast.AST, top_only: bool = False) -> set[str]:
+    """First names of the modules that a file imports; `top_only` leaves out what stands inside functions and `if`s."""
+    found, nodes = set(), tree.body if top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("part", ARROWS)
+def test_arrows(part):
+    for path in sources(part):
+        assert imported(parse(path)) & OURS <= ARROWS[part], path
+
+
+def test_engine_needs_no_harness():
+    for path in [*sources("d2o"), *sources("baselines")]:
+        assert not imported(parse(path)) & HARNESS, path
+
+
+def test_eval_starts_without_anything_heavy():
+    for path in [*sources("eval"), *sources("run_pred"), *sources("eval_long_bench")]:
+        assert not imported(parse(path), top_only=True) & HEAVY, path
+
+
+def test_eval_is_never_imported_over_the_builtin():
+    for part in ARROWS:
+        for path in sources(part):
+            names = {a.name for node in ast.walk(parse(path)) if isinstance(node, ast.Import) for a in node.names}
+            assert "eval" not in names, path
