@@ -32,7 +32,8 @@ from torch import Tensor
 from d2o.allocation import layer_metric, ratios, realised_slots
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError
-from d2o.layer import Entries, KVLayer
+from d2o.eviction import Entries
+from d2o.layer import KVLayer
 from d2o.merge import merge_average, merge_exponential, nearest
 from d2o.rows import LastRows, PromptRows, group_sum
 
@@ -156,14 +157,18 @@ class D2O(KVLayer):
         return self.scores
 
     # ---- merge
+    def arm(self) -> None:
+        super().arm()
+        if self.merges:  # rows that were not cut need them too
+            self.norms.copy_(self.keys.float().norm(dim=-1))
+
     def written(self, key: Tensor) -> None:
         if self.merges:
             self.norms.view(-1).index_copy_(0, self.free, key.float().norm(dim=-1).view(-1))
 
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
-        norms = self.norms[rows, :, : kept.keys.shape[2]]
-        if evicted.keys.shape[2] > 1 or self.compress_at == "first_decode":
-            norms.copy_(kept.keys.float().norm(dim=-1))
+        one = evicted.keys.shape[2] == 1  # a decode step: the norms of the kept keys are known
+        norms = self.norms[rows, :, : kept.keys.shape[2]] if one else None
         leaving = evicted.positions >= 0
         cosine, target = nearest(evicted.keys, kept.keys, norms, kept.positions >= 0)
         merged = leaving & self._accepted(cosine, leaving, rows)
@@ -172,9 +177,7 @@ class D2O(KVLayer):
                 merge_exponential(old, new, target, cosine, merged, self.self_weight)
             else:
                 merge_average(old, new, target, cosine, merged)
-        if evicted.keys.shape[2] > 1:
-            norms.copy_(kept.keys.float().norm(dim=-1))
-        else:
+        if one:
             index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
             norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
 

@@ -150,7 +150,7 @@ def _sums_cpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, strid
         for job in jobs:
             _tile_sums(*job)
     else:
-        list(_pool(threads).map(lambda job: _tile_sums(*job), jobs))
+        list(_pool(threads).map(torch.inference_mode()(lambda job: _tile_sums(*job)), jobs))  # the mode is per thread
 
 
 def _sums_gpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:

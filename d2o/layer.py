@@ -13,15 +13,16 @@ once gives what it gives token by token, while the rest of the model still runs 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from d2o.budget import Budget
+from d2o.eviction import Eviction
 from d2o.kernels import attend, attend_lse, attend_row, merge_attention
 from d2o.rows import LastRows, PromptRows
-from d2o.storage import SlotStorage
 
 
 @dataclass
@@ -35,56 +36,34 @@ class Feed:
     reserve: int = 0  # tokens that will follow the prompt
 
 
-@dataclass
-class Entries:
-    """Some slots of a range of rows: `keys, values [b, Hkv, n, D]`, `positions [b, Hkv, n]` (-1: empty)."""
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-
-
-class KVLayer(SlotStorage):
+class KVLayer(Eviction):
     """One layer of a cache under an eviction policy; see the module docstring. Subclasses set:
 
+    state            names of the per-slot tensors `[B, Hkv, C]` that they keep
     rows             "none" | "last" (the last `window` rows of the prompt) | "all": what `observe` sees in the prefill
     decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
     needs_all_layers True: the slots of a layer depend on the other layers (`allocate` is called after the prefill)
     merges           True: `absorb` is given what is evicted
     budgeted         False: takes no budget
+    nominal          True: the slots that `allocate` gives do not add up to the budget, by design
+    compress_at      "first_decode": the first decode step still attends to the whole prompt
+    slot_positions   True: keys are turned to the index of their slot before attention
     """
 
-    rows, decode_eviction, needs_all_layers, merges, budgeted = "none", True, False, False, True
-    nominal = False  # True: the slots that `allocate` gives do not add up to the budget, by design
-    sinks, window = 0, 1
-    compress_at = "prefill"  # or "first_decode": the first decode step still attends to the whole prompt
-    slot_positions = False  # True: keys are turned to the index of their slot before attention (StreamingLLM)
+    rows, window = "none", 1
+    needs_all_layers, budgeted, nominal = False, True, False
+    compress_at, slot_positions = "prefill", False
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = 0
-        self.slots: list[int] = []  # slots per head that each row was given
-        self.seed, self.rotation, self.unlimited = 0, None, False
-        self.pending, self.reserve = False, 0
+        self.index, self.seed = 0, 0
+        self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.unlimited = False  # nothing is ever evicted: no statistics are taken
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
-        self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
-        self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
-        self.recent_now: int | Tensor = 0
 
-    # ---- what a method says
-    def recent(self, slots: int) -> int:
-        """How many of `slots` are held by the most recent positions."""
-        return 0
-
+    # ---- what a method says, besides `importance`, `recent` and `absorb`
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Update what is remembered per slot."""
-
-    def importance(self) -> Tensor:
-        """`[B, Hkv, n]` float, n >= used: higher stays longer."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which slots are important")
-
-    def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
-        """Merge `evicted` into `kept` (views of the storage, changed in place) for the batch rows `rows`."""
 
     def written(self, key: Tensor) -> None:
         """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""
@@ -102,7 +81,9 @@ class KVLayer(SlotStorage):
         if not self.is_initialized:
             raise RuntimeError("a cache starts with a prefill")
         if not (self.decode_eviction or self.slot_positions or self.pending) and q.shape[2] > 1:
-            return self._block(q, k, v, scale, feed.lengths)[0]
+            out, _ = self._block(q, k, v, scale, feed.lengths)
+            self.arm()
+            return out
         if min(feed.lengths) != q.shape[2]:
             raise RuntimeError("after the prefill every row feeds the same number of tokens")
         steps = [self._step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
@@ -154,11 +135,6 @@ class KVLayer(SlotStorage):
         slots = self.slots or [0] * len(feed.prompt)  # not known before all layers are seen: cut afterwards
         return max(max(n, self._capacity(n, s, feed.reserve)) for n, s in zip(feed.prompt, slots, strict=True))
 
-    def _capacity(self, held: int, slots: int, reserve: int) -> int:
-        """Slots of storage for a row that holds `held`: one beyond `slots`, so that a step writes, attends, evicts."""
-        grown = held + reserve
-        return max(held, min(slots + 1, grown) if self.decode_eviction else grown)
-
     def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
         past = list(self.held)
         self.append(k, v, lengths)
@@ -195,66 +171,7 @@ class KVLayer(SlotStorage):
         visible = (positions.unsqueeze(2) >= 0) & (positions.unsqueeze(2) <= at.unsqueeze(-1))
         return LastRows(queries, self.keys[:, :, : self.used], visible.unsqueeze(2), scale)
 
-    def _position(self) -> Tensor:
-        return torch.tensor(self.seen, dtype=torch.int32, device=self.keys.device).view(-1, 1, 1) - 1
-
-    # ---- eviction
-    def compress(self, reserve: int) -> None:
-        """Keep of every row and head the `slots` most important slots, ascending by slot; merge what leaves."""
-        self.now = self._position()
-        room = max(self._capacity(min(h, s), s, reserve) for h, s in zip(self.held, self.slots, strict=True))
-        if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):
-            self.grow(room)
-            return
-        scores = self.importance()[:, :, : self.used].expand(*self.positions.shape[:2], -1)
-        index = [self._top(scores, b) for b in range(len(self.held))]
-        before, held = Entries(self.keys, self.values, self.positions), self.held
-        self.keep(index, room)
-        if self.merges:
-            for b, rows in enumerate(index):
-                if rows.shape[1] < held[b]:
-                    self._absorb_row(b, rows, held[b], before)
-
-    def _top(self, scores: Tensor, row: int) -> Tensor:
-        """`[Hkv, k]` ascending: the slots that row keeps."""
-        held, slots = self.held[row], self.slots[row]
-        if held <= slots:
-            return torch.arange(held, device=scores.device).expand(scores.shape[1], -1)
-        sinks, recent = self._guards(slots)
-        at = self.positions[row, :, :held]
-        protected = (at < sinks) | (at > self.now[row] - recent)
-        marked = scores[row, :, :held].masked_fill(protected, float("inf"))
-        return marked.topk(slots, dim=-1).indices.sort(dim=-1).values
-
-    def _guards(self, slots: int) -> tuple[int, int]:
-        """(sinks, recent) that must not leave: together never more than `slots`."""
-        recent = min(self.recent(slots), slots)
-        return min(self.sinks, slots - recent), recent
-
-    def _absorb_row(self, row: int, kept: Tensor, held: int, before: Entries) -> None:
-        heads, k = kept.shape
-        leaving = torch.ones(heads, held, dtype=torch.bool, device=kept.device).scatter_(1, kept, False)
-        leaving = leaving.nonzero()[:, 1].view(heads, held - k)
-
-        def pick(x: Tensor) -> Tensor:
-            return torch.stack([x[row, h].index_select(0, leaving[h]) for h in range(heads)]).unsqueeze(0)
-
-        evicted = Entries(pick(before.keys), pick(before.values), before.positions[row].gather(1, leaving).unsqueeze(0))
-        b = slice(row, row + 1)
-        self.absorb(evicted, Entries(self.keys[b, :, :k], self.values[b, :, :k], self.positions[b, :, :k]), b)
-
     # ---- decoding, one token per row
-    def arm(self) -> None:
-        """After the prefill: the next free slot of every head is the one behind its held slots."""
-        device = self.keys.device
-        self.free = self.base + torch.tensor(self.held, device=device).repeat_interleave(self.keys.shape[1])
-        self.now = self._position()
-        guards = [self._guards(s) for s in self.slots]
-        if len(set(guards)) == 1:
-            self.sinks_now, self.recent_now = guards[0]
-        else:
-            self.sinks_now, self.recent_now = torch.tensor(guards, device=device).T.reshape(2, -1, 1, 1)
-
     def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self.make_space(self.used + 1)
         self.now = self.now + 1
@@ -268,7 +185,7 @@ class KVLayer(SlotStorage):
         out = attend_row(q, keys, values, scale, visible)
         if self.rows != "none" and self.decode_eviction and not self.unlimited:
             self.observe(LastRows(q, keys, None if dense else visible.unsqueeze(2), scale))
-        self._make_room(used)
+        self.make_room(used)
         return out
 
     def attention_keys(self, used: int) -> Tensor:
@@ -281,46 +198,6 @@ class KVLayer(SlotStorage):
         held = torch.tensor(self.held, device=positions.device).view(-1, 1, 1)
         # the query stays at its true position and the keys move up to it: RoPE is relative
         return self.rotation(self.keys[:, :, :used], rank + (self.now + 1 - held) - positions)
-
-    def _make_room(self, used: int) -> None:
-        """Evict the least important slot where a row holds more than its slots, and say which slot is free next."""
-        if self.pending:
-            self.pending = False
-            self.compress(reserve=self.reserve)
-            self.arm()
-            return
-        over = [self.decode_eviction and h > s for h, s in zip(self.held, self.slots, strict=True)]
-        if not any(over):
-            self.free = self.free + 1
-            return
-        victim = self._victim(used)
-        leaving = self.positions.view(-1).index_select(0, victim)
-        if all(over):
-            self.positions.view(-1).index_fill_(0, victim, -1)
-            self.free = victim
-        else:
-            evicts = torch.tensor(over, device=victim.device).repeat_interleave(self.positions.shape[1])
-            self.positions.view(-1).index_copy_(0, victim, torch.where(evicts, -1, leaving))
-            self.free = torch.where(evicts, victim, self.free + 1)
-            leaving = torch.where(evicts, leaving, -1)
-        self.held = [h - o for h, o in zip(self.held, over, strict=True)]
-        if self.merges:
-            self._absorb_victim(victim, leaving, used)
-
-    def _victim(self, used: int) -> Tensor:
-        """`[B * Hkv]`: flat index of the slot that leaves each head. An empty slot is at -1, below any sink."""
-        positions = self.positions[:, :, :used]
-        protected = (positions < self.sinks_now) | (positions > self.now - self.recent_now)
-        scores = self.importance()[:, :, :used].masked_fill(protected, float("inf"))
-        return self.base + scores.expand_as(positions).argmin(dim=-1).view(-1)
-
-    def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
-        batch, heads = self.positions.shape[:2]
-        key, value = (x.view(-1, x.shape[3]).index_select(0, victim) for x in (self.keys, self.values))
-        evicted = Entries(*(x.view(batch, heads, 1, -1) for x in (key, value)), leaving.view(batch, heads, 1))
-        kept = Entries(self.keys[:, :, :used], self.values[:, :, :used], self.positions[:, :, :used])
-        self.absorb(evicted, kept, slice(None))
-
 
 class KeepAll(KVLayer):
     """Evicts nothing."""

@@ -35,6 +35,12 @@ def same(ours, reference):
     assert torch.equal(ours.long(), reference.long())
 
 
+def notes(look):
+    """A list, and a function that puts what `look(layer)` sees into it."""
+    seen = []
+    return seen, lambda layer: seen.append(look(layer))
+
+
 def rope(x, theta=10000.0):
     """Keys or queries `[1, H, n, D]` turned to positions 0..n-1."""
     inv_freq = theta ** -(torch.arange(0, x.shape[-1], 2).float() / x.shape[-1])
@@ -49,8 +55,8 @@ def test_h2o(shared):
         q, k, v = case.qkv()
         if rolling:
             (q, layer.rotation), (k, _) = rope(q), rope(k)
-        scores = []
-        trace = drive(layer, q, k, v, case.sizes["S"], hh + recent, lambda x: scores.append(by_position(x, x.scores)))
+        scores, note = notes(lambda x: by_position(x, x.scores))
+        trace = drive(layer, q, k, v, case.sizes["S"], hh + recent, note)
         same(torch.stack(trace.held), case.expected["kept_positions"])
         close(torch.stack(scores), case.expected["score"])
         close(trace.prefill[0], case.expected["attn_out_prefill"])
@@ -92,10 +98,16 @@ def d2o_layer(case):
     return D2O(variant="official", recent=m / (n + m), budget_accounting="nominal", **ema)
 
 
+def d2o_state(layer):
+    """Threshold, keys, values and scores of what is held, by position."""
+    tau = None if layer.tau is None else layer.tau.clone()
+    return tau, *(by_position(layer, x).clone() for x in (layer.keys, layer.values, layer.scores))
+
+
 @pytest.mark.parametrize("name", ["d2o__official_layer__", "d2o__official_layer_mha__"])
 def test_d2o_layer(shared, name):
     for case in [c for c in cases(shared, "d2o") if c.name.startswith(name)]:
-        layer, log, first = d2o_layer(case), [], {}
+        layer, first = d2o_layer(case), {}
         heads = [0, 9, 18, 31]
         original = layer.absorb
 
@@ -105,9 +117,7 @@ def test_d2o_layer(shared, name):
 
         layer.absorb = absorb
 
-        def note(x, log=log):
-            log.append((x.tau if x.tau is None else x.tau.clone(), *(by_position(x, t).clone() for t in (x.keys, x.values, x.scores))))
-
+        log, note = notes(d2o_state)
         trace = drive(layer, *case.qkv(), case.sizes["S"], case.sizes["C"], note)
         tau, keys, values, scores = zip(*log[1:], strict=True)
         same(torch.stack(trace.held[1:]), case.expected["kept_positions"])
@@ -127,14 +137,11 @@ def test_d2o_layer(shared, name):
 
 def test_d2o_prefill_statistics(shared):
     for case in [c for c in cases(shared, "d2o") if "official_layer" in c.name]:
-        layer, seen = d2o_layer(case), []
-        layer.finish_prefill = lambda reserve, layer=layer, seen=seen: seen.append(
-            (layer.scores[0, :, : case.sizes["S"]].clone(), layer.metric([case.sizes["S"]]))
-        )
-        q, k, v = (x[:, :, : case.sizes["S"]] for x in case.qkv())
-        drive(layer, q, k, v, case.sizes["S"], case.sizes["C"])
-        close(seen[0][0], case.expected["prefill_score"])
-        close(seen[0][1], case.expected["F"])
+        layer, prompt = d2o_layer(case), case.sizes["S"]
+        layer.finish_prefill = lambda reserve: None
+        drive(layer, *(x[:, :, :prompt] for x in case.qkv()), prompt, case.sizes["C"])
+        close(layer.scores[0, :, :prompt], case.expected["prefill_score"])
+        close(layer.metric([prompt]), case.expected["F"])
 
 
 def test_d2o_allocation(shared):
@@ -222,7 +229,8 @@ def check_streaming_end(case, cache, engine):
 @pytest.mark.parametrize("name", ["token_by_token", "prefill_decode"])
 def test_streaming_llm(shared, name):
     for case in [c for c in cases(shared, "streaming_llm") if name in c.name]:
-        ids, prompt = case.given["input_ids"].tolist(), 1 if name == "token_by_token" else case.sizes["prompt_lengths"][0]
+        ids = case.given["input_ids"].tolist()
+        prompt = 1 if name == "token_by_token" else case.sizes["prompt_lengths"][0]
         engine, slots = streaming(case, budget=case.settings["start_size"] + case.settings["recent_size"])
         logits, events = [], []
         cache, _ = engine.prefill([ids[:prompt]], 64, every=lambda start, x, logits=logits: logits.append(x[0]))

@@ -1,0 +1,155 @@
+"""Which slots leave: the cut at the end of the prefill, and one slot per head for every token that arrives later.
+
+`Eviction` knows nothing of attention. It asks a method two things, `importance` and, where it merges, `absorb`; the
+sinks, the most recent slots and the empty ones are protected here, for every method alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d2o.storage import SlotStorage
+
+
+@dataclass
+class Entries:
+    """Some slots of a range of rows: `keys, values [b, Hkv, n, D]`, `positions [b, Hkv, n]` (-1: empty)."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+class Eviction(SlotStorage):
+    """Slots under a budget: row b of the batch was given `slots[b]` slots in each head."""
+
+    decode_eviction = True  # False: evicts once, after the prefill, and then grows by a slot a token
+    merges = False  # True: `absorb` is given what is evicted
+    sinks = 0  # the first positions that never leave
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots: list[int] = []
+        self.pending = False  # True: the cut at the budget waits for the first decode step
+        self.reserve = 0  # tokens that were announced to follow the prompt
+        self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
+        self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
+        self.recent_now: int | Tensor = 0
+
+    def recent(self, slots: int) -> int:
+        """How many of `slots` are held by the most recent positions."""
+        return 0
+
+    def importance(self) -> Tensor:
+        """`[B, Hkv, n]` float, n >= used: higher stays longer."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which slots are important")
+
+    def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
+        """Merge `evicted` into `kept` (views of the storage, changed in place) for the batch rows `rows`."""
+        raise NotImplementedError(f"{type(self).__name__} does not merge")
+
+    def compress(self, reserve: int) -> None:
+        """Keep of every row and head the `slots` most important slots, ascending by slot; merge what leaves."""
+        self.now = self._position()
+        room = max(self._capacity(min(h, s), s, reserve) for h, s in zip(self.held, self.slots, strict=True))
+        if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):
+            self.grow(room)
+            return
+        scores = self.importance()[:, :, : self.used].expand(*self.positions.shape[:2], -1)
+        index = [self._top(scores, b) for b in range(len(self.held))]
+        before, held = Entries(self.keys, self.values, self.positions), self.held
+        self.keep(index, room)
+        if self.merges:
+            for b, rows in enumerate(index):
+                if rows.shape[1] < held[b]:
+                    self._absorb_row(b, rows, held[b], before)
+
+    def _top(self, scores: Tensor, row: int) -> Tensor:
+        """`[Hkv, k]` ascending: the slots that row keeps."""
+        held, slots = self.held[row], self.slots[row]
+        if held <= slots:
+            return torch.arange(held, device=scores.device).expand(scores.shape[1], -1)
+        sinks, recent = self._guards(slots)
+        at = self.positions[row, :, :held]
+        protected = (at < sinks) | (at > self.now[row] - recent)
+        marked = scores[row, :, :held].masked_fill(protected, float("inf"))
+        return marked.topk(slots, dim=-1).indices.sort(dim=-1).values
+
+    def _guards(self, slots: int) -> tuple[int, int]:
+        """(sinks, recent) that must not leave: together never more than `slots`."""
+        recent = min(self.recent(slots), slots)
+        return min(self.sinks, slots - recent), recent
+
+    def _absorb_row(self, row: int, kept: Tensor, held: int, before: Entries) -> None:
+        heads, k = kept.shape
+        leaving = torch.ones(heads, held, dtype=torch.bool, device=kept.device).scatter_(1, kept, False)
+        leaving = leaving.nonzero()[:, 1].view(heads, held - k)
+
+        def pick(x: Tensor) -> Tensor:
+            return torch.stack([x[row, h].index_select(0, leaving[h]) for h in range(heads)]).unsqueeze(0)
+
+        evicted = Entries(pick(before.keys), pick(before.values), before.positions[row].gather(1, leaving).unsqueeze(0))
+        b = slice(row, row + 1)
+        self.absorb(evicted, Entries(self.keys[b, :, :k], self.values[b, :, :k], self.positions[b, :, :k]), b)
+
+    def _capacity(self, held: int, slots: int, reserve: int) -> int:
+        """Slots of storage for a row that holds `held`: one beyond `slots`, so that a step writes, attends, evicts."""
+        if not self.decode_eviction:
+            return held + reserve
+        return min(slots + 1, held + max(1, reserve))
+
+    def _position(self) -> Tensor:
+        return torch.tensor(self.seen, dtype=torch.int32, device=self.keys.device).view(-1, 1, 1) - 1
+
+    def arm(self) -> None:
+        """After the prefill: the next free slot of every head is the one behind its held slots."""
+        device = self.keys.device
+        self.free = self.base + torch.tensor(self.held, device=device).repeat_interleave(self.keys.shape[1])
+        self.now = self._position()
+        guards = [self._guards(s) for s in self.slots]
+        if len(set(guards)) == 1:
+            self.sinks_now, self.recent_now = guards[0]
+        else:
+            self.sinks_now, self.recent_now = torch.tensor(guards, device=device).T.reshape(2, -1, 1, 1)
+
+    def make_room(self, used: int) -> None:
+        """Evict the least important slot where a row holds more than its slots, and say which slot is free next."""
+        if self.pending:
+            self.pending = False
+            self.compress(reserve=self.reserve)
+            self.arm()
+            return
+        over = [self.decode_eviction and h > s for h, s in zip(self.held, self.slots, strict=True)]
+        if not any(over):
+            self.free = self.free + 1
+            return
+        victim = self._victim(used)
+        leaving = self.positions.view(-1).index_select(0, victim)
+        if all(over):
+            self.positions.view(-1).index_fill_(0, victim, -1)
+            self.free = victim
+        else:
+            evicts = torch.tensor(over, device=victim.device).repeat_interleave(self.positions.shape[1])
+            self.positions.view(-1).index_copy_(0, victim, torch.where(evicts, -1, leaving))
+            self.free = torch.where(evicts, victim, self.free + 1)
+            leaving = torch.where(evicts, leaving, -1)
+        self.held = [h - o for h, o in zip(self.held, over, strict=True)]
+        if self.merges:
+            self._absorb_victim(victim, leaving, used)
+
+    def _victim(self, used: int) -> Tensor:
+        """`[B * Hkv]`: flat index of the slot that leaves each head. An empty slot is at -1, below any sink."""
+        positions = self.positions[:, :, :used]
+        protected = (positions < self.sinks_now) | (positions > self.now - self.recent_now)
+        scores = self.importance()[:, :, :used].masked_fill(protected, float("inf"))
+        return self.base + scores.expand_as(positions).argmin(dim=-1).view(-1)
+
+    def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
+        batch, heads = self.positions.shape[:2]
+        key, value = (x.view(-1, x.shape[3]).index_select(0, victim) for x in (self.keys, self.values))
+        evicted = Entries(*(x.view(batch, heads, 1, -1) for x in (key, value)), leaving.view(batch, heads, 1))
+        kept = Entries(self.keys[:, :, :used], self.values[:, :, :used], self.positions[:, :, :used])
+        self.absorb(evicted, kept, slice(None))

@@ -1,0 +1,240 @@
+"""What every method must satisfy, over all methods and families (numbers as in the specification of the methods).
+
+5 and 10 live elsewhere: 5 (samples shuffled) needs only that rows are independent, checked here as 4, and is checked
+again on a run; 10 is test_golden.py. 9 is test_restatements.py.
+"""
+
+import functools
+
+import pytest
+import torch
+from zoo import METHODS, PLAIN, SUPPORTED, Oracle, build, masks_of_run, prompt, visible_now
+
+from d2o.d2o import D2O
+from d2o.engine import Engine
+from d2o.errors import InputError
+from d2o.kernels import attend_lse, column_sums, column_sums_plain
+
+LENGTHS = (70, 41, 58)
+STEPS = 10
+MORE = {"d2o_protected": 0.3}  # a whole layer of three needs a larger budget
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@functools.cache
+def model(family):
+    return build(family)
+
+
+def engine(family, method, budget, **options):
+    budget = budget + MORE.get(method, 0) if budget < 1 else budget
+    return Engine(model(family), METHODS[method], budget, **options)
+
+
+def forced(run, text, feed, **options):
+    """Logits after the prompt and after every fed token, `[1 + n, vocab]`, and the cache."""
+    cache, first = run.prefill([text], **options)
+    rest = [run.step(cache, torch.tensor([token]))[0] for token in feed]
+    return torch.stack([first[0], *rest]), cache
+
+
+@functools.cache
+def stock(family):
+    """Greedy tokens and logits of the model's own attention, over a prompt and STEPS tokens."""
+    with torch.inference_mode():
+        fresh, ids = build(family), prompt(LENGTHS[0])
+        for _ in range(STEPS):
+            ids = [*ids, int(fresh(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
+        return ids[LENGTHS[0] :], fresh(torch.tensor([ids]), use_cache=False).logits[0, LENGTHS[0] - 1 :]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_1_a_budget_of_everything_is_the_full_cache(family, method):
+    tokens, logits = stock(family)
+    for budget, chunk in ((1, None), (LENGTHS[0] + STEPS, None), (LENGTHS[0] + STEPS, 16)):
+        run = engine(family, method, budget, chunk=chunk)
+        ours, _ = forced(run, prompt(LENGTHS[0]), tokens)
+        torch.testing.assert_close(ours, logits, **CLOSE)
+        assert run.generate([prompt(LENGTHS[0])], STEPS)[0].tokens == tokens
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_2_each_layer_holds_what_it_was_given(family, method):
+    run = engine(family, method, 0.5)
+    _, cache = forced(run, prompt(LENGTHS[0]), [5])
+    for layer in cache.layers:
+        given = min(layer.slots[0], LENGTHS[0] + 1) + (not layer.decode_eviction)
+        assert (layer.positions >= 0).sum(dim=-1).unique().tolist() == [given]
+        heads, dim = layer.keys.shape[1], layer.keys.shape[3]
+        stored = layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
+        assert layer.bytes() == stored
+        if layer.slots[0] < LENGTHS[0]:
+            spare = 2 if layer.decode_eviction else 2 * given  # without a reserve, a growing layer doubles once
+            assert stored <= 2 * 4 * heads * dim * (given + spare)
+    total = sum(float((x.positions >= 0).sum()) / x.positions.shape[1] for x in cache.layers)
+    if not cache.layers[0].nominal:
+        grown = 0 if cache.layers[0].decode_eviction else len(cache.layers)
+        protected = 1 if method == "d2o_protected" else 0  # a protected layer grows by what is fed
+        assert total == pytest.approx(run.budget.value * LENGTHS[0] * len(cache.layers) + grown + protected, abs=len(cache.layers))
+
+
+@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_3_decoding_equals_an_explicit_mask(family, method):
+    run, text, feed = engine(family, method, 24), prompt(LENGTHS[0]), prompt(STEPS, 9)
+    cache, first = run.prefill([text], STEPS)
+    seen, ours = [], [first[0]]
+    for token in feed:
+        seen.append(visible_now(cache))
+        ours.append(run.step(cache, torch.tensor([token]))[0])
+    oracle = Oracle(build(family))
+    expected = oracle.logits(text + feed, masks_of_run(len(text), seen))[len(text) - 1 :]
+    torch.testing.assert_close(torch.stack(ours), expected, **CLOSE)
+    if method != "full":
+        assert not seen[0][0].all(), "nothing was evicted: the comparison shows nothing"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_4_a_row_of_a_batch_is_the_row_alone(family, method):
+    prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
+    for budget, chunk in ((0.3, None), (40, 16)):
+        run = engine(family, method, budget, chunk=chunk)
+        together = run.generate(prompts, STEPS)
+        for text, row in zip(prompts, together, strict=True):
+            alone = run.generate([text], STEPS)[0]
+            assert row.tokens == alone.tokens
+            assert row.ledger.held_prefill == alone.ledger.held_prefill
+            assert row.ledger.held_decode == alone.ledger.held_decode
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_4_logits_of_a_padded_batch(method):
+    prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
+    run = engine("llama_gqa", method, 0.3)
+    cache, first = run.prefill(prompts, STEPS)
+    feed = torch.tensor([prompt(STEPS, 20 + b) for b in range(len(prompts))])
+    rows = torch.stack([first, *(run.step(cache, feed[:, i]) for i in range(STEPS))], dim=1)
+    for b, text in enumerate(prompts):
+        alone, _ = forced(run, text, feed[b].tolist(), reserve=STEPS)
+        torch.testing.assert_close(rows[b], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_5_two_runs_are_identical(method):
+    run = engine("llama_gqa", method, 0.3)
+    first, second = (run.generate([prompt(50), prompt(33, 1)], STEPS) for _ in range(2))
+    assert [g.tokens for g in first] == [g.tokens for g in second]
+
+
+def test_5_the_seed_of_random_matters():
+    held = [engine("llama_gqa", "random", 10, seed=seed).prefill([prompt(60)])[0].layers[0].positions for seed in (0, 1)]
+    assert not torch.equal(*held)
+
+
+@pytest.mark.parametrize("method", ["h2o", "d2o", "snapkv", "tova"])
+def test_6_no_tensor_is_quadratic(method):
+    """Largest tensor made in a prefill of 1,536 tokens, counted by a dispatch mode: linear, not T x T."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    Largest.elements = max(Largest.elements, tensor.numel())
+            return out
+
+    length, run = 1536, engine("llama_gqa", method, 0.2)
+    ids = torch.tensor([prompt(length)])
+    with Largest():
+        run.prefill(ids.tolist())
+    assert Largest.elements < length * length / 2  # one head's matrix would be 2.4 M, of eight heads 19 M
+    assert Largest.elements >= length * 64
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_7_caches_take_turns_and_can_be_forked(method):
+    run = engine("llama_gqa", method, 0.4)
+    texts, feed = [prompt(60), prompt(45, 1)], prompt(STEPS, 2)
+    alone = [forced(run, text, feed)[0] for text in texts]
+    caches, rows = [], []
+    for text in texts:
+        cache, first = run.prefill([text])
+        caches.append(cache)
+        rows.append([first[0]])
+    for i, token in enumerate(feed):
+        if i == 4:
+            fork = caches[0].fork()
+            run.extend(fork, torch.tensor([prompt(7, 5)]))  # must not disturb the cache it was forked from
+        for cache, row in zip(caches, rows, strict=True):
+            row.append(run.step(cache, torch.tensor([token]))[0])
+    for row, expected in zip(rows, alone, strict=True):
+        torch.testing.assert_close(torch.stack(row), expected, **CLOSE)
+    fork = caches[0].fork()
+    both = [run.step(cache, torch.tensor([7])) for cache in (caches[0], fork)]
+    assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_8_a_question_at_once_is_the_question_token_by_token(family, method):
+    run, question = engine(family, method, 0.3), prompt(17, 3)
+    one_by_one, slow = forced(run, prompt(LENGTHS[0]), question)
+    cache, _ = run.prefill([prompt(LENGTHS[0])])
+    at_once = run.extend(cache, torch.tensor([question]))[0]
+    torch.testing.assert_close(at_once, one_by_one[1:], **CLOSE)
+    for a, b in zip(cache.layers, slow.layers, strict=True):
+        assert torch.equal(a.positions.sort().values, b.positions.sort().values)
+
+
+def test_8_after_a_question_of_a_growing_method_decoding_goes_on():
+    """A block fed at once must leave the next free slot right."""
+    run, question, feed = engine("llama_gqa", "snapkv", 0.3), prompt(17, 3), prompt(5, 4)
+    expected, _ = forced(run, prompt(70), question + feed)
+    cache, _ = run.prefill([prompt(70)])
+    run.extend(cache, torch.tensor([question]))
+    rest = torch.stack([run.step(cache, torch.tensor([token]))[0] for token in feed])
+    torch.testing.assert_close(rest, expected[-5:], **CLOSE)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8])
+@pytest.mark.parametrize("past", [0, 37])
+def test_column_sums_equal_their_plain_twin(past, stride):
+    generator = torch.Generator().manual_seed(past + stride)
+    n, total = 700, 700 + past
+    q, k = (torch.randn(2, h, t, 16, generator=generator) for h, t in ((6, n), (2, total)))
+    if past:
+        logits = q @ k.repeat_interleave(3, 1).transpose(-1, -2) * 0.25
+        lse = logits.masked_fill(torch.ones(n, total).bool().triu(past + 1), float("-inf")).logsumexp(-1)
+    else:
+        _, lse = attend_lse(q, k, k, 0.25, True)
+    rows = torch.arange(n - 1, -1, -stride).flip(0)
+    expected = torch.zeros(2, 6, total)
+    for i in rows.tolist():
+        expected[:, :, : past + i + 1] += column_sums_plain(q[:, :, i : i + 1], k[:, :, : past + i + 1], 0.25, past + i)
+    ours = column_sums(q, k, lse, 0.25, past, stride)
+    torch.testing.assert_close(ours, expected * n / len(rows), atol=1e-5, rtol=1e-4)
+
+
+def test_d2o_needs_the_layer_metric_of_the_whole_prompt_in_chunks_too():
+    whole, chunked = (engine("llama_gqa", "d2o", 0.3, chunk=c).prefill([prompt(70)])[0] for c in (None, 16))
+    assert [x.slots for x in whole.layers] == [x.slots for x in chunked.layers]
+    assert len({x.slots[0] for x in whole.layers}) > 1, "all layers alike: the allocation shows nothing"
+
+
+def test_d2o_names_the_smallest_budget_for_its_protected_layers():
+    run = Engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), 0.5)
+    with pytest.raises(InputError, match="budget 0.5 is too small") as error:
+        run.prefill([prompt(60)])
+    smallest = float(error.value.hint.split("budget=")[1].split(",")[0])
+    Engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest).prefill([prompt(60)])
+    with pytest.raises(InputError):
+        Engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest - 0.02).prefill(
+            [prompt(60)]
+        )
+
