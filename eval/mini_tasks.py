@@ -122,7 +122,7 @@ def code(rng, split, asked, keys, cast) -> Plot:
 
     def define(name: str) -> tuple[str, str]:
         a, b = rng.sample(VALUES, 2)
-        return f"\ndef {name}( {a}, {b} ): return{MARK} {rng.choice([a, b])}", f" {a}, {b} )"
+        return f"\ndef {name}( {a}, {b} ): return {rng.choice([a, b])}", f" {a}, {b} )"
 
     asks = []
     for _ in range(asked):
@@ -130,7 +130,7 @@ def code(rng, split, asked, keys, cast) -> Plot:
         text, call = define(name)
         asks.append(Ask([text], f"\nx = {name}(", call + "\n", [call.strip()]))
     others = list(pool)
-    return Plot("code:", asks, lambda: define(rng.choice(others))[0].replace(MARK, ""))
+    return Plot("code:", asks, lambda: define(rng.choice(others))[0])
 
 
 def dialogue(rng, split, asked, keys, cast) -> Plot:

@@ -11,7 +11,7 @@ from eval.errors import InputError
 from eval.mini_text import MARK, plain
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"
-CHUNK = re.compile(f"{MARK}?(?:\n| ?[^ \n]+| )")
+CHUNK = re.compile(f"{MARK}?(?:\n| ?[^ \n{MARK}]+| )")
 
 
 class Encoder:

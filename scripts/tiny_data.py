@@ -1,0 +1,93 @@
+"""Training texts of the model `tiny`: the tasks of eval/mini_tasks.py on the training names, many questions to a text.
+
+A document is a function of (seed, step, row), so a resumed run sees what an unbroken one would have seen.
+"""
+
+import random
+
+import numpy as np
+
+from eval.mini_tasks import build
+from eval.mini_text import names, words
+from eval.mini_tokens import Encoder
+
+# tokens of a question with its answer, and of its facts: how many questions fit a text
+COST = {"multikey": (7, 5), "twohop": (13, 10), "multivalue": (28, 20), "count": (8, 14), "fewshot": (8, 0),
+        "code": (12, 18), "dialogue": (12, 11), "passage": (10, 0), "text": (5, 9)}
+
+
+def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: int, bos: int):
+    """One text of at most `length` tokens: ids [n], known [n] (bool)."""
+    kind = rng.choices(list(mix), list(mix.values()))[0]
+    if kind == "repeat":
+        return repeated(enc, rng, length, bos)
+    ask, fact = COST[kind]
+    share = rng.uniform(0.15, 0.85)
+    asked = int(share * length / (ask + fact + 1)) if ask else 0
+    if kind in ("fewshot", "text"):
+        asked = 1
+    elif kind in ("count", "passage"):
+        asked = min(asked, 6)
+    asked = max(1, min(asked, 60))
+    keys = asked + int(rng.random() * 0.3 * asked) if fact else asked
+    cast = rng.randint(2, max(3, min(24, length // 30)))
+    doc = build(kind, rng, "train", length - 1 - asked * ask, enc.size, asked=asked, keys=keys, cast=cast)
+    ids, known = [bos], [False]
+    for sentence in doc.sentences:
+        i, k = enc.marked(sentence)
+        ids += i
+        known += k
+    order = list(range(len(doc.asks)))
+    rng.shuffle(order)
+    for n in order:
+        for text, weight in ((doc.asks[n].question, False), (doc.asks[n].answer, True)):
+            i, k = enc.marked(text, weight)
+            ids += i
+            known += k
+    return ids[:length], known[:length]
+
+
+def repeated(enc: Encoder, rng: random.Random, length: int, bos: int):
+    """Random words and names told over and over in the same order: the plainest thing that looking back can learn."""
+    pool = words() if rng.random() < 0.5 else names("train")
+    ids: list[int] = []
+    for _ in range(rng.randint(3, max(3, length // 6))):
+        ids += enc.chunk(f" {rng.choice(pool)}")
+    ids = ids[: (length - 1) // 2]
+    times = (length - 1) // len(ids)
+    return [bos, *ids * times], [False] * (len(ids) + 1) + [True] * (len(ids) * (times - 1))
+
+
+def positions(rng: random.Random, ids: list[int], ends: frozenset[int], top: int) -> np.ndarray:
+    """Positions [n] that leap ahead after some sentences, so that a short text shows far distances too."""
+    out = np.arange(len(ids))
+    slack = rng.randint(0, max(0, top - len(ids)))
+    for at in (rng.randrange(1, len(ids)) for _ in range(rng.randint(1, 8))):
+        while at < len(ids) - 1 and ids[at - 1] not in ends:
+            at += 1
+        leap = rng.randint(0, slack)
+        out[at:] += leap
+        slack -= leap
+    return out
+
+
+def batch(enc: Encoder, seed: int, step: int, rows: range, length: int, mix, special, leap: float, share: float):
+    """Some rows of a step: tokens, positions [rows, length] (int64) and weights [rows, length] (bool): what is learnt.
+
+    special: (bos, pad, ids that end a sentence). leap: share of texts with leaping positions. share: of the
+    tokens that no earlier text determines, and that are learnt all the same, for fluency.
+    """
+    bos, pad, ends = special
+    tokens = np.full((len(rows), length), pad, dtype=np.int64)
+    where = np.tile(np.arange(length), (len(rows), 1))
+    weights = np.zeros((len(rows), length), dtype=bool)
+    for row, name in enumerate(rows):
+        rng = random.Random(f"train:{seed}:{step}:{name}")
+        ids, known = document(enc, rng, mix, length, bos)
+        n = len(ids)
+        tokens[row, :n] = ids
+        noise = np.random.default_rng(rng.getrandbits(32)).random(n) < share
+        weights[row, :n] = np.array(known) | noise
+        if rng.random() < leap:
+            where[row, :n] = positions(rng, ids, ends, 4096)
+    return tokens, where, weights

@@ -1,0 +1,244 @@
+"""Train the bundled model `tiny` on generated text, on a CPU: `python scripts/train_tiny.py`.
+
+Resumes from `out_dir`/checkpoint.pt if it is there (weights, optimisers, step: the same losses as an unbroken run);
+`max_minutes=5` stops early with a checkpoint. The recipe is configs/train_tiny.yaml.
+"""
+
+import csv
+import datetime
+import os
+import pathlib
+import random
+import sys
+import time
+
+import hydra
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def phase_at(phases, step: int):
+    """The phase a step belongs to; phases follow each other, `steps` long each."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
+
+
+def rate(cfg, step: int) -> float:
+    """Share of the full learning rate: linear warm-up, constant, linear decay over the last `decay` steps."""
+    total = sum(p.steps for p in cfg.phases)
+    return min(1.0, (step + 1) / cfg.warmup, max(0.0, (total - step) / cfg.decay))
+
+
+def new_model(cfg, vocab: int, bos: int, eos: int):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from scripts.tiny_attention import register
+
+    torch.manual_seed(cfg.seed)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocab, bos_token_id=bos, eos_token_id=eos, tie_word_embeddings=True, attn_implementation=register(),
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta}, **cfg.model,
+    ))
+
+
+def optimisers(cfg, model):
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    import torch
+
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    chosen = {id(p) for p in inner}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(inner, lr=cfg.lr_matrix, momentum=0.95, weight_decay=cfg.weight_decay,
+                         adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=cfg.lr_rest, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def loss_of(model, tokens, where, weights, bf16: bool):
+    """Mean cross entropy over the learnt tokens and how many of them are guessed right; the head runs on those only."""
+    import torch
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        hidden = model.model(input_ids=tokens, position_ids=where, use_cache=False).last_hidden_state
+        picked = weights[:, 1:]
+        logits = model.lm_head(hidden[:, :-1][picked])
+    target = tokens[:, 1:][picked]
+    return torch.nn.functional.cross_entropy(logits.float(), target), (logits.argmax(-1) == target).float().mean()
+
+
+def load(path: pathlib.Path, model, opts) -> tuple[int, int]:
+    """Take up a checkpoint if there is one: (steps done, tokens seen)."""
+    import torch
+
+    if not path.exists():
+        return 0, 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["optimisers"], strict=True):
+        opt.load_state_dict(saved)
+    return state["step"], state["tokens"]
+
+
+def save(path: pathlib.Path, state: dict) -> None:
+    import torch
+
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train_tiny")
+def main(cfg) -> None:
+    """Two single-threaded workers beat two threads on a shared machine; this process is worker 0."""
+    import tempfile
+
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory() as meeting:
+        others = mp.spawn(worker, (cfg, meeting, 1), nprocs=cfg.workers - 1, join=False) if cfg.workers > 1 else None
+        worker(-1, cfg, meeting, 1)
+        while others is not None and not others.join():
+            pass
+
+
+def worker(index: int, cfg, meeting: str, first: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    rank = index + first
+    torch.set_num_threads(1)
+    if cfg.workers > 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group("gloo", init_method=f"file://{meeting}/meet", rank=rank, world_size=cfg.workers,
+                                timeout=datetime.timedelta(hours=12))
+    train(cfg, rank)
+    if cfg.workers > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def train(cfg, rank: int) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    from eval.mini_tokens import Encoder
+    from scripts.tiny_data import batch
+
+    out = pathlib.Path(cfg.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(ROOT / cfg.tokenizer / "tokenizer.json"))
+    enc = Encoder(tokenizer)
+    bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    special = (bos, eos, frozenset(tokenizer.token_to_id(t) for t in (".", "\n")))
+    model = new_model(cfg, tokenizer.get_vocab_size(), bos, eos)
+    opts = optimisers(cfg, model)
+    step, seen = load(out / "checkpoint.pt", model, opts)
+    base = [cfg.lr_matrix, cfg.lr_rest]
+    run = start_wandb(cfg) if rank == 0 else None
+    started, total = time.time(), sum(p.steps for p in cfg.phases)
+    stop = False
+    while step < total and not stop:
+        phase = phase_at(cfg.phases, step)
+        length = random.Random(f"length:{cfg.seed}:{step}").choices(list(phase.lengths), list(phase.shares))[0]
+        rows = max(1, phase.tokens // length // cfg.workers)
+        t0 = time.time()
+        data = batch(enc, cfg.seed, step, range(rank * rows, (rank + 1) * rows), length, dict(phase.mix), special,
+                     phase.leap, phase.plain)
+        loss, right = loss_of(model, *map(torch.from_numpy, data), cfg.bf16)
+        loss.backward()
+        average_gradients(model, cfg.workers)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt, lr in zip(opts, base, strict=True):
+            for group in opt.param_groups:
+                group["lr"] = lr * rate(cfg, step)
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        step += 1
+        seen += rows * length * cfg.workers
+        if rank == 0 and step % cfg.log_every == 0:
+            note(out / "train.csv", run, {"step": step, "tokens": seen, "length": length,
+                 "loss": round(loss.item(), 4), "right": round(right.item(), 4),
+                 "step_s": round(time.time() - t0, 3), "spent_s": round(time.time() - started, 1)})
+        if step % cfg.save_every == 0 or step == total:
+            stop = agreed(cfg, cfg.max_minutes is not None and time.time() - started > 60 * cfg.max_minutes)
+            if rank == 0:
+                save(out / "checkpoint.pt", {"model": model.state_dict(), "step": step, "tokens": seen,
+                                             "optimisers": [o.state_dict() for o in opts]})
+        if step % cfg.eval_every == 0 or step == total:
+            scores = check(cfg, model, enc, bos, phase, rank)
+            if rank == 0:
+                for name, value in scores.items():
+                    note(out / "eval.csv", run, {"step": step, "tokens": seen, "cell": name, "accuracy": value})
+                model.save_pretrained(out / "model")
+    if run is not None:
+        run.finish()
+
+
+def average_gradients(model, workers: int) -> None:
+    import torch
+
+    if workers == 1:
+        return
+    grads = [p.grad for p in model.parameters()]
+    flat = torch.cat([g.flatten() for g in grads])
+    torch.distributed.all_reduce(flat)
+    for g, part in zip(grads, flat.div_(workers).split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def agreed(cfg, stop: bool) -> bool:
+    """Whether worker 0's clock says to stop: every worker ends at the same step."""
+    import torch
+
+    if cfg.workers == 1:
+        return stop
+    flag = torch.tensor([int(stop)])
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag.item())
+
+
+def check(cfg, model, enc, bos: int, phase, rank: int) -> dict[str, float]:
+    """Accuracy on held-out rows, the cells shared out over the workers."""
+    import torch
+
+    from scripts.tiny_eval import accuracies
+
+    mine = accuracies(model, enc, bos, phase.eval_lengths, cfg.eval_rows, cfg.bf16, cfg.eval_cells[rank :: cfg.workers])
+    if cfg.workers == 1:
+        return mine
+    parts: list[dict] = [{} for _ in range(cfg.workers)]
+    torch.distributed.all_gather_object(parts, mine)
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def note(path: pathlib.Path, run, row: dict) -> None:
+    """Append a row to a CSV file, print it, and mirror it to W&B."""
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.DictWriter(f, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+    if run is not None:
+        step = row["step"]
+        run.log({row["cell"]: row["accuracy"]} if "cell" in row else row, step=step)
+
+
+def start_wandb(cfg):
+    if not cfg.wandb:
+        return None
+    import wandb
+    from omegaconf import OmegaConf
+
+    return wandb.init(project=cfg.wandb, config=OmegaConf.to_container(cfg), mode=cfg.wandb_mode)
+
+
+if __name__ == "__main__":
+    main()
