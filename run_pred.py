@@ -73,6 +73,7 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
 
 
 def load_model(cfg: Any) -> LoadedModel:
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     from eval.build import build
@@ -83,6 +84,7 @@ def load_model(cfg: Any) -> LoadedModel:
     if key not in _last:
         _last.clear()
         logging.set_verbosity_error()
+        hub_logging.set_verbosity_error()
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
         _last[key] = build(cfg.model, "model", dtype=cfg.engine.dtype, device=cfg.engine.device)

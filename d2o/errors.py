@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Bad input: `str(error)` holds the offending value, `hint` says what to type. Printed as two lines, exit code 2."""
+    """Bad input: `str(error)` holds the offending value, `hint` says what to type; the command exits with code 2."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)

@@ -80,6 +80,8 @@ def folder(composed: Composed) -> Path:
     plain.budget = cfg.budget
     if "variant" in cfg.method:
         plain.method.variant = cfg.method.variant
+    for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
+        OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
     asked = identity(cfg)
     name = f"{cell['method']}-{cell['variant']}-b{number(cfg.budget)}"
     if asked != identity(plain):
@@ -136,7 +138,7 @@ class Cell:
             if error is None:
                 self.status("done")
             else:
-                self.status("failed", f"{type(error).__name__}: {error}".strip().split("\n")[0])
+                self.status("failed", f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": "))
         except OSError as second:  # a full disk; what ended the run matters more
             print(f"{self.path / 'status.json'} is out of date: {second}", file=sys.stderr)
         finally:

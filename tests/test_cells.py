@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from eval import cells, predict, rows
 from eval.compose import compose_cell, configs
@@ -130,7 +129,8 @@ def test_where_things_lie_is_not_what_they_are(tmp_path):
     here = cells.folder(composed(*words, "model.path=/a/llama", "task.data_dir=/a"))
     there = cells.folder(composed(*words, "model.path=/b/llama", "task.data_dir=/b"))
     assert here == there == Path("results/llama/h2o-default-b0.2/longbench_trec")
-    assert cells.model_name(OmegaConf.create({"id": "org/model-7b"}), "hub") == "org--model-7b"
+    hub = cells.folder(composed("model=hub", "model.id=org/model-7b", "task=mini_single", "method=h2o"))
+    assert hub == Path("results/org--model-7b/h2o-default-b0.2/mini_single")
 
 
 # ---- the cell
