@@ -167,8 +167,8 @@ class D2O(KVLayer):
             self.norms.view(-1).index_copy_(0, self.free, key.float().norm(dim=-1).view(-1))
 
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
-        one = evicted.keys.shape[2] == 1  # a decode step: the norms of the kept keys are known
-        norms = self.norms[rows, :, : kept.keys.shape[2]] if one else None
+        known = self.free is not None  # armed: the norms of the kept keys are there
+        norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
         leaving = evicted.positions >= 0
         cosine, target = nearest(evicted.keys, kept.keys, norms, kept.positions >= 0)
         merged = leaving & self._accepted(cosine, leaving, rows)
@@ -177,7 +177,7 @@ class D2O(KVLayer):
                 merge_exponential(old, new, target, cosine, merged, self.self_weight)
             else:
                 merge_average(old, new, target, cosine, merged)
-        if one:
+        if known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
             index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
             norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
 

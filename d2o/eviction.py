@@ -76,7 +76,9 @@ class Eviction(SlotStorage):
         at = self.positions[row, :, :held]
         protected = (at < sinks) | (at > self.now[row] - recent)
         marked = scores[row, :, :held].masked_fill(protected, float("inf"))
-        return marked.topk(slots, dim=-1).indices.sort(dim=-1).values
+        # a stable sort, not top-k: pooled scores come in runs of equals, and of equals the older stays everywhere
+        best = marked.sort(dim=-1, descending=True, stable=True).indices[:, :slots]
+        return best.sort(dim=-1).values
 
     def _guards(self, slots: int) -> tuple[int, int]:
         """(sinks, recent) that must not leave: together never more than `slots`."""
