@@ -129,10 +129,10 @@ def peak_of_statistics(tokens: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def show(title: str, seconds: dict[str, float], unit: str) -> None:
+def show(title: str, seconds: dict[str, float]) -> None:
     print(f"\n{title}")
     for name, value in seconds.items():
-        print(f"  {name:14s} {value * 1e3:10.1f} ms {unit}   {value / seconds['sdpa']:5.2f}x")
+        print(f"  {name:14s} {value * 1e3:10.1f} ms   {value / seconds['sdpa']:5.2f}x")
 
 
 def main() -> None:
@@ -152,17 +152,19 @@ def main() -> None:
         parser.exit(2, f"error: unknown methods {sorted(unknown)}\nhint: choose from {', '.join(METHODS)}\n")
     methods, tokens = options.methods.split(","), options.tokens
     torch.set_num_threads(1)
-    show(f"prefill of {tokens} tokens, 1 thread, CPU time", prefills(tokens, methods, options.rounds, time.process_time), "")
+    one = prefills(tokens, methods, options.rounds, time.process_time)
+    show(f"prefill of {tokens} tokens, 1 thread, CPU time", one)
     best, growth = decodes(tokens, methods, options.steps, options.rounds, time.process_time)
-    show(f"decode step at {tokens} tokens, 1 thread, CPU time, median of {options.steps}", best, "")
+    show(f"decode step at {tokens} tokens, 1 thread, CPU time, median of {options.steps}", best)
     print("  last quarter of the steps over the first: " + ", ".join(f"{n} {g:.2f}" for n, g in growth.items()))
     torch.set_num_threads(options.threads)
     wall = prefills(tokens, methods, options.rounds, time.perf_counter)
-    show(f"prefill of {tokens} tokens, {options.threads} threads, wall time", wall, "")
+    show(f"prefill of {tokens} tokens, {options.threads} threads, wall time", wall)
     print("\npeak memory of the statistics of one layer (8 heads, 2 KV heads, D 64)")
     for n in (2048, 4096, 8192, 16384):
         command = [sys.executable, __file__, "--peak", str(n)]
-        print(f"  {n:6d} tokens {float(subprocess.run(command, capture_output=True, text=True, check=True).stdout):8.1f} MiB")
+        peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        print(f"  {n:6d} tokens {peak:8.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,8 @@ class PlainD2O(PlainH2O):
         best = {}
         for h, entries in self.gone.items():
             for p, entry in entries.items():
-                cosine = {c: float(torch.cosine_similarity(entry[0], kept[0], dim=0)) for c, kept in self.held[h].items()}
+                likeness = {c: torch.cosine_similarity(entry[0], kept[0], dim=0) for c, kept in self.held[h].items()}
+                cosine = {c: float(x) for c, x in likeness.items()}
                 target = max(cosine, key=cosine.get)
                 best[h, p] = (cosine[target], target)
         values = [m for m, _ in best.values()]
