@@ -137,18 +137,39 @@ class Engine:
         max_new_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
         min_new_tokens: int = 0,
-        question: Sequence[int] = (),
+        questions: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
         """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
 
-        `question` is fed to every row after the eviction: the prompts were compressed without having seen it.
+        `questions[b]` is fed to row b after the eviction: its prompt was compressed without having seen it. Rows of a
+        batch are put together by the length of their questions, since all rows of a cache move by one token at a time.
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
+        if questions is None:
+            return self._generate(prompts, [()] * len(prompts), max_new_tokens, stop_ids, min_new_tokens)
+        groups: dict[int, list[int]] = {}
+        for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
+            groups.setdefault(len(question), []).append(row)
+        done: dict[int, Generation] = {}
+        for rows in groups.values():
+            chosen = [prompts[b] for b in rows], [questions[b] for b in rows]
+            done |= zip(rows, self._generate(*chosen, max_new_tokens, stop_ids, min_new_tokens), strict=True)
+        return [done[row] for row in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        questions: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        min_new_tokens: int,
+    ) -> list[Generation]:
         began = self._clock()
-        cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(question))
-        if question:
-            logits = self.extend(cache, torch.tensor([list(question)] * len(prompts), device=self.device))[:, -1]
+        cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(questions[0]))
+        if len(questions[0]):
+            logits = self.extend(cache, torch.tensor(questions, device=self.device))[:, -1]
         prefilled = self._clock()
         banned = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
         tokens: list[list[int]] = [[] for _ in prompts]

@@ -192,6 +192,21 @@ def test_8_a_question_at_once_is_the_question_token_by_token(family, method):
         assert torch.equal(a.positions.sort().values, b.positions.sort().values)
 
 
+@pytest.mark.parametrize("method", ["full", "h2o", "snapkv", "d2o"])
+def test_8_questions_of_a_batch(method):
+    run, prompts = engine("llama_gqa", method, 0.3), [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
+    questions = [prompt(5, 7), prompt(9, 8), prompt(5, 9)]
+    together = run.generate(prompts, STEPS, questions=questions)
+    for text, question, row in zip(prompts, questions, together, strict=True):
+        cache, _ = run.prefill([text], 40)
+        logits = run.extend(cache, torch.tensor([question]))[:, -1]
+        tokens = [int(logits.argmax())]
+        while len(tokens) < STEPS:
+            tokens.append(int(run.step(cache, torch.tensor(tokens[-1:])).argmax()))
+        assert row.tokens == tokens
+        assert row.ledger.held_prefill == cache.ledgers[0].held_prefill
+
+
 def test_8_after_a_question_of_a_growing_method_decoding_goes_on():
     """A block fed at once must leave the next free slot right."""
     run, question, feed = engine("llama_gqa", "snapkv", 0.3), prompt(17, 3), prompt(5, 4)
