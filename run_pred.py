@@ -23,7 +23,8 @@ _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over metho
 def run_cell(composed: Composed) -> None:
     """Bad input shows before anything is written, and a cell that is complete needs no model."""
     from eval.build import build
-    from eval.cells import Cell, folder
+    from eval.cells import Cell
+    from eval.identity import folder
     from eval.predict import first, missing
     from eval.summary import figures, lines
     from eval.tracking import Tracker
@@ -77,7 +78,7 @@ def load_model(cfg: Any) -> LoadedModel:
     from transformers.utils import logging
 
     from eval.build import build
-    from eval.cells import digest, identity
+    from eval.identity import digest, identity
 
     key = digest({k: v for k, v in identity(cfg).items() if k.startswith(("model.", "engine."))})
     key += str(cfg.model.get("path"))
@@ -99,7 +100,7 @@ def record(composed: Composed, task_name: str, protocol: dict[str, Any]) -> dict
 
     from d2o.models import fingerprint, resolve_device
     from eval.build import check_given
-    from eval.cells import describe, digest, identity
+    from eval.identity import describe, digest, identity
 
     check_given(composed.cfg.model, "model")
     return {

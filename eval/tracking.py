@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.cells import digest
+from eval.identity import digest
 
 CONNECT = 20  # seconds to wait for the server before going offline
 FINISH = 60  # seconds to wait for the last upload

@@ -1,0 +1,80 @@
+"""What a cell is: the part of its config that can change a prediction, its names, and the folder they give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+if TYPE_CHECKING:
+    from eval.compose import Composed
+
+IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
+
+
+def digest(value: Any) -> str:
+    """Hash of anything JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def identity(cfg: Any) -> dict[str, Any]:
+    """The part of a config that can change a prediction, flat.
+
+    Places on the disk are left out (a path, a *_dir): what lies there is compared by content instead.
+    """
+    flat: dict[str, Any] = {}
+    for key in IDENTITY:
+        _flatten(OmegaConf.to_container(cfg, resolve=True)[key], key, flat)
+    return {k: v for k, v in flat.items() if not (k in ("model.path", "model.name") or k.endswith("_dir"))}
+
+
+def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            _flatten(child, f"{prefix}.{key}", into)
+    else:
+        into[prefix] = value
+
+
+def describe(composed: Composed) -> dict[str, Any]:
+    """The names of a cell, as tables and folders use them."""
+    cfg, names = composed.cfg, composed.names
+    return {
+        "model": model_name(cfg.model, names["model"]),
+        "method": names["method"],
+        "variant": str(cfg.method.get("variant") or "default"),
+        "budget": cfg.budget,
+        "task": names["task"],
+        "seed": cfg.seed,
+    }
+
+
+def model_name(node: Mapping[str, Any], choice: str) -> str:
+    """The name a config gives itself, else the last part of its path, else its hub id, else the config file's name."""
+    path = node.get("path")
+    name = node.get("name") or (path and Path(str(path)).resolve().name) or node.get("id") or choice
+    return re.sub(r"[^\w.\-]", "_", str(name).replace("/", "--"))
+
+
+def folder(composed: Composed) -> Path:
+    """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
+    cell, cfg, plain = describe(composed), composed.cfg, composed.plain.copy()
+    plain.budget = cfg.budget
+    if "variant" in cfg.method:
+        plain.method.variant = cfg.method.variant
+    for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
+        OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
+    asked = identity(cfg)
+    name = f"{cell['method']}-{cell['variant']}-b{number(cfg.budget)}"
+    if asked != identity(plain):
+        name += f"-{digest(asked)[:8]}"
+    return Path(cfg.results_dir) / cell["model"] / name / cell["task"]
+
+
+def number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
