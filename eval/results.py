@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.aggregate import by_bucket
+from eval.bootstrap import Interval, paired_interval
 from eval.errors import InputError
 from eval.longbench import BUCKETS, SETS, SETS_E
 from eval.predictions import read_predictions
@@ -21,7 +22,8 @@ Note = Callable[[str], None]
 class CellResult:
     """A scored cell, or a scored file of a foreign folder (`folder` is then the file's stem).
 
-    `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown.
+    `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
+    the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with.
     """
 
     folder: str
@@ -31,6 +33,13 @@ class CellResult:
     realised: float | None
     total: int | None
     protocol_hash: str | None
+    ids: list[Any] = field(default_factory=list, repr=False)
+    against: Interval | None = None
+
+    @property
+    def by_id(self) -> dict[Any, float]:
+        """{id: 0..1} of the rows that have an id."""
+        return {key: one for key, one in zip(self.ids, self.score.per_row, strict=True) if key is not None}
 
     @property
     def task(self) -> str:
@@ -66,15 +75,28 @@ def score_cells(results_dir: Path, scorer: str, note: Note) -> list[CellResult]:
             note(f"{folder}: no config.json with a cell in it, left out")
             continue
         results.append(_score_cell(folder, str(folder.relative_to(results_dir)), config, scorer, note))
+    compare_with_full(results)
     return sorted(results, key=_order)
 
 
+def compare_with_full(results: Sequence[CellResult]) -> None:
+    """Set `against` where a cell of method `full` has the same model, task, seed and protocol."""
+    full = {_peers(r): r.by_id for r in sorted(results, key=_order) if r.cell.get("method") == "full"}
+    for result in results:
+        if result.cell.get("method") != "full" and _peers(result) in full:
+            result.against = paired_interval(result.by_id, full[_peers(result)])
+
+
+def _peers(result: CellResult) -> tuple:
+    return (result.task, result.protocol_hash, *(str(result.cell.get(key)) for key in ("model", "seed")))
+
+
 def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note) -> CellResult:
-    cell, realised = config["cell"], []
+    cell, realised, ids = config["cell"], [], []
     rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note)
     task = cell.get("scorer_task") or cell.get("task")
     protocol = config.get("protocol")
-    score = score_rows(str(task), _tap(rows, realised), scorer, protocol)
+    score = score_rows(str(task), _tap(rows, realised, ids), scorer, protocol)
     edges = (protocol or {}).get("buckets") or []
     return CellResult(
         folder=name,
@@ -84,10 +106,11 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         realised=sum(realised) / len(realised) if realised else None,
         total=(_json(folder / "status.json") or {}).get("total"),
         protocol_hash=config.get("protocol_hash"),
+        ids=ids,
     )
 
 
-def _tap(rows: Iterable[dict[str, Any]], realised: list[float]) -> Iterator[dict[str, Any]]:
+def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:
     seen = set()
     for row in rows:
         if row.get("id") in seen:
@@ -96,6 +119,7 @@ def _tap(rows: Iterable[dict[str, Any]], realised: list[float]) -> Iterator[dict
             seen.add(row["id"])
         if isinstance(row.get("budget_realised"), int | float):
             realised.append(row["budget_realised"])
+        ids.append(row.get("id"))
         yield row
 
 

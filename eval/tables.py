@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from eval.aggregate import longbench_e_means, longbench_means
 from eval.results import CellResult
 from eval.scoring import rounded
 
+AGAINST = ("vs full", "95 % interval")  # of the paired difference, eval/bootstrap.py
 COLUMNS = ("model", "method", "variant", "budget")
 HASH = re.compile(r"-[0-9a-f]{8}$")
 
@@ -39,11 +41,15 @@ def cells_table(results: Sequence[CellResult]) -> str:
     for task in dict.fromkeys(result.task for result in results):
         group = [result for result in results if result.task == task]
         labels = list(dict.fromkeys(label for result in group for label in result.buckets))
+        compared = [*AGAINST] if any(r.against for r in group) else []
         rows = [
-            [*names(r), realised(r.realised), count(r), number(r.score.value), *(_bucket(r, label) for label in labels)]
+            [*names(r), realised(r.realised), count(r), number(r.score.value)]
+            + (against(r) if compared else [])
+            + [_bucket(r, label) for label in labels]
             for r in group
         ]
-        parts.append(f"{task}\n\n" + markdown([*COLUMNS, "realised", "rows", "score", *labels], rows, left=3))
+        header = [*COLUMNS, "realised", "rows", "score", *compared, *labels]
+        parts.append(f"{task}\n\n" + markdown(header, rows, left=3))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
 
@@ -54,6 +60,16 @@ def names(result: CellResult) -> list[str]:
     turned = HASH.search(result.run)
     variant = str(cell.get("variant") or "") + (turned[0] if turned else "")
     return [str(cell.get("model", "")), str(cell.get("method", "")), variant, str(cell.get("budget", ""))]
+
+
+def against(result: CellResult) -> list[str]:
+    """The difference to the full cache over the rows that both have, how many where not all, and its interval."""
+    found = result.against
+    if found is None:
+        return ["", ""]
+    only = "" if found.n == result.score.n else f" (n={found.n})"
+    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
+    return [f"{found.value:+.2f}{only}", bounds]
 
 
 def realised(value: float | None) -> str:
@@ -127,6 +143,7 @@ def cell_record(result: CellResult) -> dict[str, Any]:
         "n": result.score.n,
         "total": result.total,
         "score": rounded(result.score.value),
+        "vs_full": None if result.against is None else asdict(result.against),
         "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
         "protocol_hash": result.protocol_hash,
     }

@@ -59,9 +59,9 @@ def test_the_table_of_all_cells(tmp_path, capsys):
     assert table_rows(text) == [
         ["model", "method", "variant", "budget", "realised", "rows", "score"],
         ["tiny", "h2o", "default", "0.2", "", "1/7", "66.67"],
-        ["model", "method", "variant", "budget", "realised", "rows", "score"],
-        ["tiny", "full", "default", "1.0", "", "1", "100.00"],
-        ["tiny", "h2o", "default", "0.2", "0.2050", "2", "50.00"],
+        ["model", "method", "variant", "budget", "realised", "rows", "score", "vs full", "95 % interval"],
+        ["tiny", "full", "default", "1.0", "", "1", "100.00", "", ""],
+        ["tiny", "h2o", "default", "0.2", "0.2050", "2", "50.00", "+0.00 (n=1)", ""],
     ]
     record = json.loads((tmp_path / "out.json").read_text())
     last = record["cells"][-1]
