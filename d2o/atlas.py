@@ -1,0 +1,136 @@
+"""The cache atlas of one prompt: which positions are held in which layer and head, and who was merged into whom.
+
+Survivors are read off `positions`. Merges are read off `absorb`, whatever the method does in it: for the time of a
+call every value carries one more column per leaving entry, 1 in that entry and 0 elsewhere. Merging is linear in the
+values, so what these columns hold afterwards are the weights. Nothing of the run itself changes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2o.cache import KVCache
+from d2o.engine import Engine
+from d2o.errors import InputError
+from d2o.eviction import Entries
+from d2o.layer import KVLayer
+
+LONGEST = 8192  # tokens: the columns of one layer are heads x slots x leaving entries
+Runs = list[list[int]]  # [first, last] of every run of positions
+
+
+class Merges:
+    """Columns `layer, head, at, source, target, weight`, one entry per merge, in the order in which they happened.
+
+    `at`: the newest position when it happened; `source` left and is in `target` with `weight`, its share of the value.
+    """
+
+    FIELDS = ("layer", "head", "at", "source", "target", "weight")
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[Any]] = {name: [] for name in self.FIELDS}
+
+    def watch(self, layer: KVLayer) -> KVLayer:
+        """Let `layer` (one row per batch) report what its `absorb` does."""
+        absorb = layer.absorb
+
+        def watched(evicted: Entries, kept: Entries, rows: slice) -> None:
+            width, leaving = kept.values.shape[3], evicted.positions.shape[2]
+            marks = torch.eye(leaving, device=kept.values.device, dtype=kept.values.dtype)
+            marks = marks.expand(*evicted.values.shape[:2], -1, -1)
+            none = kept.values.new_zeros(*kept.values.shape[:3], leaving)
+            values = torch.cat((kept.values, none), dim=3)
+            absorb(
+                Entries(evicted.keys, torch.cat((evicted.values, marks), dim=3), evicted.positions),
+                Entries(kept.keys, values, kept.positions),
+                rows,
+            )
+            kept.values.copy_(values[..., :width])
+            self._note(layer, values[0, ..., width:], evicted.positions[0], kept.positions[0])
+
+        layer.absorb = watched
+        return layer
+
+    def _note(self, layer: KVLayer, weights: Tensor, left: Tensor, held: Tensor) -> None:
+        head, slot, entry = weights.nonzero(as_tuple=True)
+        found = {
+            "layer": torch.full_like(head, layer.index),
+            "head": head,
+            "at": torch.full_like(head, int(layer.now)),
+            "source": left[head, entry],
+            "target": held[head, slot],
+            "weight": weights[head, slot, entry].float(),
+        }
+        for name, column in found.items():
+            self.columns[name] += [round(x, 4) for x in column.tolist()] if name == "weight" else column.tolist()
+
+
+@torch.inference_mode()
+def draw_atlas(
+    engine: Engine,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: frozenset[int] = frozenset(),
+    min_new_tokens: int = 0,
+    question: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Generate as `Engine.generate` does for this one prompt, and say what its cache held; JSON-able.
+
+    tokens            the answer, the same ids that `generate` gives
+    layers, heads, prompt_tokens, seen: tokens passed at the end
+    prefill, decode   [layer][head] -> runs [first, last] of the positions held after the first eviction, at the end
+    merges            see `Merges`; empty lists for a method that drops what it evicts
+    Raises InputError for a prompt of more than LONGEST tokens.
+    """
+    if len(prompt) + len(question) > LONGEST:
+        what = f"an atlas of {len(prompt) + len(question)} tokens"
+        raise InputError(what, f"draw it for a prompt of at most {LONGEST} tokens, for example task.length=2048")
+    merges, watching = Merges(), copy.copy(engine)
+    watching.method = lambda: merges.watch(engine.method())
+    cache, logits = watching.prefill([list(prompt)], reserve=max_new_tokens + len(question))
+    first = None if cache.layers[0].pending else snapshot(cache)
+    if len(question):
+        logits = watching.extend(cache, torch.tensor([list(question)], device=engine.device))[:, -1]
+    banned, tokens = torch.tensor(sorted(stop_ids), dtype=torch.long, device=engine.device), []
+    while True:
+        if len(tokens) < min_new_tokens:
+            logits = logits.index_fill(1, banned, float("-inf"))
+        chosen = logits.argmax(dim=-1)
+        tokens.append(int(chosen))
+        if tokens[-1] in stop_ids or len(tokens) == max_new_tokens:
+            break
+        logits = watching.step(cache, chosen)
+        first = first or snapshot(cache)
+    last = snapshot(cache)
+    return {
+        "version": 1,
+        "prompt_tokens": len(prompt) + len(question),
+        "seen": cache.seen[0],
+        "tokens": tokens,
+        "layers": len(cache.layers),
+        "heads": cache.layers[0].positions.shape[1],
+        "prefill": first or last,
+        "decode": last,
+        "merges": merges.columns,
+    }
+
+
+def snapshot(cache: KVCache) -> list[list[Runs]]:
+    """`[layer][head]` -> runs of the positions that row 0 of a cache holds."""
+    return [[runs(head[head >= 0].tolist()) for head in layer.positions[0]] for layer in cache.layers]
+
+
+def runs(positions: Sequence[int]) -> Runs:
+    """[4, 0, 1, 2] -> [[0, 2], [4, 4]]."""
+    found: Runs = []
+    for position in sorted(positions):
+        if found and position == found[-1][1] + 1:
+            found[-1][1] = position
+        else:
+            found.append([position, position])
+    return found
