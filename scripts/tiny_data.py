@@ -71,23 +71,36 @@ def positions(rng: random.Random, ids: list[int], ends: frozenset[int], top: int
     return out
 
 
-def batch(enc: Encoder, seed: int, step: int, rows: range, length: int, mix, special, leap: float, share: float):
+def name_ends(ids: list[int], seconds: frozenset[int]) -> list[bool]:
+    """For each token, whether it is the second syllable of a name that the text has told before."""
+    told: set[tuple[int, int]] = set()
+    out = []
+    for pair in zip([-1, *ids], ids, strict=False):
+        out.append(pair[1] in seconds and pair in told)
+        told.add(pair)
+    return out
+
+
+def batch(enc: Encoder, seed: int, step: int, rows: range, length: int, special, phase):
     """Some rows of a step: tokens, positions [rows, length] (int64) and weights [rows, length] (bool): what is learnt.
 
-    special: (bos, pad, ids that end a sentence). leap: share of texts with leaping positions. share: of the
-    tokens that no earlier text determines, and that are learnt all the same, for fluency.
+    special: (bos, pad, ids that end a sentence, ids of second syllables). phase: `mix`, the kinds of text; `leap`, share
+    of texts with leaping positions; `plain`, share of the tokens learnt that no earlier text determines, for fluency;
+    `names`, whether the end of a name told before is learnt.
     """
-    bos, pad, ends = special
+    bos, pad, ends, seconds = special
     tokens = np.full((len(rows), length), pad, dtype=np.int64)
     where = np.tile(np.arange(length), (len(rows), 1))
     weights = np.zeros((len(rows), length), dtype=bool)
     for row, name in enumerate(rows):
         rng = random.Random(f"train:{seed}:{step}:{name}")
-        ids, known = document(enc, rng, mix, length, bos)
+        ids, known = document(enc, rng, phase.mix, length, bos)
         n = len(ids)
         tokens[row, :n] = ids
-        noise = np.random.default_rng(rng.getrandbits(32)).random(n) < share
+        noise = np.random.default_rng(rng.getrandbits(32)).random(n) < phase.plain
         weights[row, :n] = np.array(known) | noise
-        if rng.random() < leap:
+        if phase.names:
+            weights[row, :n] |= np.array(name_ends(ids, seconds))
+        if rng.random() < phase.leap:
             where[row, :n] = positions(rng, ids, ends, 4096)
     return tokens, where, weights

@@ -11,8 +11,10 @@ import pathlib
 import random
 import sys
 import time
+import types
 
 import hydra
+from omegaconf import OmegaConf
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,10 +42,41 @@ def new_model(cfg, vocab: int, bos: int, eos: int):
     from scripts.tiny_attention import register
 
     torch.manual_seed(cfg.seed)
-    return LlamaForCausalLM(LlamaConfig(
+    model = LlamaForCausalLM(LlamaConfig(
         vocab_size=vocab, bos_token_id=bos, eos_token_id=eos, tie_word_embeddings=True, attn_implementation=register(),
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta}, **cfg.model,
     ))
+    if cfg.look_back:
+        look_back(model)
+    return model
+
+
+def look_back(model) -> None:
+    """Start head h of the first layer as one that attends to the token h + 1 places before.
+
+    Where the heads that look one place back must be found first, matching a name takes several million tokens more to
+    appear. One dimension of every embedding starts as a constant; through it query and key hold the same vector s, the
+    query turned back by h + 1 places: the logit of a token d places before is the sum of s_i^2 cos(f_i (d - h - 1)).
+    """
+    import torch
+
+    config, layer = model.config, model.model.layers[0].self_attn
+    half = config.head_dim // 2
+    frequency = model.model.rotary_emb.inv_freq
+    wanted = torch.zeros(half)
+    wanted[:4] = torch.tensor([8.0, 5.0, 4.0, 3.0])  # share of each frequency in the logit, the fastest first
+    with torch.no_grad():
+        spread = config.initializer_range
+        model.model.embed_tokens.weight[:, 0] = 3 * spread
+        constant = 3 / (1 + 8 / config.hidden_size) ** 0.5  # what the norm makes of it
+        s = (wanted * config.head_dim**0.5).sqrt() / constant
+        for head in range(config.num_attention_heads):
+            turned = frequency * (head + 1)
+            rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
+            layer.q_proj.weight[rows, 0] = torch.cat([s * turned.cos(), -s * turned.sin()])
+        for head in range(config.num_key_value_heads):
+            rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
+            layer.k_proj.weight[rows, 0] = torch.cat([s, torch.zeros(half)])
 
 
 def optimisers(cfg, model):
@@ -127,6 +160,7 @@ def train(cfg, rank: int) -> None:
     import torch
     from tokenizers import Tokenizer
 
+    from eval.mini_text import syllables
     from eval.mini_tokens import Encoder
     from scripts.tiny_data import batch
 
@@ -135,21 +169,22 @@ def train(cfg, rank: int) -> None:
     tokenizer = Tokenizer.from_file(str(ROOT / cfg.tokenizer / "tokenizer.json"))
     enc = Encoder(tokenizer)
     bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
-    special = (bos, eos, frozenset(tokenizer.token_to_id(t) for t in (".", "\n")))
+    ids = tokenizer.token_to_id
+    special = (bos, eos, frozenset(map(ids, (".", "\n"))), frozenset(map(ids, syllables()[1])))
     model = new_model(cfg, tokenizer.get_vocab_size(), bos, eos)
     opts = optimisers(cfg, model)
     step, seen = load(out / "checkpoint.pt", model, opts)
     base = [cfg.lr_matrix, cfg.lr_rest]
     run = start_wandb(cfg) if rank == 0 else None
-    started, total = time.time(), sum(p.steps for p in cfg.phases)
+    phases = [types.SimpleNamespace(**p) for p in OmegaConf.to_container(cfg.phases, resolve=True)]
+    started, total = time.time(), sum(p.steps for p in phases)
     stop = False
     while step < total and not stop:
-        phase = phase_at(cfg.phases, step)
-        length = random.Random(f"length:{cfg.seed}:{step}").choices(list(phase.lengths), list(phase.shares))[0]
+        phase = phase_at(phases, step)
+        length = random.Random(f"length:{cfg.seed}:{step}").choices(phase.lengths, phase.shares)[0]
         rows = max(1, phase.tokens // length // cfg.workers)
         t0 = time.time()
-        data = batch(enc, cfg.seed, step, range(rank * rows, (rank + 1) * rows), length, dict(phase.mix), special,
-                     phase.leap, phase.plain)
+        data = batch(enc, cfg.seed, step, range(rank * rows, (rank + 1) * rows), length, special, phase)
         loss, right = loss_of(model, *map(torch.from_numpy, data), cfg.bf16)
         loss.backward()
         average_gradients(model, cfg.workers)
@@ -235,7 +270,6 @@ def start_wandb(cfg):
     if not cfg.wandb:
         return None
     import wandb
-    from omegaconf import OmegaConf
 
     return wandb.init(project=cfg.wandb, config=OmegaConf.to_container(cfg), mode=cfg.wandb_mode)
 

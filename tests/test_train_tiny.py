@@ -68,6 +68,12 @@ def test_known_tokens_are_answers(encoder):
     assert plain(" the\x01 miller") == " the miller"
 
 
+def test_name_ends_are_known_when_told_before():
+    from scripts.tiny_data import name_ends
+
+    assert name_ends([5, 9, 7, 5, 9, 5, 8, 9], frozenset([9])) == [False] * 4 + [True] + [False] * 3
+
+
 def test_positions_leap_after_sentences_only(encoder):
     from scripts.tiny_data import positions
 
@@ -95,8 +101,8 @@ def test_attention_is_the_stock_one():
 
 def _train(out: Path, *words: str) -> list[dict]:
     command = [sys.executable, "scripts/train_tiny.py", f"out_dir={out}", "workers=1", "model.num_hidden_layers=1",
-               "phases=[{steps: 4, lengths: [32, 64], shares: [1, 1], tokens: 128, leap: 0.5, plain: 0.1, "
-               "mix: {multikey: 1, repeat: 1}, eval_lengths: [64]}]",
+               "phases=[{steps: 4, lengths: [32, 64], shares: [1, 1], tokens: 128, leap: 0.5, plain: 0.1, names: true, "
+               "mix: {multikey: 1, repeat: 1}, eval_lengths: [256]}]",
                "decay=2", "log_every=1", "save_every=1", "eval_every=4", "eval_rows=2", "eval_cells=[single]", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     with (out / "train.csv").open() as f:
