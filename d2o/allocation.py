@@ -14,6 +14,7 @@ from torch import Tensor
 from d2o.errors import InputError
 
 LEAST, MOST = 0.01, 1.0  # the clamp of R
+D2O_HINT = "method.protected_layers=[] or method.budget_accounting=nominal"
 
 
 def layer_metric(column_sums: Tensor) -> Tensor:
@@ -28,10 +29,13 @@ def ratios(metric: Tensor, rho: float) -> Tensor:
     return (metric.shape[0] * rho * torch.softmax(-metric, dim=0)).clamp(LEAST, MOST)
 
 
-def realised_slots(weights: list[float], rho: float, length: int, protected: set[int]) -> list[int]:
+def realised_slots(
+    weights: list[float], rho: float, length: int, protected: set[int], name: str = "d2o", hint: str = D2O_HINT
+) -> list[int]:
     """Slots per layer, proportional to `weights`, that add up to rho * length * layers with protected layers whole.
 
-    A layer gets at least 1 % of the prompt and at most all of it; what the caps leave over goes to the others.
+    A layer gets at least 1 % of the prompt and at most all of it; what the caps leave over goes to the others. `name`
+    and `hint` are the method's, for the InputError of a budget that the protected layers exceed.
     """
     layers = len(weights)
     total = math.floor(rho * length * layers + 1e-9) - len(protected) * length
@@ -40,9 +44,9 @@ def realised_slots(weights: list[float], rho: float, length: int, protected: set
     if total < least * len(free):
         needed = (len(protected) * length + least * len(free)) / (length * layers)
         raise InputError(
-            f"budget {rho:g} is too small for d2o's {len(protected)} protected layers of {layers}",
+            f"budget {rho:g} is too small for {name}'s {len(protected)} protected layers of {layers}",
             f"the smallest that works for {length} tokens is budget={math.ceil(needed * 1000) / 1000:g}, or type "
-            "method.protected_layers=[] or method.budget_accounting=nominal",
+            f"{hint}",
         )
     exact = _water_fill({layer: weights[layer] for layer in free}, total, least, length)
     slots = {layer: math.floor(value + 1e-9) for layer, value in exact.items()}

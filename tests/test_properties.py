@@ -8,7 +8,7 @@ import functools
 
 import pytest
 import torch
-from zoo import METHODS, PLAIN, SUPPORTED, Oracle, build, masks_of_run, prompt, visible_now
+from zoo import METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
 
 from d2o.d2o import D2O
 from d2o.engine import Engine
@@ -17,7 +17,8 @@ from d2o.kernels import attend_lse, column_sums, column_sums_plain
 
 LENGTHS = (70, 41, 58)
 STEPS = 10
-MORE = {"d2o_protected": 0.3}  # a whole layer of three needs a larger budget
+MORE = {"d2o_protected": 0.3, "knorm": 0.3}  # a whole layer of three needs a larger budget
+RAGGED = ("adakv",)  # heads of a layer hold different numbers of slots
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
@@ -27,7 +28,8 @@ def model(family):
 
 
 def engine(family, method, budget, **options):
-    budget = budget + MORE.get(method, 0) if budget < 1 else budget
+    if budget != 1:
+        budget += MORE.get(method, 0) if budget < 1 else int(MORE.get(method, 0) * LENGTHS[0])
     return Engine(model(family), METHODS[method], budget, **options)
 
 
@@ -48,8 +50,7 @@ def stock(family):
         return ids[LENGTHS[0] :], fresh(torch.tensor([ids]), use_cache=False).logits[0, LENGTHS[0] - 1 :]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family, method", pairs(METHODS))
 def test_1_a_budget_of_everything_is_the_full_cache(family, method):
     tokens, logits = stock(family)
     for budget, chunk in ((1, None), (LENGTHS[0] + STEPS, None), (LENGTHS[0] + STEPS, 16)):
@@ -59,15 +60,16 @@ def test_1_a_budget_of_everything_is_the_full_cache(family, method):
         assert run.generate([prompt(LENGTHS[0])], STEPS)[0].tokens == tokens
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family, method", pairs(name for name in METHODS if name != "full"))
 def test_2_each_layer_holds_what_it_was_given(family, method):
     run = engine(family, method, 0.5)
     _, cache = forced(run, prompt(LENGTHS[0]), [5])
     for layer in cache.layers:
-        given = min(layer.slots[0], LENGTHS[0] + 1) + (not layer.decode_eviction)
-        assert (layer.positions >= 0).sum(dim=-1).unique().tolist() == [given]
-        heads, dim = layer.keys.shape[1], layer.keys.shape[3]
+        fed = not layer.decode_eviction
+        given = min(layer.slots[0], LENGTHS[0] + 1 - fed) + fed
+        filled = (layer.positions >= 0).sum(dim=-1)
+        assert filled.sum() == given * filled.numel() if method in RAGGED else (filled == given).all()
+        heads, dim = filled.shape[1], layer.keys.shape[-1]
         stored = layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
         assert layer.bytes() == stored
         if layer.slots[0] < LENGTHS[0]:
@@ -76,13 +78,12 @@ def test_2_each_layer_holds_what_it_was_given(family, method):
     total = sum(float((x.positions >= 0).sum()) / x.positions.shape[1] for x in cache.layers)
     if not cache.layers[0].nominal:
         grown = 0 if cache.layers[0].decode_eviction else len(cache.layers)
-        protected = 1 if method == "d2o_protected" else 0  # a protected layer grows by what is fed
+        protected = method == "d2o_protected"  # a protected layer grows by what is fed
         wanted = run.budget.value * LENGTHS[0] * len(cache.layers) + grown + protected
         assert total == pytest.approx(wanted, abs=len(cache.layers))
 
 
-@pytest.mark.parametrize("method", PLAIN)
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family, method", pairs(PLAIN))
 def test_3_decoding_equals_an_explicit_mask(family, method):
     run, text, feed = engine(family, method, 24), prompt(LENGTHS[0]), prompt(STEPS, 9)
     cache, first = run.prefill([text], STEPS)
@@ -94,11 +95,10 @@ def test_3_decoding_equals_an_explicit_mask(family, method):
     expected = oracle.logits(text + feed, masks_of_run(len(text), seen))[len(text) - 1 :]
     torch.testing.assert_close(torch.stack(ours), expected, **CLOSE)
     if method != "full":
-        assert not seen[0][0].all(), "nothing was evicted: the comparison shows nothing"
+        assert not all(mask.all() for mask in seen[0]), "nothing was evicted: the comparison shows nothing"
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family, method", pairs(METHODS))
 def test_4_a_row_of_a_batch_is_the_row_alone(family, method):
     prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
     feed = torch.tensor([prompt(STEPS, 20 + b) for b in range(len(prompts))])
@@ -180,16 +180,15 @@ def test_7_caches_take_turns_and_can_be_forked(method):
     assert torch.equal(*both)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family, method", pairs(METHODS))
 def test_8_a_question_at_once_is_the_question_token_by_token(family, method):
     run, question = engine(family, method, 0.3), prompt(17, 3)
     one_by_one, slow = forced(run, prompt(LENGTHS[0]), question)
     cache, _ = run.prefill([prompt(LENGTHS[0])])
     at_once = run.extend(cache, torch.tensor([question]))[0]
     torch.testing.assert_close(at_once, one_by_one[1:], **CLOSE)
-    for a, b in zip(cache.layers, slow.layers, strict=True):
-        assert torch.equal(a.positions.sort().values, b.positions.sort().values)
+    for a, b in zip(visible_now(cache), visible_now(slow), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("method", ["full", "h2o", "snapkv", "d2o"])

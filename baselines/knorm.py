@@ -1,0 +1,54 @@
+"""KNorm: keys of small L2 norm are kept; once, after the prefill. No attention is looked at.
+
+Paper: A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression (EMNLP 2024, arXiv 2406.11430).
+Reference: alessiodevoto/l2compress @ 6d84d6e, cache.py.
+
+The first `skip_layers` layers are never compressed, as in the paper's experiments.
+
+Models that normalise their keys (Qwen3, Gemma 3) leave little to rank: all norms are equal up to the learned weights.
+
+Intended differences from the reference
+- Equal budgets: what the skipped layers hold too much is taken from the others in equal parts, so that all layers
+  together hold the budget; the reference gives the others the full ratio. A budget that the skipped layers alone
+  exceed is refused.
+- Compresses at the end of the prefill and grows while decoding; the reference compresses at every call above a length.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from d2o.allocation import realised_slots
+from d2o.budget import UNLIMITED, Budget
+from d2o.errors import InputError
+from d2o.layer import KVLayer
+
+
+class KNorm(KVLayer):
+    """Score: minus the L2 norm of the key as cached (a rotation does not change it)."""
+
+    decode_eviction = False
+
+    def __init__(self, skip_layers: int = 2) -> None:
+        super().__init__()
+        if skip_layers < 0 or skip_layers != int(skip_layers):
+            raise InputError(f"knorm with skip_layers={skip_layers}", "method.skip_layers=2, or 0 for none")
+        self.skip_layers = int(skip_layers)
+
+    @classmethod
+    def allocate(cls, layers: list[KNorm], budget: Budget, lengths: list[int]) -> list[list[int]]:
+        rows = [layers[0].row_slots(budget, n, len(layers)) for n in lengths]
+        return [[row[layer] for row in rows] for layer in range(len(layers))]
+
+    def row_slots(self, budget: Budget, length: int, layers: int) -> list[int]:
+        """Slots per layer for a prompt of `length` tokens."""
+        slots, skipped = budget.slots(length), set(range(min(self.skip_layers, layers)))
+        if slots >= length:
+            return [slots] * layers
+        given = realised_slots(
+            [1.0] * layers, slots / length, length, skipped, "knorm", "method.skip_layers=0, or fewer than now"
+        )
+        return [UNLIMITED if layer in skipped else given[layer] for layer in range(layers)]
+
+    def importance(self) -> Tensor:
+        return -self.keys.float().norm(dim=-1)

@@ -1,0 +1,75 @@
+"""Property 9 for the further baselines: plain restatements over dictionaries of positions, in float64."""
+
+import pytest
+import torch
+from golden import by_position, drive, held
+from test_restatements import HEADS, KV_HEADS, PROMPT, SLOTS, Plain, PlainSnapKV, inputs
+
+from baselines.adakv import AdaKV
+from baselines.knorm import KNorm
+from baselines.pyramidkv import PyramidKV
+
+WINDOW, ALPHA = 8, 0.3
+
+
+class PlainKNorm(Plain):
+    def worth(self, head, position):
+        return -float(self.held[head][position][0].norm())
+
+    def step(self, t):
+        pass
+
+
+class PlainPyramid(PlainSnapKV):
+    """Nothing of the pyramid shows in one layer; its slots are compared with the reference's elsewhere."""
+
+
+class PlainAdaKV(PlainSnapKV):
+    """Equal shares are bid for by the best scores of all heads; a part of the share is safe."""
+
+    def cut(self, t):
+        share = SLOTS - WINDOW
+        ranked = sorted(
+            ((self.worth(head, p), -head, -p) for head in range(KV_HEADS) for p in range(PROMPT - WINDOW)), reverse=True
+        )[: KV_HEADS * share]
+        own = [sum(1 for _, h, _ in ranked if -h == head) for head in range(KV_HEADS)]
+        shares = [(1 - ALPHA) * n + ALPHA * share for n in own]
+        counts = [int(x) for x in shares]
+        while sum(counts) < KV_HEADS * share:
+            most = max(range(KV_HEADS), key=lambda head: shares[head] - counts[head])
+            counts[most] += 1
+        self.counts = [WINDOW + n for n in counts]
+        for head in range(KV_HEADS):
+            self.evict(head, t, PROMPT - self.counts[head])
+
+
+CASES = {
+    "knorm": (KNorm, PlainKNorm),
+    "pyramidkv": (lambda: PyramidKV(window=WINDOW, kernel=5), PlainPyramid),
+    "adakv": (lambda: AdaKV(window=WINDOW, kernel=5, floor_alpha=ALPHA), PlainAdaKV),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_9_positions_over_512_tokens(name):
+    method, plain = CASES[name]
+    layer, slow = method(), plain()
+    history, (q, k, v) = slow.run(), inputs()
+    trace = drive(layer, q, k, v, PROMPT, SLOTS)
+    for step, (ours, expected) in enumerate(zip(trace.held, history, strict=True)):
+        assert [row[row >= 0].tolist() for row in ours] == expected, f"step {step}"
+    for step in (0, 100, 511):
+        for head in range(HEADS):
+            kv = head // (HEADS // KV_HEADS)
+            at = torch.tensor([p for p in history[-1][kv] if p <= PROMPT + step])
+            scores = q[0, head, PROMPT + step] @ k[0, kv, at].T / q.shape[-1] ** 0.5
+            expected = torch.softmax(scores.double(), dim=-1).float() @ v[0, kv, at]
+            torch.testing.assert_close(trace.outputs[step][0, head, 0], expected, atol=1e-5, rtol=1e-4)
+    if name != "adakv":
+        assert torch.equal(by_position(layer, layer.keys), k[0][torch.arange(KV_HEADS)[:, None], held(layer)])
+
+
+def test_adakv_heads_are_uneven_in_these_cases():
+    slow = PlainAdaKV()
+    slow.run()
+    assert len(set(slow.counts)) > 1 and sum(slow.counts) == KV_HEADS * SLOTS
