@@ -32,7 +32,7 @@ from torch import Tensor
 from d2o.allocation import layer_metric, ratios, realised_slots
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError
-from d2o.eviction import Entries
+from d2o.eviction import Entries, Merge
 from d2o.layer import KVLayer
 from d2o.merge import merge_average, merge_exponential, nearest
 from d2o.rows import LastRows, PromptRows, group_sum
@@ -172,6 +172,8 @@ class D2O(KVLayer):
         leaving = evicted.positions >= 0
         cosine, target = nearest(evicted.keys, kept.keys, norms, kept.positions >= 0)
         merged = leaving & self._accepted(cosine, leaving, rows)
+        if self.merge_log is not None:
+            self.merge_log.append(Merge(evicted.positions, kept.positions.gather(2, target), merged))
         for old, new in ((kept.keys, evicted.keys), (kept.values, evicted.values)):
             if self.variant == "paper":
                 merge_exponential(old, new, target, cosine, merged, self.self_weight)

@@ -23,6 +23,16 @@ class Entries:
     positions: Tensor
 
 
+@dataclass
+class Merge:
+    """One call of `absorb`: entries at `positions [b, Hkv, n]` (-1: none) left; `merged` says which of them were merged
+    into the slots that hold the positions `into`."""
+
+    positions: Tensor
+    into: Tensor
+    merged: Tensor
+
+
 class Eviction(SlotStorage):
     """Slots under a budget: row b of the batch was given `slots[b]` slots in each head."""
 
@@ -38,6 +48,7 @@ class Eviction(SlotStorage):
         self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
         self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
         self.recent_now: int | Tensor = 0
+        self.merge_log: list[Merge] | None = None  # a list: methods that merge write down who merged into whom
 
     def recent(self, slots: int) -> int:
         """How many of `slots` are held by the most recent positions."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from d2o.errors import InputError
 from d2o.models import LoadedModel
+
+MARK = "<the message>"  # stands for a message, to see what a chat template puts around it
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,71 @@ def encode(
     return Encoded(_known(_cut_middle(tokenizer, prompt, chat, room), loaded), True)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A prompt in two parts, each tokenised by itself: what stands before the question, and the question.
+
+    `spans`: the positions [first, last + 1) of stretches of the context that were asked for.
+    """
+
+    context: list[int]
+    question: list[int]
+    truncated: bool = False
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+def encode_parts(
+    loaded: LoadedModel,
+    context: str,
+    question: str,
+    chat: bool = False,
+    spans: Sequence[tuple[int, int]] = (),
+) -> Parts:
+    """Ids of context and question. A chat template opens before the context and closes behind the question.
+
+    `spans`: characters [start, end) of the context. Raises InputError where the tokenizer cannot say which tokens they
+    became.
+    """
+    chat = chat and bool(loaded.tokenizer.chat_template)
+    before, after = _around(loaded.tokenizer, chat)
+    head = before + context
+    if not spans:
+        ids, found = _wrap_head(loaded.tokenizer, head, chat), []
+    else:
+        if not loaded.tokenizer.is_fast:
+            hint = "the model's folder needs a tokenizer.json"
+            raise InputError(f"the tokenizer of {loaded.name} does not say where its tokens stand", hint)
+        made = loaded.tokenizer(head, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
+        ids, shift = made.input_ids, len(before)
+        found = [_tokens_of(made.offset_mapping, a + shift, b + shift) for a, b in spans]
+        doubled = len(ids) - len(_wrap_head(loaded.tokenizer, head, chat))
+        ids, found = ids[doubled:], [(a - doubled, b - doubled) for a, b in found]
+    asked = loaded.tokenizer(question + after, add_special_tokens=False, verbose=False).input_ids
+    return Parts(ids, asked, False, found)
+
+
+def encode_apart(
+    loaded: LoadedModel, context: str, question: str, max_new_tokens: int, chat: bool = False, truncate: str = "middle"
+) -> Parts:
+    """As `encode`, for a question that is fed after the context was evicted: only the context is ever cut."""
+    chat = chat and bool(loaded.tokenizer.chat_template)
+    parts = encode_parts(loaded, context, question, chat)
+    room = loaded.window - max_new_tokens - len(parts.question)
+    if not parts.question or not parts.context:
+        raise InputError(f"a question {question[:20]!r} of no tokens, or no context", "write task.question=before")
+    if len(parts.context) > room:
+        what = (
+            f"a context of {len(parts.context)} tokens does not fit: what follows it leaves {room} of {loaded.window}"
+        )
+        hint = "this task may not truncate: take a model with a longer window"
+        if truncate == "refuse" or room < 2:
+            raise InputError(what, hint)
+        before, _ = _around(loaded.tokenizer, chat)
+        parts = Parts(_cut(loaded.tokenizer, before, context, chat, room), parts.question, True)
+    _known(parts.context + parts.question, loaded)
+    return parts
+
+
 def stop_ids(loaded: LoadedModel, stop: tuple[str, ...] = ()) -> frozenset[int]:
     """Tokens that end an answer: the model's own, and the last token of every string in `stop`."""
     lasts = (loaded.tokenizer(text, add_special_tokens=False).input_ids[-1:] for text in stop)
@@ -58,12 +126,15 @@ def _wrap(tokenizer: Any, text: str, chat: bool) -> list[int]:
         ids = tokenizer(text, verbose=False).input_ids
         bos = tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+    return tokenizer(_render(tokenizer, text), add_special_tokens=False, verbose=False).input_ids
+
+
+def _render(tokenizer: Any, text: str) -> str:
     message = [{"role": "user", "content": text}]
     try:
-        whole = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program of the model's authors and may raise anything
         raise InputError(f"the chat template fails: {error}", "mend the tokenizer's chat template") from error
-    return tokenizer(whole, add_special_tokens=False, verbose=False).input_ids
 
 
 def _cut_middle(tokenizer: Any, text: str, chat: bool, room: int) -> list[int]:
@@ -79,6 +150,42 @@ def _cut_middle(tokenizer: Any, text: str, chat: bool, room: int) -> list[int]:
             return cut
         keep = min(keep - 1, keep - (len(cut) - room))
     raise InputError(f"{room} tokens are too few for the chat template alone", "take a model with a longer window")
+
+
+def _around(tokenizer: Any, chat: bool) -> tuple[str, str]:
+    """What the chat template puts before and behind a message; nothing without one."""
+    if not chat:
+        return "", ""
+    before, mark, after = _render(tokenizer, MARK).partition(MARK)
+    if not mark:
+        raise InputError("the chat template does not hold the message", "mend the tokenizer's chat template")
+    return before, after
+
+
+def _wrap_head(tokenizer: Any, text: str, chat: bool) -> list[int]:
+    """Ids of the beginning of a prompt; a template has brought its own BOS."""
+    ids = tokenizer(text, add_special_tokens=not chat, verbose=False).input_ids
+    bos = tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def _cut(tokenizer: Any, before: str, context: str, chat: bool, room: int) -> list[int]:
+    """The first and the last half of a context, `room` tokens at most with what the template puts before it."""
+    ids, keep = tokenizer(context, add_special_tokens=False, verbose=False).input_ids, room
+    while keep >= 2:
+        half = keep // 2
+        ends = (tokenizer.decode(end, skip_special_tokens=True) for end in (ids[:half], ids[-half:]))
+        cut = _wrap_head(tokenizer, before + "".join(ends), chat)
+        if len(cut) <= room:
+            return cut
+        keep = min(keep - 1, keep - (len(cut) - room))
+    raise InputError(f"{room} tokens are too few for the chat template alone", "take a model with a longer window")
+
+
+def _tokens_of(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The tokens [first, last + 1) that hold characters of [start, end)."""
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    return inside[0], inside[-1] + 1
 
 
 def _known(ids: list[int], loaded: LoadedModel) -> list[int]:

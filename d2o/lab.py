@@ -1,0 +1,187 @@
+"""What a task that measures is handed: one model under one method and one budget, behind a few verbs.
+
+It knows texts, ids and positions, and nothing of any task. Times wait for the device; batches are one row, but in
+`race` and `fits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2o import force, race
+from d2o.cache import KVCache
+from d2o.engine import Engine, Generation
+from d2o.layer import KeepAll, KVLayer
+from d2o.memory import check_memory, hardware
+from d2o.models import LoadedModel
+from d2o.prompt import decode, encode_parts, stop_ids
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as ids, context and question; `spans` are positions [first, last + 1) in the context."""
+
+    context: list[int]
+    question: list[int]
+    spans: list[Span]
+
+
+@dataclass
+class Answer:
+    """What was generated; `row` is the ledger's part of a row, and the seconds.
+
+    held: `[Hkv, C]` positions per layer right after the eviction, -1 for an empty slot; merges: per layer the positions
+    `[Hkv, n]` that left into a kept slot then, -1 for those that did not.
+    """
+
+    text: str
+    tokens: list[int]
+    row: dict[str, Any]
+    held: list[Tensor]
+    merges: list[Tensor | None]
+
+    def survival(self, spans: Sequence[Span]) -> dict[str, list[float]]:
+        """Per layer: the share of the slots of these positions that is held (`survival`) or merged into one that is
+        (`merged`), and the share of the positions that some head holds (`survival_any`)."""
+        wanted = torch.cat([torch.arange(a, b, dtype=torch.int32) for a, b in spans])
+        found = {"survival": [], "survival_any": [], "merged": []}
+        for positions, merged in zip(self.held, self.merges, strict=True):
+            there = torch.stack([torch.isin(wanted, head) for head in positions])  # [Hkv, wanted]
+            gone = torch.zeros_like(there)
+            if merged is not None:
+                gone = torch.stack([torch.isin(wanted, head) for head in merged])
+            found["survival"].append(_share(there))
+            found["survival_any"].append(_share(there.any(dim=0)))
+            found["merged"].append(_share(gone & ~there))
+        return found
+
+
+class Lab:
+    """`longest`: the longest text that will be fed, where it is less than the model's window."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        method: Callable[[], KVLayer],
+        budget: float,
+        *,
+        chunk: int | None = None,
+        seed: int = 0,
+        longest: int | None = None,
+    ) -> None:
+        options = {"chunk": chunk, "seed": seed, "window": longest}
+        self.loaded, self.window = loaded, loaded.window
+        self.engine = _Watched(loaded.model, method, budget, **options)
+        self.full = Engine(loaded.model, KeepAll, 1.0, **options)
+        self.evicts = method().budgeted
+
+    # ---- text
+    @property
+    def opening(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        return encode_parts(self.loaded, "", "", False).context
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text, nothing around it."""
+        return self.loaded.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def count(self, text: str) -> int:
+        return len(self.ids(text))
+
+    def prompt(self, context: str, question: str, spans: Sequence[Span], chat: bool = False) -> Asked:
+        """A prompt in two parts, each tokenised by itself; `spans` are characters [start, end) of the context."""
+        parts = encode_parts(self.loaded, context, question, chat, spans)
+        return Asked(parts.context, parts.question, parts.spans)
+
+    # ---- measuring
+    def generate(self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), after: bool = False) -> Answer:
+        """Greedy answer; `after`: the question comes after the eviction of the context."""
+        prompt, questions = asked.context + asked.question, None
+        if after:
+            prompt, questions = asked.context, [asked.question]
+        ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
+        (found,) = self.engine.generate([prompt], max_new_tokens, ends, least, questions)
+        text = decode(self.loaded, found.tokens)
+        return Answer(text, found.tokens, as_row(found), self.engine.held, self.engine.merged)
+
+    def force(self, ids: Sequence[int], prefill: int, piece: int, reference: bool) -> force.Forced:
+        """Teacher-force all but the first `prefill` ids, eviction live; `reference`: the full cache alongside."""
+        return force.force(self.engine, self.full if reference else None, ids, prefill, piece)
+
+    def race(self, batch: int, prompt: int, new: int, repeats: int, warmup: int, seed: int) -> race.Readings:
+        """Time and memory of the method and of the full cache, taking turns."""
+        return race.race(self.engine, self.full if self.evicts else None, batch, prompt, new, repeats, warmup, seed)
+
+    def fits(self, batch: int, prompt: int, new: int, memory_gb: float | None, full: bool, seed: int) -> bool:
+        """Whether a prefill and the first steps of a batch fit into memory."""
+        return race.fits(self.full if full else self.engine, batch, prompt, new, memory_gb, seed)
+
+    # ---- the machine
+    @property
+    def has_gpu(self) -> bool:
+        return self.engine.device.type == "cuda"
+
+    def check_memory(self, memory_gb: float) -> None:
+        """Raises InputError for a limit that the weights alone do not fit into, or that cannot be set."""
+        check_memory(self.loaded.model, memory_gb)
+
+    def hardware(self) -> dict[str, Any]:
+        """Device, dtype, kernel, threads, versions, and how memory is read."""
+        return hardware(self.loaded.model)
+
+
+class _Watched(Engine):
+    """Keeps what every layer holds and has merged right after the first eviction of the last prompt."""
+
+    held: list[Tensor] | None = None
+    merged: list[Tensor | None]
+
+    def new_cache(self, *args: Any, **kwargs: Any) -> KVCache:
+        cache = super().new_cache(*args, **kwargs)
+        for layer in cache.layers:
+            layer.merge_log = [] if layer.merges else None
+        return cache
+
+    def prefill(self, *args: Any, **kwargs: Any) -> tuple[KVCache, Tensor]:
+        self.held = None
+        cache, logits = super().prefill(*args, **kwargs)
+        self._look(cache)
+        return cache, logits
+
+    def extend(self, cache: KVCache, ids: Tensor) -> Tensor:
+        logits = super().extend(cache, ids)
+        if self.held is None:
+            self._look(cache)
+        return logits
+
+    def _look(self, cache: KVCache) -> None:
+        if cache.layers[0].pending:
+            return
+        self.held = [layer.positions[0].cpu() for layer in cache.layers]
+        self.merged = [_merged(layer.merge_log) for layer in cache.layers]
+        for layer in cache.layers:
+            layer.merge_log = None
+
+
+def as_row(found: Generation) -> dict[str, Any]:
+    """The fields of a row that any generation gives."""
+    return {**found.ledger.as_row(), "prefill_s": round(found.prefill_s, 6), "decode_s": round(found.decode_s, 6)}
+
+
+def _merged(log: list[Any] | None) -> Tensor | None:
+    """`[Hkv, n]` positions that were merged, -1 for those that were dropped; None where nothing merges."""
+    if log is None:
+        return None
+    parts = [torch.where(entry.merged, entry.positions, -1)[0].cpu() for entry in log]
+    return torch.cat(parts, dim=-1) if parts else torch.full((1, 1), -1)
+
+
+def _share(there: Tensor) -> float:
+    return round(float(there.float().mean()), 6)

@@ -1,0 +1,156 @@
+"""Time and memory of a method and of the full cache on one model, taking turns, with fixed output lengths."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from d2o.engine import Engine
+from d2o.memory import Peak, is_out_of_memory, limited
+
+FEW = 3  # steps that show whether a batch fits: storage is taken for all of them at the end of the prefill
+
+
+@dataclass
+class Readings:
+    """One dict per repeat: prefill_s, decode_s, prefill_peak, decode_peak, kv_bytes. None: out of memory.
+
+    observe_s, evict_s: parts of one prefill, timed alone. row: the ledger of the batch's first row.
+    """
+
+    own: list[dict[str, Any]] | None = field(default_factory=list)
+    full: list[dict[str, Any]] | None = field(default_factory=list)
+    observe_s: float | None = None
+    evict_s: float | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+def race(
+    engine: Engine, full: Engine | None, batch: int, prompt: int, new: int, repeats: int, warmup: int, seed: int
+) -> Readings:
+    """`full` None: the method is the full cache, one set of readings serves for both."""
+    prompts, found = draw(engine, batch, prompt, seed), Readings()
+    found.row = {"budget": engine.budget.value}
+    for turn in range(warmup + repeats):
+        for name, one in (("full", full), ("own", engine)):
+            runs = getattr(found, name)
+            if one is None or runs is None:
+                continue
+            read = attempt(one, prompts, new)
+            if read is None:
+                setattr(found, name, None)
+            elif turn >= warmup:
+                if name == "own":
+                    found.row = read.pop("row")
+                runs.append({key: value for key, value in read.items() if key != "row"})
+    if full is None:
+        found.full = found.own
+    if found.own is not None:
+        found.observe_s, found.evict_s = parts(engine, prompts, new)
+    return found
+
+
+def draw(engine: Engine, batch: int, prompt: int, seed: int) -> list[list[int]]:
+    """Random ids: what they say does not matter here, and every method gets the same."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab = engine.model.get_input_embeddings().num_embeddings
+    return torch.randint(0, vocab, (batch, prompt), generator=generator).tolist()
+
+
+def attempt(engine: Engine, prompts: list[list[int]], new: int) -> dict[str, Any] | None:
+    """One run, None where memory does not suffice; whatever happened, its memory is free afterwards."""
+    try:
+        return run(engine, prompts, new)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        gc.collect()
+        if engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def run(engine: Engine, prompts: list[list[int]], new: int) -> dict[str, Any]:
+    """Prefill and `new` greedy tokens, no early stop."""
+    peak = Peak(engine.device)
+    peak.base()
+    peak.start()
+    began = engine.clock()
+    cache, logits = engine.prefill(prompts, reserve=new)
+    chosen = logits.argmax(dim=-1)
+    first = engine.clock()
+    prefill_peak = peak.read()
+    peak.start()
+    middle = engine.clock()
+    for _ in range(new - 1):
+        chosen = engine.step(cache, chosen).argmax(dim=-1)
+    ended = engine.clock()
+    return {
+        "prefill_s": first - began,
+        "decode_s": ended - middle,
+        "prefill_peak": prefill_peak,
+        "decode_peak": peak.read(),
+        "kv_bytes": sum(layer.bytes() for layer in cache.layers),
+        "row": cache.close_ledger(0).as_row(),
+    }
+
+
+def parts(engine: Engine, prompts: list[list[int]], new: int) -> tuple[float, float]:
+    """Seconds that one prefill spends in `observe` and in `compress`."""
+    spent = {"observe": 0.0, "compress": 0.0}
+
+    def timed(layer: Any, name: str) -> None:
+        inner = getattr(layer, name)
+
+        def outer(*args: Any) -> None:
+            began = engine.clock()
+            inner(*args)
+            spent[name] += engine.clock() - began
+
+        setattr(layer, name, outer)
+
+    make = engine.new_cache
+
+    def watched() -> Any:
+        cache = make()
+        for layer in cache.layers:
+            timed(layer, "observe")
+            timed(layer, "compress")
+        return cache
+
+    engine.new_cache = watched
+    try:
+        engine.prefill(prompts, reserve=new)
+    finally:
+        del engine.new_cache
+    return spent["observe"], spent["compress"]
+
+
+def fits(engine: Engine, batch: int, prompt: int, new: int, memory_gb: float | None, seed: int) -> bool:
+    """Whether a prefill with room for `new` tokens and a few steps go through."""
+    prompts = draw(engine, batch, prompt, seed)
+    with limited(engine.model, memory_gb):
+        try:
+            _first_steps(engine, prompts, new)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            gc.collect()
+            if engine.device.type == "cuda":
+                torch.cuda.empty_cache()
+    return True
+
+
+@torch.inference_mode()
+def _first_steps(engine: Engine, prompts: list[list[int]], new: int) -> None:
+    cache, logits = engine.prefill(prompts, reserve=new)
+    for _ in range(min(FEW, new)):
+        logits = engine.step(cache, logits.argmax(dim=-1))
+    engine.clock()

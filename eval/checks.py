@@ -1,0 +1,47 @@
+"""Refusing values of a task's config in one line each; `task.<key>` is what the user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.errors import InputError
+
+WHEN = ("before", "after")  # the question, seen from the eviction
+
+
+def whole(key: str, value: Any, least: int = 0) -> None:
+    """A whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"task.{key}={value} is not a whole number from {least}", f"write task.{key}={max(1, least)}")
+
+
+def choice(key: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"task.{key}={value} is unknown", f"task.{key} is one of {', '.join(allowed)}")
+
+
+def question(value: Any) -> None:
+    """Whether the question is there when the context is evicted ("before") or comes after it ("after")."""
+    choice("question", value, WHEN)
+
+
+def numbers(key: str, value: Any, low: float, high: float, hint: str) -> list[Any]:
+    """A list of different numbers in [low, high]; a single number is a list of one."""
+    values = as_list(value)
+    if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise InputError(f"task.{key}={value} is no list of numbers", f"write {hint}")
+    for v in values:
+        if not low <= v <= high:
+            raise InputError(f"task.{key}={v} is outside {low:g} to {high:g}", f"write {hint}")
+    if len(set(values)) < len(values):
+        raise InputError(f"task.{key}={value} names a value twice", f"write {hint}")
+    return values
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if is_list(value) else [value]
