@@ -26,9 +26,14 @@ class Random(KVLayer):
         return self.recent_slots
 
     def importance(self) -> Tensor:
-        head = torch.arange(self.positions.shape[1], device=self.positions.device).view(1, -1, 1)
-        x = self.positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + self.index * 0xC2B2AE3D + self.seed + 1
-        x = x & 0xFFFFFFFF
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):  # an integer hash of 32 bits
-            x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-        return x.to(torch.float32) / 2.0**32
+        return uniform(self.positions, self.index, self.seed)
+
+
+def uniform(positions: Tensor, layer: int, seed: int) -> Tensor:
+    """Numbers in [0, 1) for `positions [B, Hkv, n]`, a hash of (seed, layer, head, position)."""
+    head = torch.arange(positions.shape[1], device=positions.device).view(1, -1, 1)
+    x = positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + layer * 0xC2B2AE3D + seed + 1
+    x = x & 0xFFFFFFFF
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):  # an integer hash of 32 bits
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x.to(torch.float32) / 2.0**32

@@ -1,9 +1,10 @@
 """Golden cases of the further baselines, within their stated tolerance."""
 
 import torch
-from golden import drive
-from test_golden import cases, same
+from golden import by_position, drive, held
+from test_golden import cases, close, same
 
+from baselines.cam import behind, cam, spread
 from baselines.pyramidkv import PyramidKV
 from d2o.budget import Budget
 
@@ -33,10 +34,71 @@ def test_pyramidkv(shared):
 
 def test_pyramidkv_budgets(shared):
     (case,) = [case for case in cases(shared, "pyramidkv") if "table" in case.name]
-    for row, held in zip(case.given["settings"].tolist(), case.expected["held_per_layer"].tolist(), strict=True):
+    for row, wanted in zip(case.given["settings"].tolist(), case.expected["held_per_layer"].tolist(), strict=True):
         layers, length, slots, window, beta = row
         ours = PyramidKV("kvcf", beta, window).pyramid(slots, length, layers)
-        assert [min(x, length) for x in ours] == held[:layers]
+        assert [min(x, length) for x in ours] == wanted[:layers]
         exact = PyramidKV("exact", beta, window).pyramid(slots, length, layers)
         assert sum(min(x, length) for x in exact) == min(slots, length) * layers
         assert max(abs(a - b) for a, b in zip(ours, exact, strict=True)) <= layers
+
+
+def watch(layer, uniform):
+    """Draws are the stored numbers; probabilities and decisions are noted, an entry of each per event."""
+    found, decisions, probability = [], [], layer.probability
+
+    def noted(own, mean):
+        found.append(probability(own, mean))
+        decisions.append(uniform[len(found) - 1] < found[-1][0, :, 0])
+        return found[-1]
+
+    layer.probability = noted
+    layer.draw = lambda at: uniform[len(found)].view(1, -1, 1)
+    return found, decisions
+
+
+def test_cam(shared):
+    for case in [c for c in cases(shared, "cam") if "lm_eval" not in c.name]:
+        options, hh = case.settings, "hh_mask" in case.name
+        start, recent = (options[f"{name}_{'budget' if hh else 'size'}"] for name in ("start", "recent"))
+        layer = cam("streaming_llm", options["merge_budget"], "hh_mask" if hh else "streaming",
+                    {"sinks": start, "positions": "original"})  # fmt: skip
+        uniform, log = case.given["uniform"], []
+
+        def look(x, log=log):
+            log.append((held(x), by_position(x, x.values)))
+
+        probabilities, decisions = watch(layer, uniform)
+        # the reference masks before a step what we evict after the one before it
+        prompt, slots = (case.sizes["S"], start + recent - 1) if hh else (1, start + recent)
+        trace = drive(layer, *case.qkv(), prompt, slots, look)
+        close(torch.stack(probabilities)[:, 0, :, 0], case.expected["merge_probability"])
+        same(torch.stack(decisions), case.expected["merge_mask"])
+        assert 0 < int(torch.stack(decisions).sum()) < uniform.numel()
+        outputs = torch.cat(trace.outputs, dim=2)[0].transpose(0, 1)
+        close(outputs, case.expected["attn_out"][-len(outputs) :])
+        for (positions, values), wanted in zip(log[-len(uniform) :], case.expected["values"], strict=True):
+            close(values, wanted[torch.arange(len(wanted))[:, None], positions] if hh else wanted)
+
+
+def test_cam_spreading_in_a_prompt(shared):
+    """lm_eval merges inside a prompt, all rows masked alike: its probabilities restated, the merging ours."""
+    (case,) = [c for c in cases(shared, "cam") if "lm_eval" in c.name]
+    options, length = case.settings, case.sizes["S"]
+    start, recent = options["start_budget"], options["recent_budget"]
+    q, k, v = case.qkv()
+    at = torch.arange(length)
+    seen = (at[None] <= at[:, None]) & ((at[None] < start) | (at[None] >= at[:, None] - recent))
+    probs = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf")).softmax(-1)[0]
+    values, positions = v.clone(), at.expand(1, q.shape[1], -1).int()
+    for event, t in enumerate(range(start + recent, length)):
+        victim, received = t - recent, probs[:, :t].sum(1)
+        rivals = torch.cat((received[:, :start], received[:, victim:t]), dim=1).amax(1)
+        chance = (received[:, victim] / rivals).clamp(0, 1)
+        close(chance, case.expected["merge_probability"][event])
+        merged = case.given["uniform"][event] < chance
+        same(merged, case.expected["merge_mask"][event])
+        slots, real = behind(positions, torch.full((1, q.shape[1], 1), victim), recent)
+        spread(values, values[:, :, victim : victim + 1], slots, real & merged.view(1, -1, 1), options["merge_budget"])
+    close(values[0], case.expected["values"])
+    close((probs @ values[0]), case.expected["attn_out"])

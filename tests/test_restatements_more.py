@@ -3,9 +3,10 @@
 import pytest
 import torch
 from golden import by_position, drive, held
-from test_restatements import HEADS, KV_HEADS, PROMPT, SLOTS, Plain, PlainSnapKV, inputs
+from test_restatements import HEADS, KV_HEADS, PROMPT, SLOTS, Plain, PlainH2O, PlainSnapKV, PlainStreaming, inputs
 
 from baselines.adakv import AdaKV
+from baselines.cam import cam
 from baselines.knorm import KNorm
 from baselines.pyramidkv import PyramidKV
 
@@ -43,7 +44,53 @@ class PlainAdaKV(PlainSnapKV):
             self.evict(head, t, PROMPT - self.counts[head])
 
 
+class PlainCaM(PlainStreaming):
+    """Received attention decides by a draw whether the leaving value is shared out among the next eight."""
+
+    count = 8
+
+    def setup(self):
+        self.drawn, self.merged = 0, 0
+
+    def look(self, t):
+        for head in range(HEADS):
+            for p, probability in self.row(head, t).items():
+                self.held[head // (HEADS // KV_HEADS)][p][2] += probability
+
+    def merge(self, head, gone):
+        if len(gone) != 1:  # the cut
+            return
+        ((position, (_, value, received)),) = gone.items()
+        later = sorted(p for p in self.held[head] if p > position)[: self.count]
+        mean = sum(self.held[head][p][2] for p in later) / len(later)
+        self.drawn += 1
+        if hashed(position, head) < min(1.0, received / mean):
+            self.merged += 1
+            for p in later:
+                self.held[head][p][1] += value / self.count
+
+
+def hashed(position, head):
+    mask = 2**32 - 1
+    x = (position * 0x9E3779B1 + head * 0x85EBCA77 + 1 + 0x51ED270B) & mask
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
+    return (x ^ (x >> 16)) / 2**32
+
+
+class PlainCaMOverH2O(PlainCaM, PlainH2O):
+    """The base decides what leaves."""
+
+    def stays(self, position, t):
+        return PlainH2O.stays(self, position, t)
+
+    def worth(self, head, position):
+        return PlainH2O.worth(self, head, position)
+
+
 CASES = {
+    "cam": (lambda: cam(merge=8, base_args={"positions": "original"}), PlainCaM),
+    "cam_h2o": (lambda: cam("h2o", merge=8), PlainCaMOverH2O),
     "knorm": (KNorm, PlainKNorm),
     "pyramidkv": (lambda: PyramidKV(window=WINDOW, kernel=5), PlainPyramid),
     "adakv": (lambda: AdaKV(window=WINDOW, kernel=5, floor_alpha=ALPHA), PlainAdaKV),
@@ -58,6 +105,13 @@ def test_9_positions_over_512_tokens(name):
     trace = drive(layer, q, k, v, PROMPT, SLOTS)
     for step, (ours, expected) in enumerate(zip(trace.held, history, strict=True)):
         assert [row[row >= 0].tolist() for row in ours] == expected, f"step {step}"
+    if name.startswith("cam"):
+        assert 0 < slow.merged < slow.drawn, "always or never merged: the comparison shows less"
+        values = by_position(layer, layer.values)
+        for head, entries in enumerate(slow.held):
+            restated = torch.stack([entries[p][1] for p in sorted(entries)]).float()
+            torch.testing.assert_close(values[head], restated, atol=1e-4, rtol=1e-4)
+        return
     for step in (0, 100, 511):
         for head in range(HEADS):
             kv = head // (HEADS // KV_HEADS)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from baselines.adakv import AdaKV
+from baselines.cam import cam
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
@@ -73,6 +74,9 @@ METHODS = {
     "pyramidkv_kvcf": functools.partial(PyramidKV, variant="kvcf", window=4, beta=4),
     "adakv": functools.partial(AdaKV, window=8),
     "knorm": functools.partial(KNorm, skip_layers=1),
+    "cam": functools.partial(cam, merge=8),
+    "cam_h2o": functools.partial(cam, "h2o", merge=8),
+    "cam_tova": functools.partial(cam, "tova", merge=8),
 }
 # the oracle hides slots: it knows neither merged entries nor keys that were turned
 PLAIN = [name for name in METHODS if name in
@@ -82,7 +86,7 @@ PLAIN = [name for name in METHODS if name in
 
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them
 FEW = ("llama_gqa", "falcon_new", "phi3", "qwen3", "gemma")
-LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm")
+LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova")
 
 
 def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:

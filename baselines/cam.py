@@ -1,0 +1,141 @@
+"""CaM: before a value leaves, a share of it goes to the values behind it. Works on any method that evicts every step.
+
+Paper: CaM: Cache Merging for Memory-efficient LLMs Inference (ICML 2024).
+Reference: zyxxmu/cam @ fc80e64, generate_task/streaming_llm/kv_cache_cam.py and cam_hf/utils_hh/modify_llama_cam.py.
+
+The value that leaves, divided by `merge`, is added to the next `merge` values by position, with probability
+A_leaving / mean A_behind, at most 1. A is the attention that a slot received.
+
+           A                        mean over               what is merged
+streaming  of all rows so far       the next `merge`        what leaves
+hh_mask    of the newest row        everything behind       what will leave next (base streaming_llm only)
+
+Intended differences from the reference
+- GQA: a KV head sums the attention of its query heads and draws once for all of them.
+- The cut at the end of the prefill merges nothing, as in the reference's decoding code. Its lm_eval code, a simulation
+  in which merged values also reach earlier rows of the prompt, is not offered.
+- A draw is a hash of (seed, layer, head, position), so that neither the batch nor the order of samples matters.
+- The budget is that of the base; nothing else changes in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.random import uniform
+from d2o.errors import InputError
+from d2o.eviction import Entries
+from d2o.layer import KVLayer
+from d2o.rows import LastRows, PromptRows, group_sum
+
+NOWHERE = torch.iinfo(torch.int32).max
+SALT = 0x51ED270B  # draws must not be those of `random`, whose priorities they would follow
+BASES = "method.base=streaming_llm, h2o, tova, random, or another method that evicts at every step"
+
+
+def cam(
+    base: str = "streaming_llm", merge: int = 32, variant: str = "streaming", base_args: dict[str, Any] | None = None
+) -> KVLayer:
+    """A layer of the method `base` (a file of baselines/, made with `base_args`) whose leaving values are merged."""
+    if merge < 1 or merge != int(merge):
+        raise InputError(f"cam with merge={merge}", "method.merge=32, how many values share what leaves")
+    if variant not in ("streaming", "hh_mask"):
+        raise InputError(f"cam has no variant={variant!r}", "method.variant=streaming or hh_mask")
+    if variant == "hh_mask" and base != "streaming_llm":
+        raise InputError(f"cam's variant=hh_mask on base={base!r}", "method.base=streaming_llm, or variant=streaming")
+    layer = _over(_base_class(base))(**(base_args or {}))
+    if not layer.decode_eviction or layer.merges or layer.compress_at != "prefill" or layer.window != 1:
+        raise InputError(f"cam cannot work on base={base!r}, which merges itself or evicts only once", BASES)
+    layer.merge, layer.variant, layer.base_rows = int(merge), variant, layer.rows
+    layer.rows = "last" if variant == "hh_mask" else "all"
+    return layer
+
+
+def _base_class(name: str) -> type[KVLayer]:
+    known = name.isidentifier() and importlib.util.find_spec(f"baselines.{name}") is not None
+    if not known:
+        raise InputError(f"cam has no base={name!r}", BASES)
+    module = importlib.import_module(f"baselines.{name}")
+    own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
+    found = [x for x in own if issubclass(x, KVLayer)]
+    if len(found) != 1:
+        raise InputError(f"cam has no base={name!r}: that file is not one method", BASES)
+    return found[0]
+
+
+@functools.cache
+def _over(base: type[KVLayer]) -> type[KVLayer]:
+    return type(f"CaM_{base.__name__}", (Merging, base), {"state": (*base.state, "received")})
+
+
+class Merging:
+    """Mixed in before a method's class; `received [B, Hkv, C]` is the attention that each slot got."""
+
+    merge: int
+    variant: str
+    base_rows: str
+
+    def arm(self) -> None:
+        super().arm()
+        self.merges = True  # from the first step on: the cut before it merges nothing
+
+    def observe(self, attn: PromptRows | LastRows) -> None:
+        prompt, used = isinstance(attn, PromptRows), attn.keys.shape[2]
+        if self.variant == "streaming":
+            self.received[:, :, :used] += group_sum(attn.column_sums(), self.positions.shape[1])
+        else:
+            self.received[:, :, :used] = group_sum(attn.column_sums(), self.positions.shape[1])
+        if self.base_rows == "last" and prompt:
+            visible = (self.positions[:, :, None, None, :used] >= 0)
+            attn = LastRows(attn.queries[:, :, -1:], attn.keys, visible, attn.scale)
+        if self.base_rows != "none":
+            super().observe(attn)
+
+    def _victim(self, used: int) -> Tensor:
+        victim = super()._victim(used)
+        self.leaving = self.received.view(-1).index_select(0, victim).view(*self.positions.shape[:2], 1)
+        return victim
+
+    def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
+        received = self.received[rows, :, : kept.positions.shape[2]]
+        at, value, own = evicted.positions, evicted.values, self.leaving[rows]
+        if self.variant == "hh_mask":
+            movable = torch.where(kept.positions >= self.sinks, kept.positions, NOWHERE)
+            at, slot = movable.min(dim=-1, keepdim=True)
+            value = kept.values.gather(2, slot.unsqueeze(-1).expand(-1, -1, -1, kept.values.shape[3]))
+            own = received.gather(2, slot)
+        slots, real = behind(kept.positions, at, self.merge)
+        if self.variant == "hh_mask":
+            near = (kept.positions > at).float()
+            mean = (received * near).sum(-1, keepdim=True) / near.sum(-1, keepdim=True)
+        else:
+            mean = torch.where(real, received.gather(2, slots), 0.0).sum(-1, keepdim=True) / real.sum(-1, keepdim=True)
+        merged = (self.draw(at) < self.probability(own, mean)) & (evicted.positions >= 0)
+        spread(kept.values, value, slots, real & merged, self.merge)
+
+    def probability(self, own: Tensor, mean: Tensor) -> Tensor:
+        """Of merging, `[B, Hkv, 1]`; 0 where nothing is behind or nothing behind was ever looked at."""
+        return (own / mean).nan_to_num(0.0, posinf=0.0).clamp(0, 1)
+
+    def draw(self, positions: Tensor) -> Tensor:
+        """Uniform numbers for the positions `[B, Hkv, 1]` that leave."""
+        return uniform(positions, self.index, self.seed + SALT)
+
+
+def behind(positions: Tensor, at: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The slots `[B, Hkv, count]` of the next `count` positions after `at [B, Hkv, 1]`, and which of them there are."""
+    later = torch.where(positions > at, positions, NOWHERE)
+    nearest = later.topk(min(count, later.shape[2]), dim=-1, largest=False)
+    return nearest.indices, nearest.values < NOWHERE
+
+
+def spread(values: Tensor, value: Tensor, slots: Tensor, merged: Tensor, count: int) -> None:
+    """Add `value [B, Hkv, 1, D]` / count to `values [B, Hkv, C, D]` at the `slots` where `merged`, in place."""
+    index = slots.unsqueeze(-1).expand(*slots.shape, values.shape[3])
+    values.scatter_add_(2, index, (torch.where(merged, 1 / count, 0.0).unsqueeze(-1) * value.float()).to(values.dtype))
