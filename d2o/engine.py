@@ -1,7 +1,8 @@
 """Prefill, steps, generation and likelihoods over an evicting cache. It knows token ids, not text.
 
 Rows of a batch may have any lengths: prompts are padded on the left here, and pads never become slots. Prefill whole
-or in chunks gives the same cache, since what is evicted leaves after the last chunk.
+or in chunks gives the same cache, since what is evicted leaves after the last chunk, or, where a method evicts earlier,
+after pieces of its own.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Engine:
         n, seen = ids.shape[1], cache.seen or [0] * ids.shape[0]
         rows = [[0] * (n - m) + list(range(s, s + m)) for m, s in zip(feed.lengths, seen, strict=True)]
         cache.feed = feed
-        with forward_context(self.model):
+        with forward_context(self.model), cache.layers[0].around_forward(self.model, cache):
             out = self.model(
                 input_ids=ids,
                 position_ids=torch.tensor(rows, device=self.device),
@@ -100,20 +101,21 @@ class Engine:
     ) -> tuple[KVCache, Tensor]:
         """The cache of `prompts` after eviction, and the logits `[B, vocab]` of their last tokens.
 
-        `reserve` is how many tokens will follow. `every(column, logits)` is shown the logits of every column.
+        `reserve` is how many tokens will follow. `every(start, logits)` is shown all logits of a forward, and how many
+        tokens of the first prompt came before it.
         """
         lengths = [len(p) for p in prompts]
         if not lengths or min(lengths) == 0:
             raise InputError("a prompt of zero tokens", "every prompt needs at least one token")
-        width = max(lengths)
-        ids = torch.tensor([[p[0]] * (width - len(p)) + list(p) for p in prompts], device=self.device)
-        cache, chunk = self.new_cache(), self.chunk or width
+        cache, done = self.new_cache(), [0] * len(prompts)
         cache.begin_prefill(lengths)
-        for start in range(0, width, chunk):
-            end = min(start + chunk, width)
-            fed = [min(end - start, max(0, end - (width - n))) for n in lengths]
-            feed = Feed(fed, prefill=True, last=end == width, prompt=lengths, reserve=reserve)
-            logits = self.forward(cache, ids[:, start:end], feed, end - start if every else 1)
+        for fed in cache.layers[0].pieces(lengths, self.chunk):
+            parts = [p[d : d + m] for p, d, m in zip(prompts, done, fed, strict=True)]
+            width, start = max(fed), done[0]
+            ids = torch.tensor([[p[0]] * (width - len(x)) + list(x) for p, x in zip(prompts, parts, strict=True)])
+            done = [d + m for d, m in zip(done, fed, strict=True)]
+            feed = Feed(fed, prefill=True, last=done == lengths, prompt=lengths, reserve=reserve)
+            logits = self.forward(cache, ids.to(self.device), feed, width if every else 1)
             if every:
                 every(start, logits)
         cache.finish_prefill(reserve)
@@ -166,11 +168,11 @@ class Engine:
         stop_ids: frozenset[int],
         min_new_tokens: int,
     ) -> list[Generation]:
-        began = self._clock()
+        began = self.clock()
         cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(questions[0]))
         if len(questions[0]):
             logits = self.extend(cache, torch.tensor(questions, device=self.device))[:, -1]
-        prefilled = self._clock()
+        prefilled = self.clock()
         banned = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
         tokens: list[list[int]] = [[] for _ in prompts]
         ledgers: list[Ledger | None] = [None] * len(prompts)
@@ -186,7 +188,7 @@ class Engine:
             if all(ledgers):
                 break
             logits = self.step(cache, chosen)
-        ended, share = self._clock(), 1 / len(prompts)
+        ended, share = self.clock(), 1 / len(prompts)
         seconds = (prefilled - began) * share, (ended - prefilled) * share
         return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
 
@@ -213,7 +215,8 @@ class Engine:
             score(start, self.extend(cache, target[None, start : start + size]))
         return torch.cat(found).cpu()
 
-    def _clock(self) -> float:
+    def clock(self) -> float:
+        """Seconds, after everything that was asked of the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

@@ -13,16 +13,21 @@ once gives what it gives token by token, while the rest of the model still runs 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2o.budget import Budget
 from d2o.eviction import Eviction
 from d2o.kernels import attend, attend_lse, attend_row, merge_attention
 from d2o.rows import LastRows, PromptRows
+
+if TYPE_CHECKING:
+    from d2o.cache import KVCache
 
 
 @dataclass
@@ -73,6 +78,29 @@ class KVLayer(Eviction):
         """Slots per layer and row, `[L][B]`; the same for every layer unless a method says otherwise."""
         return [[budget.slots(n) for n in lengths] for _ in layers]
 
+    def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
+        """`[forward][B]`: how many tokens of each row every forward of the prefill feeds. All rows end in the last.
+
+        Asked of the first layer, after `allocate`; `chunk`: the most tokens of one forward that the user wants.
+        """
+        width = max(lengths)
+        ends = [min(start + (chunk or width), width) for start in range(0, width, chunk or width)]
+        fed = [[max(0, end - (width - n)) for n in lengths] for end in ends]
+        before = [[0] * len(lengths), *fed]
+        return [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, fed, strict=False)]
+
+    def around_forward(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[object]:
+        """Entered around every forward of the engine, on the first layer; `cache.feed` says which one it is. For
+        methods that need more of a model than its attention: what they hook is unhooked when the forward ends."""
+        return contextlib.nullcontext()
+
+    def chunk_done(self, feed: Feed, past: list[int]) -> None:
+        """A forward of the prefill was attended and its tokens lie behind the `past[b]` slots held before it."""
+
+    def past_keys(self, rows: slice, past: int) -> Tensor:
+        """The keys `[b, Hkv, past, D]` of the first slots of some rows, as the tokens behind them see them."""
+        return self.keys[rows, :, :past]
+
     # ---- one forward pass
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of new tokens `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`; updates the slots."""
@@ -105,6 +133,7 @@ class KVLayer(Eviction):
             out, lse = self._block(q, k, v, scale, feed.lengths)
         if self.rows == "all" and not self.unlimited:
             self.observe(PromptRows(q, self.keys[:, :, : self.used], lse, past, feed.lengths, scale))
+        self.chunk_done(feed, past)
         if feed.last:
             if self.rows == "last" and not self.unlimited:
                 self.observe(self._window_rows(scale))
@@ -147,18 +176,18 @@ class KVLayer(Eviction):
         """Causal attention of a block over the slots before it and itself; no mask is ever built."""
         n, stats = q.shape[2], self.rows == "all" and not self.unlimited
         if len(set(past)) == 1 and min(lengths) == n:
-            before = slice(None), slice(None), slice(0, past[0])
-            out, lse = _causal(q, k, v, self.keys[before], self.values[before], scale, stats)
+            older = self.past_keys(slice(None), past[0]), self.values[:, :, : past[0]]
+            out, lse = _causal(q, k, v, *older, scale, stats)
             return out, [lse]
         out, lses = q.new_zeros(*q.shape[:3], v.shape[3]), []
         for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
-            row, new, before = slice(b, b + 1), slice(n - m, n), slice(0, p)
+            row, new = slice(b, b + 1), slice(n - m, n)
             if m == 0:
                 lses.append(q.new_zeros(1, q.shape[1], 0, dtype=torch.float32))
                 continue
             out[row, :, new], lse = _causal(
                 q[row, :, new], k[row, :, new], v[row, :, new],
-                self.keys[row, :, before], self.values[row, :, before], scale, stats,
+                self.past_keys(row, p), self.values[row, :, :p], scale, stats,
             )  # fmt: skip
             lses.append(lse)
         return out, lses
