@@ -20,11 +20,13 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
 
 
-def run_cell(composed: Composed) -> None:
-    """Bad input shows before anything is written, and a cell that is complete needs no model."""
+def run_cell(composed: Composed) -> tuple[Path, str]:
+    """The cell's folder and what to say at its end. Bad input shows before anything is written, and a cell that is
+    complete needs no model."""
     from eval.build import build
     from eval.cells import Cell
     from eval.identity import folder
+    from eval.measure import measures
     from eval.predict import first, missing
     from eval.summary import figures, lines
     from eval.tracking import Tracker
@@ -35,6 +37,8 @@ def run_cell(composed: Composed) -> None:
     method = build(cfg.method, "method")
     if not method().budgeted:
         cfg.budget = 1.0
+    if hasattr(task, "check_cell"):
+        task.check_cell(cfg.budget, method())
     config = record(composed, task.name, protocol)
     with Cell.open(folder(composed), config, [sample.id for sample in samples]) as cell:
         for note in cell.notes:
@@ -43,34 +47,48 @@ def run_cell(composed: Composed) -> None:
         with Tracker(cfg.wandb, Path(cfg.results_dir), config) as tracker:
             if todo:
                 cell.status("queued")
-                predict_missing(cell, todo, task, method, cfg, tracker)
+                make = measure_missing if measures(task) else predict_missing
+                make(cell, todo, task, method, cfg, tracker)
             rows = [cell.file.rows[sample.id] for sample in samples]
             found = figures(rows, task.name, cfg.scorer, protocol)
             tracker.summary(found)
-    print(lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, time.monotonic() - started))
+    took = time.monotonic() - started
+    return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol)
 
 
 def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """Everything is tokenised before the first prediction, so that a prompt that does not fit shows at once."""
     from d2o.engine import Engine
-    from d2o.prompt import decode, encode, stop_ids
-    from eval.predict import Prompt, predict
+    from d2o.prompt import decode, encode, encode_apart, stop_ids
+    from eval.predict import Prompt, apart, predict
 
-    loaded, prompts = load_model(cfg), []
+    loaded, prompts, after = load_model(cfg), [], getattr(task, "question", "before") == "after"
+    limits = task.max_new_tokens, task.chat, task.truncate
     for sample in todo:
-        encoded = encode(loaded, sample.prompt, task.max_new_tokens, task.chat, task.truncate)
-        prompts.append(Prompt(sample, encoded.ids, encoded.truncated))
-    longest = max(len(prompt.ids) for prompt in prompts) + task.max_new_tokens
+        if after:
+            parts = encode_apart(loaded, *apart(sample), *limits)
+            prompts.append(Prompt(sample, parts.context, parts.truncated, parts.question))
+        else:
+            encoded = encode(loaded, sample.prompt, *limits)
+            prompts.append(Prompt(sample, encoded.ids, encoded.truncated))
+    longest = max(prompt.tokens for prompt in prompts) + task.max_new_tokens
     engine = Engine(loaded.model, method, cfg.budget, chunk=cfg.engine.chunk, seed=cfg.seed, window=longest)
     ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
-    predict(
-        cell,
-        prompts,
-        lambda ids: engine.generate(ids, task.max_new_tokens, stop_ids=ends, min_new_tokens=least),
-        lambda tokens: decode(loaded, tokens),
-        cfg.batch_size,
-        tracker.row,
-    )
+
+    def generate(batch: list[Prompt]) -> list[Any]:
+        questions = [prompt.question for prompt in batch] if after else None
+        return engine.generate([prompt.ids for prompt in batch], task.max_new_tokens, ends, least, questions)
+
+    predict(cell, prompts, generate, lambda tokens: decode(loaded, tokens), cfg.batch_size, tracker.row)
+
+
+def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
+    """For a task that is more than a prompt and an answer: it is handed a lab."""
+    from d2o.lab import Lab
+    from eval.measure import measure
+
+    options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": getattr(task, "longest", None)}
+    measure(cell, todo, task, Lab(load_model(cfg), method, cfg.budget, **options), tracker.row)
 
 
 def load_model(cfg: Any) -> LoadedModel:

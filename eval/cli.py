@@ -16,6 +16,7 @@ from eval.errors import InputError
 if TYPE_CHECKING:
     from eval.compose import Composed
 
+Run = Callable[["Composed"], tuple[Path, str]]  # a cell's folder, and what to say at its end
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USAGE = """\
 usage: python run_pred.py [-m] [KEY=VALUE ...]
@@ -51,7 +52,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a run in good order, as Ctrl-C does."""
 
 
-def main(argv: list[str], run: Callable[[Composed], None], config_dir: Path) -> int:
+def main(argv: list[str], run: Run, config_dir: Path) -> int:
     """Parse, compose, run one cell or a sweep of them; returns the exit code."""
     if "-h" in argv or "--help" in argv:
         print(usage(config_dir))
@@ -101,34 +102,64 @@ def is_input_error(error: BaseException) -> bool:
     return isinstance(error, ValueError) and hasattr(error, "hint")
 
 
-def _main(argv: list[str], run: Callable[[Composed], None], config_dir: Path) -> int:
+def _main(argv: list[str], run: Run, config_dir: Path) -> int:
     args = _parse(argv)
-    from eval.compose import compose_cell, configs, split_sweep
+    from eval.compose import configs, split_sweep
+    from eval.group import expand
 
     with configs(config_dir):
-        jobs = split_sweep(args.overrides) if args.multirun else [args.overrides]
-        composed, codes = [], []
-        for words in jobs:
-            try:
-                composed.append((words, compose_cell(words, config_dir)))
-            except InputError as error:
-                codes.append(report(error))
+        asked = split_sweep(args.overrides) if args.multirun else [args.overrides]
+        jobs, grouped = expand(asked, config_dir)
+        composed, codes = _compose_all(jobs, config_dir)
     if args.cfg:
         from omegaconf import OmegaConf
 
         print("---\n".join(OmegaConf.to_yaml(cell.cfg) for _, cell in composed), end="")
         return max(codes, default=0)
+    folders, failed = _run_all(jobs, composed, run, quiet=grouped)
+    codes += failed
+    if grouped and folders:
+        from eval.group import table
+
+        print(table(folders, composed[0][1].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
+    if len(asked) > 1 or (grouped and composed):
+        print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
+    return 0 if not codes else 2 if set(codes) == {2} else 1
+
+
+def _compose_all(jobs: list[list[str]], config_dir: Path) -> tuple[list[tuple[list[str], Composed]], list[int]]:
+    """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
+    from eval.compose import compose_cell
+
+    composed, codes, said = [], [], set()
+    for words in jobs:
+        try:
+            composed.append((words, compose_cell(words, config_dir)))
+        except InputError as error:
+            codes.append(2 if str(error) in said else report(error))
+            said.add(str(error))
+    return composed, codes
+
+
+def _run_all(
+    jobs: list[list[str]], composed: list[tuple[list[str], Composed]], run: Run, quiet: bool
+) -> tuple[list[Path], list[int]]:
+    """Run cell after cell, whatever becomes of one; folders of those that are done, exit codes of the others."""
+    folders, codes, said = [], [], set()
     for i, (words, cell) in enumerate(composed, 1):
         if len(jobs) > 1:
             swept = [word for word in words if any(word not in other for other in jobs)]
             print(f"[{i}/{len(composed)}] {' '.join(swept)}", file=sys.stderr, flush=True)
         try:
-            run(cell)
+            path, text = run(cell)
         except Exception as error:
-            codes.append(report(error))
-    if len(jobs) > 1:
-        print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
-    return 0 if not codes else 2 if set(codes) == {2} else 1
+            codes.append(2 if is_input_error(error) and str(error) in said else report(error))
+            said.add(str(error))
+            continue
+        folders.append(path)
+        if not quiet:
+            print(text, flush=True)
+    return folders, codes
 
 
 class _Parser(argparse.ArgumentParser):

@@ -38,8 +38,8 @@ class CellResult:
 
     @property
     def by_id(self) -> dict[Any, float]:
-        """{id: 0..1} of the rows that have an id."""
-        return {key: one for key, one in zip(self.ids, self.score.per_row, strict=True) if key is not None}
+        """{id: 0..1} of the rows that have an id and a score."""
+        return {key: one for key, one in zip(self.ids, self.score.per_row, strict=False) if key is not None}
 
     @property
     def task(self) -> str:
@@ -68,15 +68,19 @@ def find_cells(results_dir: Path) -> list[Path]:
 
 def score_cells(results_dir: Path, scorer: str, note: Note) -> list[CellResult]:
     """Every cell under results_dir, sorted by task, model, method, variant, budget."""
-    results = []
-    for folder in find_cells(results_dir):
-        config = _json(folder / "config.json")
-        if config is None or not isinstance(config.get("cell"), dict):
-            note(f"{folder}: no config.json with a cell in it, left out")
-            continue
-        results.append(_score_cell(folder, str(folder.relative_to(results_dir)), config, scorer, note))
+    found = [read_cell(path, str(path.relative_to(results_dir)), scorer, note) for path in find_cells(results_dir)]
+    results = [result for result in found if result is not None]
     compare_with_full(results)
     return sorted(results, key=_order)
+
+
+def read_cell(folder: Path, name: str, scorer: str, note: Note) -> CellResult | None:
+    """One cell's folder, scored; None, with a note, where nothing says what made its rows."""
+    config = _json(folder / "config.json")
+    if config is None or not isinstance(config.get("cell"), dict):
+        note(f"{folder}: no config.json with a cell in it, left out")
+        return None
+    return _score_cell(folder, name, config, scorer, note)
 
 
 def compare_with_full(results: Sequence[CellResult]) -> None:
@@ -93,10 +97,12 @@ def _peers(result: CellResult) -> tuple:
 
 def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note) -> CellResult:
     cell, realised, ids = config["cell"], [], []
-    rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note)
     task = cell.get("scorer_task") or cell.get("task")
     protocol = config.get("protocol")
-    score = score_rows(str(task), _tap(rows, realised, ids), scorer, protocol)
+    measured = bool(protocol) and "metric" not in protocol  # its rows hold figures, there is no prediction to score
+    rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note, scored=not measured)
+    rows = _tap(rows, realised, ids)
+    score = Score(None, sum(1 for _ in rows)) if measured else score_rows(str(task), rows, scorer, protocol)
     edges = (protocol or {}).get("buckets") or []
     return CellResult(
         folder=name,

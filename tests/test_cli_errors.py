@@ -104,16 +104,22 @@ def test_a_model_folder_must_be_a_decoder_with_everything(capsys, tmp_path):
 def test_a_sweep_reports_bad_cells_and_runs_the_others(capsys, tmp_path):
     ran = []
     words = ["-m", *CHEAP[::2], "method=random,d20,full", "budget=.1,.2"]
-    code = main(words, lambda cell: ran.append((cell.names["method"], cell.cfg.budget)), CONFIGS)
+
+    def run(cell):
+        ran.append((cell.names["method"], cell.cfg.budget))
+        return tmp_path, "done"
+
+    code = main(words, run, CONFIGS)
     err = capsys.readouterr().err
     assert ran == [("random", 0.1), ("random", 0.2), ("full", 0.1), ("full", 0.2)]
-    assert code == 2 and err.count("error: unknown method 'd20'") == 2 and "4 of 6 cells done, 2 failed" in err
+    assert code == 2 and err.count("error: unknown method 'd20'") == 1 and "4 of 6 cells done, 2 failed" in err
 
 
 def test_a_failing_cell_stops_no_other_and_is_told_apart_from_bad_input(capsys):
     def run(cell):
         if cell.cfg.budget == 0.1:
             raise RuntimeError("layer 3 was given 12 slots")
+        return ROOT, "done"
 
     code = main(["-m", *CHEAP, "budget=.1,.2"], run, CONFIGS)
     err = capsys.readouterr().err
