@@ -1,0 +1,86 @@
+"""Locret against the reference tensors of its official code: scores, cached keys, tokens; labels, loss, gradient."""
+
+import functools
+
+import pytest
+import torch
+from golden import Case
+
+from baselines.locret import checkpoint
+from baselines.locret.cache import Locret
+from d2o.engine import Engine
+from d2o.rotary import find_rotation
+
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+def heads_of(case: Case, folder):
+    """The case's heads as a file, taken out of its weights."""
+    names = [name for name in case.given if ".fc1." in name or ".fc2." in name]
+    torch.save({name: case.given.pop(name) for name in names}, folder / "heads.bin")
+    return str(folder / "heads.bin")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_chunked_prefill(shared, tmp_path, number):
+    case = Case.read(shared / "golden" / f"locret__chunked_prefill__{number}")
+    settings, expected = case.settings, case.expected
+    heads, ids = heads_of(case, tmp_path), case.given.pop("input_ids").tolist()
+    method = functools.partial(
+        Locret, heads, chunk=settings["chunk_size"], stabilizers=settings["stabilizers"], local=settings["local_len"],
+        budget_accounting="nominal",
+    )  # fmt: skip
+    run = Engine(case.llama(), method, settings["budget"])
+    new, kept = settings["max_new_tokens"], settings["budget"]
+    cache, logits = run.prefill([ids], reserve=new)
+    tail = settings["local_len"]
+    turn = find_rotation(run)
+    for index, layer in enumerate(cache.layers):
+        positions = layer.positions[0, :, :kept]
+        assert torch.equal(positions.long(), expected["kept_positions"][index])
+        assert torch.equal(layer.positions[0, :, kept : kept + tail].long(), torch.arange(len(ids) - tail, len(ids)).expand_as(positions[:, :tail]))
+        torch.testing.assert_close(layer.scores[0, :, :kept], expected["kept_scores"][index], **CLOSE)
+        first_seen = expected["new_token_scores"][index].gather(1, positions.long())
+        torch.testing.assert_close(layer.scores[0, :, :kept], first_seen, **CLOSE)
+        torch.testing.assert_close(layer.values[0, :, :kept], expected["values"][index], **CLOSE)
+        # ours are rotated to be `seen - held` positions ahead of their slot
+        ahead = len(ids) - (kept + tail)
+        keys = turn(expected["keys_pre_rope"][index], (torch.arange(kept) + ahead).expand(positions.shape))
+        torch.testing.assert_close(layer.keys[0, :, :kept], keys, **CLOSE)
+        assert layer.most <= kept + max(settings["chunk_size"], tail)
+    for step in range(new):
+        torch.testing.assert_close(logits[0], expected["logits"][step], **CLOSE)
+        assert int(logits.argmax()) == expected["tokens"][step]
+        logits = run.step(cache, logits.argmax(-1))
+    assert run.generate([ids], new)[0].tokens == expected["tokens"].tolist()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_kept_after_every_chunk(shared, tmp_path, number, monkeypatch):
+    case = Case.read(shared / "golden" / f"locret__chunked_prefill__{number}")
+    settings, trace = case.settings, []
+    heads, ids = heads_of(case, tmp_path), case.given.pop("input_ids").tolist()
+    cut = Locret._cut
+
+    def watched(layer, ends, feed):
+        cut(layer, ends, feed)
+        trace.append((layer.index, layer.positions[0, :, : layer.held[0]].long()))
+
+    monkeypatch.setattr(Locret, "_cut", watched)
+    method = functools.partial(
+        Locret, heads, chunk=settings["chunk_size"], stabilizers=settings["stabilizers"], local=settings["local_len"],
+        budget_accounting="nominal",
+    )  # fmt: skip
+    Engine(case.llama(), method, settings["budget"], chunk=7).prefill([ids])
+    steps = case.expected["kept_positions_per_chunk"]
+    assert len(trace) == steps.shape[0] * steps.shape[1]
+    for i, (layer, positions) in enumerate(trace):
+        wanted = steps[i // steps.shape[1], layer]
+        wanted = wanted[:, : int((wanted[0] >= 0).sum())]
+        assert torch.equal(positions, wanted)
+
+
+def test_the_published_names_are_read(shared, tmp_path):
+    case = Case.read(shared / "golden" / "locret__chunked_prefill__1")
+    weight = case.given["model.layers.1.self_attn.fc1.weight"].clone()
+    assert torch.equal(checkpoint.read(heads_of(case, tmp_path))[1].fc1.weight, weight)
