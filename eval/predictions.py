@@ -12,11 +12,13 @@ from eval.errors import InputError
 FOREIGN_HINT = "each line is one JSON object with pred (or prediction), answers, all_classes, length"
 
 
-def read_predictions(path: Path, ours: bool, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def read_predictions(
+    path: Path, ours: bool, note: Callable[[str], None], scored: bool = True
+) -> Iterator[dict[str, Any]]:
     """The rows of a predictions file, with `pred` whatever it was called. Raises InputError naming file and line.
 
     In a cell of ours (`ours`) a torn last line is what a killed run leaves: it is skipped with a note, its row is
-    predicted again.
+    predicted again. Rows of measurements (not `scored`) need neither prediction nor answers.
     """
     with path.open("rb") as file:
         number, line = 0, file.readline()
@@ -27,7 +29,7 @@ def read_predictions(path: Path, ours: bool, note: Callable[[str], None]) -> Ite
                 note(f"{path}: the last line is torn, it is left out; a resumed run makes it again")
                 return
             if line.strip():
-                yield _row(line, f"{path}, line {number}")
+                yield _row(line, f"{path}, line {number}", scored)
             line = following
 
 
@@ -41,13 +43,15 @@ def _torn(line: bytes) -> bool:
     return False
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _row(line: bytes, where: str, scored: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where}: not a whole line of JSON ({error})", "the file is torn: copy it again") from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: a {type(row).__name__}, not an object", FOREIGN_HINT)
+    if not scored:
+        return row
     if "pred" not in row and "prediction" in row:
         row["pred"] = row["prediction"]
     _check(isinstance(row.get("pred"), str), where, "no pred, or no string", FOREIGN_HINT)
