@@ -27,6 +27,8 @@ from baselines.cam import cam
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
+from baselines.locret.cache import Locret
+from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
 from baselines.random import Random
 from baselines.snapkv import SnapKV
@@ -74,9 +76,13 @@ METHODS = {
     "pyramidkv_kvcf": functools.partial(PyramidKV, variant="kvcf", window=4, beta=4),
     "adakv": functools.partial(AdaKV, window=8),
     "knorm": functools.partial(KNorm, skip_layers=1),
+    "locret": functools.partial(Locret, chunk=16, stabilizers=3, local=5),
+    "locret_original": functools.partial(Locret, chunk=16, positions="original"),
     "cam": functools.partial(cam, merge=8),
     "cam_h2o": functools.partial(cam, "h2o", merge=8),
     "cam_tova": functools.partial(cam, "tova", merge=8),
+    "pyramidinfer": functools.partial(PyramidInfer, min_context=4),
+    "pyramidinfer_official": functools.partial(PyramidInfer, "official", 0.6, min_context=4),
 }
 # the oracle hides slots: it knows neither merged entries nor keys that were turned
 PLAIN = [name for name in METHODS if name in
@@ -86,7 +92,8 @@ PLAIN = [name for name in METHODS if name in
 
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them
 FEW = ("llama_gqa", "falcon_new", "phi3", "qwen3", "gemma")
-LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova")
+LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova",
+         "locret", "locret_original")
 
 
 def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:

@@ -1,0 +1,267 @@
+"""Locret: what its heads see, what they keep, how much memory it takes, its checkpoints, and what it refuses."""
+
+import functools
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from zoo import Oracle, build, masks_of_run, prompt, visible_now
+
+from baselines.locret import checkpoint
+from baselines.locret.cache import Locret
+from baselines.locret.heads import capture, new_heads, projections, shape_of
+from d2o.engine import Engine
+from d2o.errors import InputError
+from scripts.convert_locret import main as convert
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+SMALL = functools.partial(Locret, chunk=16, stabilizers=3, local=5)
+
+
+def first_projection(model, ids):
+    """[q; k; v] of the first layer, from its modules called by hand."""
+    hidden = model.get_input_embeddings()(torch.tensor([ids]))
+    if model.config.model_type == "gemma":
+        hidden = hidden * model.config.hidden_size**0.5
+    if model.config.model_type == "gpt_neox":
+        layer = model.gpt_neox.layers[0]
+        return layer.attention.query_key_value(layer.input_layernorm(hidden))
+    if model.config.model_type == "falcon":
+        block = model.transformer.h[0]
+        return block.self_attention.query_key_value(block.ln_attn(hidden))
+    layer = model.model.layers[0]
+    hidden, attention = layer.input_layernorm(hidden), layer.self_attn
+    if model.config.model_type == "phi3":
+        return attention.qkv_proj(hidden)
+    return torch.cat([attention.q_proj(hidden), attention.k_proj(hidden), attention.v_proj(hidden)], dim=-1)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "qwen2", "qwen3", "gemma", "phi3", "falcon_new", "gpt_neox"])
+def test_heads_see_the_projections_before_rope(family):
+    model, ids = build(family), prompt(50)
+    run = Engine(model, SMALL, 45)
+    cache, _ = run.prefill([ids])
+    layer, head = cache.layers[0], new_heads(shape_of(model))[0]
+    with torch.inference_mode():
+        expected = head(first_projection(model, ids))[0].T
+    held = layer.positions[0].long()
+    kept = held[:, : int((held[0] >= 0).sum()) - 5]
+    assert kept.shape[1] == 40
+    torch.testing.assert_close(layer.scores[0, :, :40], expected.gather(1, kept), **CLOSE)
+    top = expected[:, :45].topk(40).indices.sort().values  # one head keeps the best of all scored, but for stabilizers
+    same = (top.unsqueeze(2) == kept.unsqueeze(1)).any(2).float().mean()
+    assert same > 0.9
+
+
+def test_nothing_stays_on_modules():
+    model = build("llama_gqa")
+    names = set(model.state_dict())
+    Engine(model, SMALL, 20).generate([prompt(60)], 3)
+    assert set(model.state_dict()) == names
+    assert all(not m._forward_hooks for modules in projections(model) for m in modules)
+    with pytest.raises(ZeroDivisionError), capture(model, lambda layer, qkv: 1 / 0):
+        model(torch.tensor([prompt(5)]))
+    assert all(not m._forward_hooks for modules in projections(model) for m in modules)
+
+
+def test_a_family_without_projections_is_refused_by_name():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=99)).eval()
+    with pytest.raises(InputError, match="gpt2: locret finds the projections of 0 of 2 layers"):
+        Engine(model, functools.partial(SMALL, positions="original"), 20).prefill([prompt(60)])
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "phi3", "falcon_new"])
+def test_every_token_sees_what_was_kept_before_its_chunk(family, monkeypatch):
+    """Chunks, tail and steps at their original positions, against the stock model under an explicit mask."""
+    length, budget, steps, kept = 70, 24, 6, []
+    cut = Locret._cut
+
+    def watched(layer, ends, feed):
+        cut(layer, ends, feed)
+        kept.append((layer.index, layer.seen[0], layer.positions[0].long().clone()))
+
+    monkeypatch.setattr(Locret, "_cut", watched)
+    run = Engine(build(family), functools.partial(SMALL, positions="original"), budget)
+    text, feed = prompt(length), prompt(steps, 9)
+    cache, first = run.prefill([text], steps)
+    seen, ours = [], [first[0]]
+    for token in feed:
+        seen.append(visible_now(cache))
+        ours.append(run.step(cache, torch.tensor([token]))[0])
+    masks = masks_of_run(length, seen)
+    for layer, end, positions in kept:
+        for head, row in enumerate(positions):
+            gone = torch.ones(end, dtype=torch.bool)
+            gone[row[row >= 0]] = False
+            masks[layer][head, end:length, :end] &= ~gone
+    assert kept and not masks[0].all()
+    expected = Oracle(build(family)).logits(text + feed, masks)[length - 1 :]
+    torch.testing.assert_close(torch.stack(ours), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("positions", ["slot", "original"])
+@pytest.mark.parametrize("accounting", ["realised", "nominal"])
+def test_never_more_than_budget_and_chunk(positions, accounting):
+    method = functools.partial(SMALL, positions=positions, budget_accounting=accounting)
+    run = Engine(build("llama_gqa"), method, 24, chunk=5)
+    cache, _ = run.prefill([prompt(200), prompt(31, 1), prompt(90, 2)], reserve=4)
+    held = 24 if accounting == "realised" else 29
+    for layer in cache.layers:
+        assert 24 + 5 < layer.most <= 24 + 16
+        assert layer.capacity <= held + 16
+        assert layer.held == [held] * 3
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4
+    row = run.generate([prompt(200)], 4)[0].ledger.as_row()
+    assert row["held_prefill"] == [held] * 3 and row["held_decode"] == [held + 3] * 3
+
+
+def test_the_newest_slots_stay_until_the_last_chunk(monkeypatch):
+    seen, cut = [], Locret._cut
+
+    def watched(layer, ends, feed):
+        cut(layer, ends, feed)
+        if layer.index == 0:
+            newest = layer.positions[0, :, layer.held[0] - 3 : layer.held[0]].long()
+            seen.append(bool((newest == torch.arange(layer.seen[0] - 3, layer.seen[0])).all()))
+
+    monkeypatch.setattr(Locret, "_cut", watched)
+    Engine(build("llama_gqa"), SMALL, 20).prefill([prompt(70)])
+    assert seen[:-1] == [True] * 4 and not seen[-1]
+
+
+@pytest.mark.parametrize("length", [1, 3, 5, 6])
+@pytest.mark.parametrize("accounting", ["realised", "nominal"])
+def test_a_prompt_no_longer_than_the_tail(length, accounting):
+    method = functools.partial(SMALL, budget_accounting=accounting, stabilizers=1)
+    for budget in (2, 0.5, 100):
+        tokens = Engine(build("llama_gqa"), method, budget).generate([prompt(length)], 5)[0].tokens
+        if budget == 100 or accounting == "nominal":  # there the tail comes on top
+            assert tokens == Engine(build("llama_gqa"), method, 1).generate([prompt(length)], 5)[0].tokens
+        assert len(tokens) == 5
+
+
+def test_the_engines_chunk_changes_nothing():
+    runs = [Engine(build("llama_gqa"), SMALL, 24, chunk=chunk).prefill([prompt(90)]) for chunk in (None, 16, 5, 300)]
+    for cache, logits in runs[1:]:
+        torch.testing.assert_close(logits, runs[0][1], **CLOSE)
+        assert torch.equal(cache.layers[2].positions, runs[0][0].layers[2].positions)
+
+
+def test_the_likelihood_of_a_text_goes_through_the_chunks():
+    run = Engine(build("llama_gqa"), SMALL, 24)
+    text = prompt(80)
+    found = run.nll(text, prefill=60)
+    cache, logits = run.prefill([text[:60]])
+    rest = [logits[0]] + [run.step(cache, torch.tensor([token]))[0] for token in text[60:-1]]
+    expected = [-torch.log_softmax(row.float(), -1)[token] for row, token in zip(rest, text[60:], strict=True)]
+    assert found.shape == (79,)
+    torch.testing.assert_close(found[59:], torch.stack(expected), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "given, what",
+    [
+        ({"chunk": 0}, "chunk=0"),
+        ({"stabilizers": -1}, "stabilizers=-1"),
+        ({"stabilizers": 2.5}, "stabilizers=2.5"),
+        ({"local": -0.1}, "local=-0.1"),
+        ({"positions": "slots"}, "positions='slots'"),
+        ({"budget_accounting": "real"}, "budget_accounting='real'"),
+        ({"heads": "no/such/file"}, "no retaining heads at no/such/file"),
+    ],
+)
+def test_bad_knobs(given, what):
+    with pytest.raises(InputError, match=what) as error:
+        Locret(**given)
+    assert error.value.hint
+
+
+def test_a_budget_below_the_stabilizers():
+    run = Engine(build("llama_gqa"), functools.partial(SMALL, stabilizers=30), 20)
+    with pytest.raises(InputError, match="a budget of 20 slots is below the 30 stabilizers"):
+        run.prefill([prompt(60)])
+    assert Engine(build("llama_gqa"), functools.partial(SMALL, stabilizers=30), 30).prefill([prompt(60)])
+
+
+# ---- checkpoints
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """Published-like file of heads for `llama_gqa`, and what is in it."""
+    shape = shape_of(build("llama_gqa"))
+    assert shape.widths == (96, 96, 96) and shape.kv_heads == 2
+    made = new_heads(shape, hidden=24, seed=3).to(torch.bfloat16)
+    checkpoint.write(made, tmp_path / "heads.bin")
+    return tmp_path / "heads.bin", shape, torch.load(tmp_path / "heads.bin", weights_only=True)
+
+
+def test_both_formats_both_ways(heads, tmp_path):
+    place, shape, tensors = heads
+    assert tensors["model.layers.2.self_attn.fc1.weight"].dtype == torch.bfloat16
+    assert convert([str(place), str(tmp_path / "x.safetensors")]) == 0
+    assert convert([str(tmp_path / "x.safetensors"), str(tmp_path / "y.bin")]) == 0
+    for found in (load_file(tmp_path / "x.safetensors"), torch.load(tmp_path / "y.bin", weights_only=True)):
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert convert([str(place), str(tmp_path / "z.safetensors"), "--dtype", "float32"]) == 0
+    assert load_file(tmp_path / "z.safetensors")["model.layers.0.self_attn.fc2.weight"].dtype == torch.float32
+
+
+def test_a_file_is_used(heads):
+    place, shape, _ = heads
+    model = build("llama_gqa")
+    trained, untrained = (
+        Engine(model, functools.partial(SMALL, name), 20).prefill([prompt(80)])[0].layers[1].positions
+        for name in (str(place), "random")
+    )
+    assert not torch.equal(trained, untrained)
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+@pytest.mark.parametrize(
+    "name, value, what",
+    [
+        ("model.layers.1.self_attn.fc1.weight", None, "lacks model.layers.1.self_attn.fc1.weight"),
+        ("model.layers.0.self_attn.fc2.weight", (3, 24), r"fc2.weight is \(3, 24\), \(2, 24\) is needed"),
+        ("model.layers.1.self_attn.fc1.weight", (24, 80), r"layers.1.self_attn.fc1.weight is \(24, 80\), \(24, 96\)"),
+        ("model.layers.3.self_attn.fc1.weight", (24, 96), "model.layers.3.self_attn.fc1.weight is of a layer beyond"),
+        ("lm_head.weight", (24, 96), "lm_head.weight is no weight of a retaining head"),
+        ("model.layers.0.self_attn.fc1.weight", (4,), "fc1.weight is no matrix"),
+    ],
+)
+def test_a_file_that_does_not_fit(heads, tmp_path, form, name, value, what):
+    _, shape, tensors = heads
+    tensors.pop(name, None)
+    if value is not None:
+        tensors[name] = torch.zeros(value)
+    place = tmp_path / f"wrong.{form}"
+    torch.save(tensors, place) if form == "bin" else save_file(tensors, place)
+    with pytest.raises(InputError, match=what) as error:
+        checkpoint.read(place, shape)
+    assert str(place) in str(error.value)
+
+
+def test_files_that_are_none(tmp_path, capsys):
+    for name, content in (("a.bin", b"no pickle"), ("b.safetensors", b"none"), ("c.bin", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            checkpoint.read(tmp_path / name)
+    torch.save([1, 2], tmp_path / "d.bin")
+    with pytest.raises(InputError, match="holds no named tensors"):
+        checkpoint.read(tmp_path / "d.bin")
+    assert convert([str(tmp_path / "none"), str(tmp_path / "out.safetensors")]) == 2
+    assert "error: no retaining heads at" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"model.layers.0.self_attn.fc1.weight": Harmful()}, tmp_path / "harm.bin")
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.read(tmp_path / "harm.bin")
