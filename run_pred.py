@@ -62,21 +62,21 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
     from d2o.prompt import decode, encode, encode_apart, stop_ids
     from eval.predict import Prompt, apart, predict
 
-    loaded, prompts, after = load_model(cfg), [], getattr(task, "question", "before") == "after"
+    loaded, prompts, when = load_model(cfg), [], getattr(task, "question", "before")
     limits = task.max_new_tokens, task.chat, task.truncate
     for sample in todo:
-        if after:
+        if when == "after":
             parts = encode_apart(loaded, *apart(sample), *limits)
             prompts.append(Prompt(sample, parts.context, parts.truncated, parts.question))
         else:
-            encoded = encode(loaded, sample.prompt, *limits)
-            prompts.append(Prompt(sample, encoded.ids, encoded.truncated))
+            encoded, late = encode(loaded, sample.prompt, *limits), -1 if when == "last" else None
+            prompts.append(Prompt(sample, encoded.ids[:late], encoded.truncated, encoded.ids[late:] if late else []))
     longest = max(prompt.tokens for prompt in prompts) + task.max_new_tokens
     engine = Engine(loaded.model, method, cfg.budget, chunk=cfg.engine.chunk, seed=cfg.seed, window=longest)
     ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
 
     def generate(batch: list[Prompt]) -> list[Any]:
-        questions = [prompt.question for prompt in batch] if after else None
+        questions = None if when == "before" else [prompt.question for prompt in batch]
         return engine.generate([prompt.ids for prompt in batch], task.max_new_tokens, ends, least, questions)
 
     predict(cell, prompts, generate, lambda tokens: decode(loaded, tokens), cfg.batch_size, tracker.row)

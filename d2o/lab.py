@@ -101,11 +101,11 @@ class Lab:
         return Asked(parts.context, parts.question, parts.spans)
 
     # ---- measuring
-    def generate(self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), after: bool = False) -> Answer:
-        """Greedy answer; `after`: the question comes after the eviction of the context."""
-        prompt, questions = asked.context + asked.question, None
-        if after:
-            prompt, questions = asked.context, [asked.question]
+    def generate(self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0) -> Answer:
+        """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them."""
+        whole = asked.context + asked.question
+        cut = len(whole) - late
+        prompt, questions = whole[:cut], [whole[cut:]] if late else None
         ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
         (found,) = self.engine.generate([prompt], max_new_tokens, ends, least, questions)
         text = decode(self.loaded, found.tokens)

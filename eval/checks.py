@@ -7,7 +7,10 @@ from typing import Any
 
 from eval.errors import InputError
 
-WHEN = ("before", "after")  # the question, seen from the eviction
+# When the question is fed, seen from the eviction of the context. before: with the context, as papers do it; the first
+# token of the answer then comes from the prefill, which saw everything, whatever was evicted. last: the same, but its
+# last token comes after, so that every token of the answer is read from the cache. after: none of it is known.
+WHEN = ("before", "last", "after")
 
 
 def whole(key: str, value: Any, least: int = 0) -> None:
@@ -22,7 +25,7 @@ def choice(key: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def question(value: Any) -> None:
-    """Whether the question is there when the context is evicted ("before") or comes after it ("after")."""
+    """When the question is fed: see WHEN."""
     choice("question", value, WHEN)
 
 

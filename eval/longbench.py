@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval import checks
 from eval.errors import InputError
 from eval.longbench_data import data_file, prompt_and_limit, read_rows
 from eval.samples import Sample
@@ -72,7 +73,7 @@ BUCKETS = (4000, 8000)  # LongBench-E: upper edges by the field `length`
 
 class LongBench:
     """One set. `name`: the set; `e`: LongBench-E's file of it; both folders default to what scripts/prepare_data.py
-    fetched.
+    fetched; `question`: before | last | after the eviction of the context (eval/checks.py).
 
     Nothing is read before an attribute is asked for, so bad folders raise InputError in the caller and not in Hydra's
     instantiate.
@@ -80,8 +81,16 @@ class LongBench:
 
     truncate = "middle"
 
-    def __init__(self, name: str, e: bool = False, data_dir: str | None = None, prompts_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        e: bool = False,
+        data_dir: str | None = None,
+        prompts_dir: str | None = None,
+        question: str = "before",
+    ) -> None:
         self.set_name, self.e, self.data_dir, self.prompts_dir = name, e, data_dir, prompts_dir
+        self.question = question
         self.name = f"longbench_{'e_' if e else ''}{name}"
         self.chat = name not in NO_CHAT
         self.stop = ("\n",) if name == "samsum" else ()
@@ -100,7 +109,8 @@ class LongBench:
         return self._prompt[1]
 
     def protocol(self) -> dict[str, Any]:
-        """Everything that can change a score, JSON-able."""
+        """Everything that can change a score, JSON-able. Raises InputError."""
+        checks.question(self.question)
         return {
             "task": self.name,
             "template": self.template,
@@ -108,6 +118,7 @@ class LongBench:
             "chat": self.chat,
             "truncate": self.truncate,
             "stop": list(self.stop),
+            "question": self.question,
             **scoring_protocol(self.name),
         }
 

@@ -12,7 +12,7 @@ A row, besides what every row holds (eval/predict.py):
     survival_any      [L] per layer, share of the needles' tokens that at least one head of the layer still holds
     merged            [L] per layer, share of the needles' slots that left by being merged into a kept one (0 for
                       methods that do not merge): survival + merged <= 1, the rest was dropped
-    question          "before" | "after" the eviction; question_tokens: the question's tokens
+    question          "before" | "last" | "after"; question_tokens: how many of its tokens were fed after the eviction
     haystack_repeat   how often the haystack was begun to fill the prompt, 1 or more
 
 Right after the eviction: the end of the prefill, or the first decode step of a method that evicts there.
@@ -34,18 +34,20 @@ from eval.samples import Sample
 from eval.texts import fingerprint, read_text
 
 VERSION = 1  # of the way prompts are built: raise it when the same settings give other prompts
+STEPS = 10  # of either axis
 MOST = 4  # facts of the bundled grammar about one person
 
 
 class Needle:
     """A grid of `lengths` x `depths`, `repeats` rows at every point.
 
-    lengths  a number n: n even steps up to the model's window; or a list of prompt lengths in tokens
-    depths   a number n: n even steps from 0 to 100, both exact; or a list of per cents
+    lengths  a number n: n even steps up to the model's window (None: 10); or a list of prompt lengths in tokens
+    depths   a number n: n even steps from 0 to 100, both exact (None: 10); or a list of per cents
     needles  how many facts of the bundled grammar are hidden (1 to 4)
     needle, ask, answer   a fact of your own, its question and its answer; lists for several needles and answers
     haystack a text file, or a folder of .txt files in sorted order; None: text of the bundled grammar
-    question "before" | "after": whether the question is there when the context is evicted
+    question "before" | "last" | "after" the eviction (eval/checks.py): "last" (default) is "before" but for the last
+             token, without which an answer of one token would be read from the prefill, whatever was evicted
 
     Bad values raise InputError when the protocol is asked for or, where they need the tokenizer, in `begin`.
     """
@@ -54,20 +56,21 @@ class Needle:
 
     def __init__(
         self,
-        lengths: int | Sequence[int] = 10,
-        depths: int | Sequence[float] = 10,
+        lengths: int | Sequence[int] | None = None,
+        depths: int | Sequence[float] | None = None,
         repeats: int = 1,
         needles: int = 1,
         needle: str | Sequence[str] | None = None,
         ask: str | None = None,
         answer: str | Sequence[str] | None = None,
         haystack: str | None = None,
-        question: str = "before",
+        question: str = "last",
         chat: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.lengths, self.depths, self.repeats, self.seed = lengths, depths, repeats, seed
+        self.lengths, self.depths = lengths or STEPS, STEPS if depths is None else depths
+        self.repeats, self.seed = repeats, seed
         self.needles, self.needle, self.ask, self.answer = needles, needle, ask, answer
         self.haystack, self.question, self.chat, self.new = haystack, question, chat, max_new_tokens
 
@@ -121,14 +124,15 @@ class Needle:
         lengths = [self._tokens(sample, lab) for sample in samples]
         room = lab.window - self.max_new_tokens
         if max(lengths) > room:
-            what = f"task.lengths={max(lengths)} does not fit: the window leaves {room} beside {self.max_new_tokens} new tokens"
+            what = f"task.lengths={max(lengths)} does not fit: the window leaves {room} beside the answer"
             raise InputError(what, f"write task.lengths=[{room}], or take a model with a longer window")
         self._case(samples[lengths.index(min(lengths))], lab)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
         """The fields of one row; `lab` is what d2o.lab.Lab is."""
         case, asked = self._case(sample, lab)
-        found = lab.generate(asked, self.max_new_tokens, self.stop, after=self.question == "after")
+        late = {"before": 0, "last": 1, "after": len(asked.question)}[self.question]
+        found = lab.generate(asked, self.max_new_tokens, self.stop, late)
         return {
             "pred": found.text,
             "answers": case.answers,
@@ -140,7 +144,7 @@ class Needle:
             **judge(found.text, case.answers),
             **found.survival(asked.spans),
             "question": self.question,
-            "question_tokens": len(asked.question),
+            "question_tokens": late,
             "haystack_repeat": case.repeats,
             "prompt_tokens": len(asked.context) + len(asked.question),
             "new_tokens": len(found.tokens),

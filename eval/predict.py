@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,11 +19,17 @@ SORTED = 16  # batches among which rows of like length are put together
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sample, ready for the model: its ids, and whether its middle was cut."""
+    """A sample, ready for the model: its ids, whether its middle was cut, and the question's ids where that is fed
+    after the eviction."""
 
     sample: Sample
     ids: list[int]
     truncated: bool
+    question: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) + len(self.question)
 
 
 def first(rows: Iterable[Sample], limit: int | None) -> list[Sample]:
@@ -56,7 +62,7 @@ def batches(prompts: list[Prompt], size: int) -> Iterator[list[Prompt]]:
         yield from ([prompt] for prompt in prompts)
         return
     for start in range(0, len(prompts), size * SORTED):
-        part = sorted(prompts[start : start + size * SORTED], key=lambda prompt: len(prompt.ids))
+        part = sorted(prompts[start : start + size * SORTED], key=lambda prompt: prompt.tokens)
         for i in range(0, len(part), size):
             yield part[i : i + size]
 
@@ -64,17 +70,17 @@ def batches(prompts: list[Prompt], size: int) -> Iterator[list[Prompt]]:
 def predict(
     cell: Cell,
     prompts: list[Prompt],
-    generate: Callable[[list[list[int]]], list[Any]],
+    generate: Callable[[list[Prompt]], list[Any]],
     decode: Callable[[list[int]], str],
     batch_size: int,
     seen: Callable[[dict[str, Any]], None],
 ) -> None:
-    """`generate`: token ids in, one Generation each out. `seen` is told of every row once it is on the disk."""
+    """`generate`: prompts in, one Generation each out. `seen` is told of every row once it is on the disk."""
     progress = Progress(cell.path.name, cell.done, cell.total)
     cell.status("running")
     try:
         for batch in batches(prompts, batch_size):
-            generations = generate([prompt.ids for prompt in batch])
+            generations = generate(batch)
             for prompt, generation in zip(batch, generations, strict=True):
                 row = make_row(prompt, generation, decode)
                 cell.write(row)
@@ -93,7 +99,8 @@ def make_row(prompt: Prompt, generation: Any, decode: Callable[[list[int]], str]
         "answers": sample.answers,
         "all_classes": sample.all_classes,
         "length": sample.length,
-        "prompt_tokens": len(prompt.ids),
+        "prompt_tokens": prompt.tokens,
+        "question_tokens": len(prompt.question),
         "new_tokens": len(generation.tokens),
         "truncated": prompt.truncated,
         **generation.ledger.as_row(),
@@ -101,6 +108,13 @@ def make_row(prompt: Prompt, generation: Any, decode: Callable[[list[int]], str]
         "decode_s": round(generation.decode_s, 6),
         "prompt_hash": prompt_hash(sample),
     }
+
+
+def apart(sample: Sample) -> tuple[str, str]:
+    """Context and question. Raises InputError for a row that cannot be split."""
+    if not sample.context or not sample.question:
+        raise InputError(f"row {sample.id!r} has no question behind its context", "write task.question=before")
+    return sample.context, sample.question
 
 
 def prompt_hash(sample: Sample) -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eval.measure import average, figures_module
 from eval.progress import clock
 from eval.scoring import score_rows
 
 
 def figures(rows: list[Mapping[str, Any]], task: str, scorer: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """score (x100, None without rows), realised budget (mean over rows), tokens, and the seconds spent on them."""
-    score = score_rows(task, rows, scorer, protocol)
+    """score (x100, None without rows), realised budget (mean over rows), tokens, and the seconds spent on them; the
+    figures of a task that measures stand under their own names."""
+    measured = figures_module(protocol)
+    score = None if "metric" not in protocol and measured else score_rows(task, rows, scorer, protocol)
     return {
-        "score": score.value,
-        "rows": score.n,
-        "budget_realised": _mean(rows, "budget_realised"),
+        "score": score and score.value,
+        "rows": len(rows),
+        **(measured.figures(rows) if measured else {}),
+        "budget_realised": average([row.get("budget_realised") for row in rows]),
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
         "new_tokens": sum(row["new_tokens"] for row in rows),
         "prefill_s": sum(row["prefill_s"] for row in rows),
@@ -24,23 +28,37 @@ def figures(rows: list[Mapping[str, Any]], task: str, scorer: str, protocol: Map
     }
 
 
-def lines(cell: str, budget: float, found: Mapping[str, Any], scorer: str, fresh: int, seconds: float) -> str:
-    score = "-" if found["score"] is None else f"{found['score']:.2f}"
+def lines(
+    cell: str,
+    budget: float,
+    found: Mapping[str, Any],
+    scorer: str,
+    fresh: int,
+    seconds: float,
+    rows: list[Mapping[str, Any]],
+    protocol: Mapping[str, Any],
+) -> str:
     cut = f", {found['truncated']} cut in the middle" if found["truncated"] else ""
-    table = {
-        "cell": cell,
-        "score": f"{score} ({scorer})",
-        "rows": f"{found['rows']} ({fresh} new{cut})",
-        "budget": f"{budget:g} requested, {found['budget_realised']:.4f} realised",
-        "speed": f"{_rate(found['new_tokens'], found['decode_s'])} tokens/s decoding, "
-        f"{_rate(found['prompt_tokens'], found['prefill_s'])} tokens/s reading prompts",
-        "time": f"{seconds:.1f} s" if seconds < 60 else clock(seconds),
-    }
-    return "\n".join(f"{key:<8}{value}" for key, value in table.items())
+    measured, held = figures_module(protocol), found["budget_realised"]
+    lines = {"cell": cell}
+    if found["score"] is not None:
+        lines["score"] = f"{found['score']:.2f} ({scorer})"
+    if measured:
+        shown = {header: found[key] for key, header in measured.COLUMNS.items() if found[key] is not None}
+        lines["figures"] = ", ".join(f"{header} {_short(value)}" for header, value in shown.items())
+    lines["rows"] = f"{found['rows']} ({fresh} new{cut})"
+    lines["budget"] = f"{budget:g} requested" + ("" if held is None else f", {held:.4f} realised")
+    lines["speed"] = (
+        f"{_rate(found['new_tokens'], found['decode_s'])} tokens/s decoding, "
+        f"{_rate(found['prompt_tokens'], found['prefill_s'])} tokens/s reading prompts"
+    )
+    lines["time"] = f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+    text = "\n".join(f"{key:<8}{value}" for key, value in lines.items())
+    return f"{text}\n\n{measured.table(rows)}" if measured else text
 
 
-def _mean(rows: list[Mapping[str, Any]], field: str) -> float:
-    return sum(row[field] for row in rows) / len(rows)
+def _short(value: float) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _rate(tokens: int, seconds: float) -> str:

@@ -17,7 +17,7 @@ SENTENCE = re.compile(r"\s*\S.*?(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+|(
 
 @lru_cache(maxsize=4)
 def read_text(place: str, key: str) -> str:
-    """The text of a file, or of a folder's .txt files, sorted by path, an empty line between them. Raises InputError."""
+    """The text of a file, or of a folder's .txt files in sorted order, an empty line between. Raises InputError."""
     path, hint = Path(place).expanduser(), f"task.{key} is a text file, or a folder of .txt files"
     if not path.exists():
         raise InputError(f"task.{key}={place} does not exist", hint)

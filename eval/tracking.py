@@ -56,7 +56,7 @@ class Tracker:
     def row(self, row: Mapping[str, Any]) -> None:
         self.done += 1
         if self.run is not None:
-            self._guard(lambda: self.run.log({"done": self.done, **{key: row[key] for key in ROW}}))
+            self._guard(lambda: self.run.log({"done": self.done, **{key: row[key] for key in ROW if key in row}}))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         if self.run is not None:

@@ -1,0 +1,61 @@
+"""What the rows of a needle test say: recall, exact match and survival, over all and by length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.measure import average
+
+Rows = Sequence[Mapping[str, Any]]
+COLUMNS = {"exact": "exact", "survival": "survival", "survival_any": "any head", "merged": "merged"}
+
+
+def figures(rows: Rows) -> dict[str, float | None]:
+    """Per cent, means over rows and layers; `lost_but_told`: rows that tell the answer though no slot of the needle is
+    held or merged in any layer; `held_not_told`: rows that do not, though all of them are held."""
+    found = {key: _percent(average([_mean(row[key]) for row in rows])) for key in ("recall", *COLUMNS)}
+    gone = [row for row in rows if _mean(row["survival"]) + _mean(row["merged"]) == 0]
+    whole = [row for row in rows if _mean(row["survival"]) == 1]
+    found["lost_but_told"] = sum(row["recall"] == 1 for row in gone)
+    found["held_not_told"] = sum(row["recall"] == 0 for row in whole)
+    return found
+
+
+def grid(rows: Rows, field: str) -> dict[tuple[int, float], float]:
+    """{(length, depth): per cent}, means over the rows there; a field by layer counts by its mean."""
+    places: dict[tuple[int, float], list[float]] = {}
+    for row in rows:
+        places.setdefault((row["length"], row["depth"]), []).append(_mean(row[field]))
+    return {place: 100 * sum(values) / len(values) for place, values in sorted(places.items())}
+
+
+def table(rows: Rows) -> str:
+    """Recall and survival, a line per depth and a column per length."""
+    lengths, depths = sorted({row["length"] for row in rows}), sorted({row["depth"] for row in rows})
+    shown = [("recall, %", "recall"), ("survival of the needle's slots, %", "survival")]
+    if any(_mean(row["merged"]) for row in rows):
+        shown.append(("merged into a kept slot, %", "merged"))
+    parts = []
+    for title, field in shown:
+        cells = grid(rows, field)
+        lines = [f"{title:<12}", f"{'depth':>7}" + "".join(f"{n:>7}" for n in lengths)]
+        for depth in depths:
+            values = (cells.get((length, depth)) for length in lengths)
+            lines.append(f"{depth:>7g}" + "".join(f"{'' if v is None else format(v, '.0f'):>7}" for v in values))
+        parts.append("\n".join(line.rstrip() for line in lines))
+    found = figures(rows)
+    if found["lost_but_told"]:
+        n = found["lost_but_told"]
+        parts.append(
+            f"{n} of {len(rows)} answers were told though nothing of the needle was held: read or guessed past it"
+        )
+    return "\n\n".join(parts)
+
+
+def _mean(value: Any) -> float:
+    return sum(value) / len(value) if isinstance(value, Sequence) else float(value)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
