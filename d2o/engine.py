@@ -93,6 +93,11 @@ class Engine:
                 logits_to_keep=keep,
             )
         cache.feed = None
+        if out.logits.shape[1] < keep:
+            raise InputError(
+                f"{type(cache.layers[0]).__name__} drops tokens inside the model: not all of the prompt has logits",
+                "take another method where the prompt itself is scored",
+            )
         return out.logits[:, -keep:]
 
     @torch.inference_mode()

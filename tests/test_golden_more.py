@@ -1,12 +1,16 @@
 """Golden cases of the further baselines, within their stated tolerance."""
 
+import functools
+
 import torch
 from golden import by_position, drive, held
 from test_golden import cases, close, same
 
 from baselines.cam import behind, cam, spread
+from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
 from d2o.budget import Budget
+from d2o.engine import Engine
 
 
 def test_pyramidkv(shared):
@@ -102,3 +106,21 @@ def test_cam_spreading_in_a_prompt(shared):
         spread(values, values[:, :, victim : victim + 1], slots, real & merged.view(1, -1, 1), options["merge_budget"])
     close(values[0], case.expected["values"])
     close((probs @ values[0]), case.expected["attn_out"])
+
+
+def test_pyramidinfer(shared):
+    for case in cases(shared, "pyramidinfer"):
+        options = case.settings
+        method = functools.partial(
+            PyramidInfer, "official", options["prefill_decay_ratio"], options["recent_ratio"],
+            options["streamingllm_sink_len"], options["min_context_length"],
+            options["layerwise_downsample_interval"], options["distance_weight"],
+        )  # fmt: skip
+        ids = case.given["input_ids"].tolist()
+        cache, logits = Engine(case.llama(), method, 0.5).prefill([ids])
+        for layer, wanted in zip(cache.layers, case.expected["layer_positions"], strict=True):
+            for kept in held(layer):
+                same(kept, wanted[wanted >= 0])
+        close(logits[0], case.expected["last_logits"], 2e-4)
+        for layer, name in ((cache.layers[0], "first_layer_keys"), (cache.layers[-1], "last_layer_keys")):
+            close(by_position(layer, layer.keys), case.expected[name], 2e-4)

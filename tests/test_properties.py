@@ -134,7 +134,7 @@ def test_5_the_seed_of_random_matters():
     assert not torch.equal(*(cache.layers[0].positions for cache in caches))
 
 
-@pytest.mark.parametrize("method", ["h2o", "d2o", "snapkv", "tova"])
+@pytest.mark.parametrize("method", ["h2o", "d2o", "snapkv", "tova", "adakv", "knorm", "cam", "pyramidinfer"])
 def test_6_no_tensor_is_quadratic(method):
     """Largest tensor made in a prefill of 1,536 tokens, counted by a dispatch mode: linear, not T x T."""
     from torch.utils._python_dispatch import TorchDispatchMode
