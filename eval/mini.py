@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from eval import checks
 from eval.errors import InputError
-from eval.mini_tasks import Ask, Doc, build
+from eval.mini_build import Doc, build
+from eval.mini_tasks import Ask
 from eval.mini_text import plain
 from eval.mini_tokens import counter
 from eval.samples import Sample
@@ -50,7 +52,8 @@ KINDS = {
 
 class Mini:
     """One task at one length. `length`: tokens of the prompt, 256 to 65536; `n`: rows; `depth`: 0 to 100, where the
-    asked fact stands, None: anywhere; `tokenizer`: folder whose tokenizer measures `length`, None: the bundled one.
+    asked fact stands, None: anywhere; `tokenizer`: folder whose tokenizer measures `length`, None: the bundled one;
+    `question`: before | last | after the eviction of the context (eval/checks.py).
 
     A bad value raises InputError when rows or the protocol are asked for.
     """
@@ -59,9 +62,9 @@ class Mini:
     truncate = "refuse"
 
     def __init__(self, name: str, length: int = 1024, n: int = 200, seed: int = 0, depth: float | None = None,
-                 tokenizer: str | None = None) -> None:
+                 tokenizer: str | None = None, question: str = "before") -> None:
         self.kind_name, self.length, self.n, self.seed = name, length, n, seed
-        self.depth, self.tokenizer = depth, tokenizer
+        self.depth, self.tokenizer, self.question = depth, tokenizer, question
         self.name = f"mini_{name}"
 
     @property
@@ -86,6 +89,7 @@ class Mini:
             "seed": self.seed,
             "depth": self.depth,
             "tokenizer": self.tokenizer or "tiny",
+            "question": self.question,
             "max_new_tokens": self.max_new_tokens,
             "chat": self.chat,
             "truncate": self.truncate,
@@ -138,6 +142,7 @@ class Mini:
         )
 
     def _check(self) -> None:
+        checks.question(self.question)
         _whole("seed", self.seed, None, None)
         _whole("n", self.n, 1, None)
         _whole("length", self.length, SHORTEST, LONGEST)

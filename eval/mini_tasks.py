@@ -2,22 +2,24 @@
 
 Every fact reads like its question ("kel keeps amber." / "? kel keeps"), so a small model can answer by looking up. An
 answer of several hops tells the hops one after the other, as a worked answer does. Training asks many questions about
-one text, the benchmark asks one; both go through `build`.
+one text, the benchmark asks one; both go through `build` in eval/mini_build.py.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from eval.mini_text import (
     ADJECTIVES,
     CLASSES,
     EVENTS,
     LABELS,
+    LOOKS,
     MARK,
-    PARAGRAPHS,
     PLACES,
     RELATIONS,
+    TIMES,
     VALUES,
     Cast,
     names,
@@ -116,8 +118,8 @@ def fewshot(rng, split, asked, keys, cast) -> Plot:
     return Plot("list:", asks, line, needle=lambda s, a: a.answer in s)
 
 
-def code(rng, split, asked, keys, cast) -> Plot:
-    """Functions of two named arguments; the call takes them by the same names, in the same order."""
+def code(rng, split, asked, keys, cast, crowded=False) -> Plot:
+    """Functions of two named arguments; the call takes them by the same names, in order. `crowded`: no comments."""
     pool = iter(rng.sample(names(split), min(len(names(split)), asked + 1000)))
 
     def define(name: str) -> tuple[str, str]:
@@ -130,12 +132,19 @@ def code(rng, split, asked, keys, cast) -> Plot:
         text, call = define(name)
         asks.append(Ask([text], f"\nx = {name}(", call + "\n", [call.strip()]))
     others = list(pool)
-    return Plot("code:", asks, lambda: define(rng.choice(others))[0])
+
+    def line() -> str:
+        if not crowded and rng.random() < 0.6:
+            return f"\n# the {rng.choice(ADJECTIVES)} {rng.choice(PLACES)} {rng.choice(LOOKS)} at {rng.choice(TIMES)}."
+        return define(rng.choice(others))[0]
+
+    return Plot("code:", asks, line)
 
 
-def dialogue(rng, split, asked, keys, cast) -> Plot:
+def dialogue(rng, split, asked, keys, cast, crowded=False) -> Plot:
+    """Who reported what, in two words. `crowded`: reports only, whose words come back in other reports."""
     people = rng.sample(names(split), max(cast, 2))
-    pairs = [(a, p) for a in ADJECTIVES for p in PLACES]
+    pairs = [(a, p) for a in (ADJECTIVES if crowded else VALUES) for p in (PLACES if crowded else VALUES)]
     rng.shuffle(pairs)
     asks = []
     for a, p in pairs[:asked]:
@@ -144,6 +153,8 @@ def dialogue(rng, split, asked, keys, cast) -> Plot:
     rest = pairs[asked:]
 
     def line() -> str:
+        if not crowded and rng.random() < 0.5:
+            return f"\n- the {rng.choice(ADJECTIVES)} {rng.choice(PLACES)} {rng.choice(LOOKS)} at {rng.choice(TIMES)}."
         a, p = rng.choice(rest)
         return f"\n- i saw the {a} {p} said {rng.choice(people)}."
 
@@ -162,71 +173,4 @@ def text(rng, split, asked, keys, cast) -> Plot:
 
 
 PLOTS = {f.__name__: f for f in (multikey, multivalue, twohop, count, fewshot, code, dialogue, text)}
-
-
-@dataclass
-class Doc:
-    sentences: list[str]  # the head first; marks still inside
-    asks: list[Ask]
-    needles: list[list[int]]  # per question: indices into `sentences`
-
-
-def build(kind: str, rng: random.Random, split: str, room: int, size: Callable[[str], int], asked: int = 1,
-          keys: int = 1, cast: int = 8, depth: float | None = None) -> Doc:
-    """A text of at most `room` tokens, the first question counted, answers not; `size(sentence)` counts tokens.
-
-    depth: 0..1, where the facts of the first question go; None places every fact anywhere.
-    """
-    if kind == "passage":
-        return _passages(rng, split, room, size, asked)
-    plot = PLOTS[kind](rng, split, asked, keys, cast)
-    facts = [(i, f) for i, ask in enumerate(plot.asks) for f in ask.facts] + [(-1, d) for d in plot.decoys]
-    left = room - size(plot.head) - size(plot.asks[0].question) - sum(size(f) for _, f in facts)
-    filler = _fill(plot.filler, left, size)
-    spots = []
-    for i, fact in facts:
-        at = rng.randint(0, len(filler)) if depth is None or i != 0 else round(depth * len(filler))
-        spots.append((at, rng.random(), i, fact))
-    sentences, needles = [plot.head], [[] for _ in plot.asks]
-    spots.sort()
-    for at in range(len(filler) + 1):
-        while spots and spots[0][0] == at:
-            _, _, i, fact = spots.pop(0)
-            if i >= 0:
-                needles[i].append(len(sentences))
-            sentences.append(fact)
-        if at < len(filler):
-            for i, ask in enumerate(plot.asks):
-                if plot.needle is not None and plot.needle(filler[at], ask):
-                    needles[i].append(len(sentences))
-            sentences.append(filler[at])
-    return Doc(sentences, plot.asks, needles)
-
-
-def _fill(make: Callable[[], str], room: int, size: Callable[[str], int]) -> list[str]:
-    out: list[str] = []
-    while room > 0:
-        sentence = make()
-        room -= size(sentence)
-        if room >= 0:
-            out.append(sentence)
-    return out
-
-
-def _passages(rng, split, room, size, asked) -> Doc:
-    """Numbered paragraphs, each about two people of its own; asked is which paragraph tells of someone."""
-    n = max(3, min(PARAGRAPHS, room // 60))
-    people = rng.sample(names(split), 2 * n)
-    sentences, homes = ["list:"], [[] for _ in range(n)]
-    each = (room - 10) // n
-    for k in range(n):
-        crowd = Cast(rng, people[2 * k : 2 * k + 2])
-        part = [f"\nparagraph {k + 1}:", crowd.about(people[2 * k])]
-        part += _fill(crowd.sentence, each - sum(map(size, part)), size)
-        homes[k] = [len(sentences) + i for i, s in enumerate(part) if people[2 * k] in s]
-        sentences += part
-    asks, needles = [], []
-    for k in rng.sample(range(n), min(asked, n)):
-        asks.append(Ask([], f"\n? {people[2 * k]} is in paragraph", f" {k + 1}.", [str(k + 1)]))
-        needles.append(homes[k])
-    return Doc(sentences, asks, needles)
+PLOTS |= {f"{f.__name__}_crowded": partial(f, crowded=True) for f in (code, dialogue)}  # harder, for training only

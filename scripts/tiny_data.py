@@ -7,13 +7,14 @@ import random
 
 import numpy as np
 
-from eval.mini_tasks import build
+from eval.mini_build import build
 from eval.mini_text import names, words
 from eval.mini_tokens import Encoder
 
 # tokens of a question with its answer, and of its facts: how many questions fit a text
 COST = {"multikey": (7, 5), "twohop": (13, 10), "multivalue": (28, 20), "count": (8, 14), "fewshot": (8, 0),
         "code": (12, 18), "dialogue": (12, 11), "passage": (10, 0), "text": (5, 9)}
+COST |= {"code_crowded": COST["code"], "dialogue_crowded": COST["dialogue"], "passage_untitled": COST["passage"]}
 
 
 def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: int, bos: int):
@@ -26,7 +27,7 @@ def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: in
     asked = int(share * length / (ask + fact + 1)) if ask else 0
     if kind in ("fewshot", "text"):
         asked = 1
-    elif kind in ("count", "passage"):
+    elif kind in ("count", "passage", "passage_untitled"):
         asked = min(asked, 6)
     asked = max(1, min(asked, 60))
     keys = asked + int(rng.random() * 0.3 * asked) if fact else asked
@@ -84,8 +85,8 @@ def name_ends(ids: list[int], seconds: frozenset[int]) -> list[bool]:
 def batch(enc: Encoder, seed: int, step: int, rows: range, length: int, special, phase):
     """Some rows of a step: tokens, positions [rows, length] (int64) and weights [rows, length] (bool): what is learnt.
 
-    special: (bos, pad, ids that end a sentence, ids of second syllables). phase: `mix`, the kinds of text; `leap`, share
-    of texts with leaping positions; `plain`, share of the tokens learnt that no earlier text determines, for fluency;
+    special: (bos, pad, ids that end a sentence, ids of second syllables). phase: `mix`, the kinds of text; `leap`, the
+    share of texts with leaping positions; `plain`, share of the tokens learnt that no earlier text determines;
     `names`, whether the end of a name told before is learnt.
     """
     bos, pad, ends, seconds = special
