@@ -2,6 +2,7 @@
 
 python eval_long_bench.py                            every cell under results/
 python eval_long_bench.py results_dir=DIR scorer=official|fixed json=FILE
+python eval_long_bench.py report=true                one HTML page of it all, results/report.html; plots=true: figures
 python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FILE gets {"scores": {set: number}}
 """
 
@@ -25,8 +26,9 @@ def main(words: list[str]) -> None:
     from eval.score_config import read_config
 
     config = read_config(words, CONFIGS)
-    if config.json is not None:
-        check_target(Path(config.json))
+    for key in ("json", "report"):
+        if isinstance(getattr(config, key), str):
+            check_target(key, Path(getattr(config, key)))
     table, record = score_preds(config) if config.preds is not None else score_results(config)
     print(table)
     if config.json is not None:
@@ -39,11 +41,30 @@ def score_results(config: Any) -> tuple[str, dict[str, Any]]:
     from eval.results import refuse_mixed_protocols, score_cells
     from eval.tables import aggregates, cell_record, cells_table
 
-    results = score_cells(Path(config.results_dir), config.scorer, note)
+    results = score_cells(Path(config.results_dir), config.scorer, note, keep=bool(config.report or config.plots))
     if not config.mix_protocols:
         refuse_mixed_protocols(results)
+    show(results, config)
     record = {"scorer": config.scorer, "cells": [cell_record(r) for r in results], "means": aggregates(results)}
     return cells_table(results), record
+
+
+def show(results: list[Any], config: Any) -> None:
+    """The report and the figures, where they are asked for."""
+    folder = Path(config.results_dir)
+    if config.report:
+        from eval.report import write_report
+
+        target = folder / "report.html" if config.report is True else Path(config.report)
+        write_report(results, folder, target, config.scorer, note)
+        note(f"wrote {target}")
+    if config.plots:
+        from eval.plots import write_plots
+        from eval.series import load_cells
+
+        target = folder / "plots" if config.plots is True else Path(config.plots)
+        files = write_plots(load_cells(results, folder), target)
+        note(f"wrote {len(files)} files to {target}")
 
 
 def score_preds(config: Any) -> tuple[str, dict[str, Any]]:
@@ -58,10 +79,10 @@ def score_preds(config: Any) -> tuple[str, dict[str, Any]]:
     return folder_table(results), record | ({"buckets": buckets} if buckets else {})
 
 
-def check_target(path: Path) -> None:
+def check_target(key: str, path: Path) -> None:
     """Before minutes of scoring, not after."""
     if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"cannot write json={path}", "json= names a file in a folder that exists")
+        raise InputError(f"cannot write {key}={path}", f"{key}= names a file in a folder that exists")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

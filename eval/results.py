@@ -16,6 +16,7 @@ from eval.predictions import read_predictions
 from eval.scoring import Score, protocol_of, score_rows
 
 Note = Callable[[str], None]
+TEXTS = ("pred", "answers", "all_classes", "prompt_hash")  # of a row: what no figure is drawn from
 
 
 @dataclass
@@ -24,6 +25,7 @@ class CellResult:
 
     `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
     the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with.
+    `figures`: {header: number} of a task that measures. `rows`: without their texts, where they were to be kept.
     """
 
     folder: str
@@ -35,6 +37,8 @@ class CellResult:
     protocol_hash: str | None
     ids: list[Any] = field(default_factory=list, repr=False)
     against: Interval | None = None
+    figures: dict[str, float | None] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def by_id(self) -> dict[Any, float]:
@@ -66,21 +70,22 @@ def find_cells(results_dir: Path) -> list[Path]:
     return folders
 
 
-def score_cells(results_dir: Path, scorer: str, note: Note) -> list[CellResult]:
-    """Every cell under results_dir, sorted by task, model, method, variant, budget."""
-    found = [read_cell(path, str(path.relative_to(results_dir)), scorer, note) for path in find_cells(results_dir)]
+def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) -> list[CellResult]:
+    """Every cell under results_dir, sorted by task, model, method, variant, budget. `keep`: their rows too."""
+    folders = find_cells(results_dir)
+    found = [read_cell(path, str(path.relative_to(results_dir)), scorer, note, keep) for path in folders]
     results = [result for result in found if result is not None]
     compare_with_full(results)
     return sorted(results, key=_order)
 
 
-def read_cell(folder: Path, name: str, scorer: str, note: Note) -> CellResult | None:
+def read_cell(folder: Path, name: str, scorer: str, note: Note, keep: bool = False) -> CellResult | None:
     """One cell's folder, scored; None, with a note, where nothing says what made its rows."""
     config = _json(folder / "config.json")
     if config is None or not isinstance(config.get("cell"), dict):
         note(f"{folder}: no config.json with a cell in it, left out")
         return None
-    return _score_cell(folder, name, config, scorer, note)
+    return _score_cell(folder, name, config, scorer, note, keep)
 
 
 def compare_with_full(results: Sequence[CellResult]) -> None:
@@ -95,14 +100,17 @@ def _peers(result: CellResult) -> tuple:
     return (result.task, result.protocol_hash, *(str(result.cell.get(key)) for key in ("model", "seed")))
 
 
-def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note) -> CellResult:
+def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note, keep: bool) -> CellResult:
     cell, realised, ids = config["cell"], [], []
     task = cell.get("scorer_task") or cell.get("task")
     protocol = config.get("protocol")
-    measured = bool(protocol) and "metric" not in protocol  # its rows hold figures, there is no prediction to score
-    rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note, scored=not measured)
+    measures = bool(protocol) and "figures" in protocol  # its rows hold figures, and a prediction only with a metric
+    scored = not measures or "metric" in protocol
+    rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note, scored=scored)
     rows = _tap(rows, realised, ids)
-    score = Score(None, sum(1 for _ in rows)) if measured else score_rows(str(task), rows, scorer, protocol)
+    if measures or keep:
+        rows = list(rows)
+    score = score_rows(str(task), rows, scorer, protocol) if scored else Score(None, len(rows))
     edges = (protocol or {}).get("buckets") or []
     return CellResult(
         folder=name,
@@ -113,7 +121,18 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         total=(_json(folder / "status.json") or {}).get("total"),
         protocol_hash=config.get("protocol_hash"),
         ids=ids,
+        figures=_figures(rows, protocol) if measures and rows else {},
+        rows=[{key: value for key, value in row.items() if key not in TEXTS} for row in rows] if keep else [],
     )
+
+
+def _figures(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, float | None]:
+    """{header: figure} of a task that measures, in the order of its table."""
+    from eval.measure import figures_module
+
+    module = figures_module(protocol)
+    found = module.figures(rows)
+    return {header: found.get(key) for key, header in module.COLUMNS.items()}
 
 
 def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:

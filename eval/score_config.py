@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from eval.errors import InputError
 from eval.scoring import scorer_module
@@ -24,7 +25,8 @@ class ScoreConfig:
     json: str | None = None
     mix_protocols: bool = False
     table: str | None = None
-    report: str | None = None
+    report: Any = False
+    plots: Any = False
 
 
 KEYS = tuple(field.name for field in fields(ScoreConfig))
@@ -35,9 +37,9 @@ def read_config(words: list[str], config_dir: Path) -> ScoreConfig:
     for word in words:
         _check_word(word)
     config = _compose(words, config_dir)
-    for key in ("table", "report"):
-        if getattr(config, key) is not None:
-            raise InputError(f"{key}={getattr(config, key)} is unknown: there is no {key} yet", f"leave {key}= out")
+    if config.table is not None:
+        raise InputError(f"table={config.table} is unknown: there is no table yet", "leave table= out")
+    _check_targets(config)
     if not config.results_dir:
         raise InputError("results_dir= is empty", "results_dir= names the folder that run_pred.py wrote to")
     edges = config.buckets
@@ -45,6 +47,19 @@ def read_config(words: list[str], config_dir: Path) -> ScoreConfig:
         raise InputError(f"buckets={edges} are no upper edges", "write growing lengths: 'buckets=[4000,8000]'")
     scorer_module(config.scorer)
     return config
+
+
+def _check_targets(config: ScoreConfig) -> None:
+    """report and plots: true, false, or a place; both show cells of ours."""
+    for key, ending in (("report", ".html"), ("plots", "")):
+        value = getattr(config, key)
+        if value is None or isinstance(value, str) and not value:
+            setattr(config, key, value := False)
+        if not isinstance(value, bool) and not (isinstance(value, str) and value.endswith(ending)):
+            what = "a file that ends in .html" if ending else "a folder"
+            raise InputError(f"{key}={value} is neither true nor {what}", f"write {key}=true")
+        if value and config.preds is not None:
+            raise InputError(f"{key}={value} with preds={config.preds}", f"{key}= shows cells: give results_dir=")
 
 
 def _check_word(word: str) -> None:

@@ -42,13 +42,17 @@ def cells_table(results: Sequence[CellResult]) -> str:
         group = [result for result in results if result.task == task]
         labels = list(dict.fromkeys(label for result in group for label in result.buckets))
         compared = [*AGAINST] if any(r.against for r in group) else []
+        scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.figures for r in group) else []
+        figures = list(dict.fromkeys(name for r in group for name in r.figures))
         rows = [
-            [*names(r), realised(r.realised), count(r), number(r.score.value)]
+            [*names(r), realised(r.realised), count(r)]
+            + [number(r.score.value) for _ in scored]
             + (against(r) if compared else [])
             + [_bucket(r, label) for label in labels]
+            + [number(r.figures.get(name)) for name in figures]
             for r in group
         ]
-        header = [*COLUMNS, "realised", "rows", "score", *compared, *labels]
+        header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *figures]
         parts.append(f"{task}\n\n" + markdown(header, rows, left=3))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
@@ -145,5 +149,6 @@ def cell_record(result: CellResult) -> dict[str, Any]:
         "score": rounded(result.score.value),
         "vs_full": None if result.against is None else asdict(result.against),
         "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
+        "figures": result.figures,
         "protocol_hash": result.protocol_hash,
     }

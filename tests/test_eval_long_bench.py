@@ -204,7 +204,10 @@ WORDS = {
     "results_dir=": "results_dir= is empty",
     "json=/no/such/folder/out.json": "cannot write",
     "table=main": "no table yet",
-    "report=html": "no report yet",
+    "report=html": "write report=true",
+    "report=[1]": "write report=true",
+    "report=/no/such/folder/r.html": "cannot write",
+    "plots=3": "write plots=true",
     "preds=a(b": "quote",
     "--multirun": "--multirun",
 }

@@ -1,0 +1,47 @@
+"""How the budget lies over the layers: slots held at the end of the prefill, as a share of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eval.plot_style import FULL, legend_below, line_style, panels
+from eval.series import CellData, budget_name, mean_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Held = dict[str, list[float]]  # {label: per layer, per cent of the prompt}
+
+
+def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
+    """{budget: {label: layers}}, the mean over all tasks; of cells with as many layers as the first."""
+    found: dict[float, dict[str, list[list[float]]]] = {}
+    for cell in cells:
+        layers = mean_layers(cell.rows, "held_prefill")
+        if cell.method != FULL and layers:
+            group = found.setdefault(cell.budget, {}).setdefault(cell.label, [])
+            if not group or len(group[0]) == len(layers):
+                group.append(layers)
+    return {
+        budget: {
+            label: [100 * sum(layer) / len(group) for layer in zip(*group, strict=True)]
+            for label, group in sorted(by_label.items())
+        }
+        for budget, by_label in sorted(found.items())
+    }
+
+
+def held_figure(budget: float, held: Held, labels: Sequence[str]) -> Figure:
+    """A line per method over the layers; `labels` are all there are, for one colour in every figure."""
+    figure, (ax,) = panels(1, 1, 4.6, 2.6, len(held))
+    for label, layers in held.items():
+        look = line_style(label, labels) | {"linewidth": 1.1}
+        ax.plot(range(len(layers)), layers, label=label, **look)
+    ax.set_title(f"slots held per layer, budget {budget_name(budget)}")
+    ax.set_xlabel("layer")
+    ax.set_ylabel("% of the prompt")
+    ax.set_ylim(0, 1.12 * max(max(layers) for layers in held.values()))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    legend_below(figure, [ax])
+    return figure

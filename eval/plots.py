@@ -1,0 +1,161 @@
+"""All figures of a set of cells, by name: for files (`plots=true`), for the report, for W&B.
+
+A figure is drawn when it is asked for, inside `plot_style.style`; drawing needs nothing but rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import plot_atlas, plot_budget, plot_efficiency, plot_held, plot_needle, plot_ppl
+from eval.atlas import read_atlas
+from eval.plot_style import save, style
+from eval.results import CellResult
+from eval.scoring import Score
+from eval.series import CellData, budget_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUMBERED = 24  # heat maps with numbers in their cells; in a page of more the colours must do
+ATLASES = 24  # rasters in one page
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`name`: a file's name without its ending; `kind`: the section it belongs to; `sheet`: too wide for a phone."""
+
+    kind: str
+    name: str
+    title: str
+    draw: Callable[[], Figure]
+    sheet: bool = False
+
+
+def labels_of(cells: Sequence[CellData]) -> list[str]:
+    """Every label there is, which fixes its colour."""
+    return sorted({cell.label for cell in cells})
+
+
+def pictures(cells: Sequence[CellData]) -> list[Picture]:
+    """Everything that the rows of `cells` can show, model by model."""
+    found, labels = [], labels_of(cells)
+    for model in dict.fromkeys(cell.model for cell in cells):
+        group = [cell for cell in cells if cell.model == model]
+        for part in (_budget, _needle, _ppl, _efficiency, _held, _atlas):
+            found += part(model, group, labels)
+    return found
+
+
+def _budget(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    found = []
+    for family in dict.fromkeys(cell.family for cell in cells):
+        group = [cell for cell in cells if cell.family == family]
+        curves = plot_budget.by_task(group)
+        if len(curves) > 1:
+            mean = plot_budget.mean_over_tasks(group, family)
+            panels = [(f"{family}-mean", mean, mean.title)] * bool(mean.lines)
+        else:
+            panels = []
+        for name, one, title in [*panels, *((one.title, one, one.title) for one in curves)]:
+            draw = lambda one=one: plot_budget.budget_figure([one], labels)  # noqa: E731
+            found.append(Picture("budget", f"budget-{model}-{name}", f"{model}, {title}: score against budget", draw))
+        if len(curves) > 1:
+            draw = lambda curves=curves: plot_budget.budget_figure(curves, labels, columns=3)  # noqa: E731
+            title = f"{model}, all tasks of {family}"
+            found.append(Picture("budget", f"budget-{model}-{family}-sheet", title, draw, sheet=True))
+    return found
+
+
+def _needle(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    by_cell = [(cell, plot_needle.needle_maps(cell)) for cell in cells]
+    whats = dict.fromkeys(one.what for _, all_maps in by_cell for one in all_maps)
+    maps = [(cell, one) for what in whats for cell, all_maps in by_cell for one in all_maps if one.what == what]
+    numbers = len(maps) <= NUMBERED
+    found = [
+        Picture("needle", f"needle-{model}-{cell.name}-{one.what}", f"{model}, {cell.task}, {cell.name}: {one.what}",
+                lambda one=one: plot_needle.needle_figure([one], numbers=numbers))
+        for cell, one in maps
+    ]  # fmt: skip
+    for what in whats:
+        sheet = [one for _, one in maps if one.what == what]
+        if len(sheet) > 1:
+            draw = lambda sheet=sheet: plot_needle.needle_figure(sheet, columns=3)  # noqa: E731
+            found.append(Picture("needle", f"needle-{model}-{what}-sheet", f"{model}, {what}", draw, sheet=True))
+    return found
+
+
+def _ppl(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    return [
+        Picture("ppl", f"nll-{model}-{curves.title}", f"{model}, {curves.title}: NLL over position",
+                lambda curves=curves: plot_ppl.nll_figure(curves, labels))
+        for curves in plot_ppl.nll_curves(cells)
+    ]  # fmt: skip
+
+
+def _efficiency(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    found = []
+    for budget, group in plot_efficiency.groups(cells).items():
+        for name, what, figure in (
+            ("speed", "tokens per second against the batch", plot_efficiency.speed_figure),
+            ("memory", "memory against the context", plot_efficiency.memory_figure),
+        ):
+            title = f"{model}, budget {budget_name(budget)}: {what}"
+            draw = lambda figure=figure, group=group: figure(group, labels)  # noqa: E731
+            found.append(Picture("efficiency", f"{name}-{model}-b{budget:g}", title, draw))
+    return found
+
+
+def _held(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    return [
+        Picture("held", f"held-{model}-b{budget:g}", f"{model}: slots held per layer at budget {budget:g}",
+                lambda budget=budget, held=held: plot_held.held_figure(budget, held, labels))
+        for budget, held in plot_held.held_by_budget(cells).items()
+    ]  # fmt: skip
+
+
+def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    found = []
+    for cell in cells:
+        if len(found) < ATLASES and (atlas := read_atlas(cell.path)):
+            title = f"{cell.name}, {cell.task}, {atlas['id']}"
+            spans = next((row.get("needles") for row in cell.rows if row["id"] == atlas["id"]), None) or ()
+            found.append(
+                Picture("atlas", f"atlas-{model}-{cell.name}-{cell.task}", f"{model}, {title}",
+                        lambda cell=cell, atlas=atlas, spans=spans: plot_atlas.atlas_figure(atlas, cell.name, spans))
+            )  # fmt: skip
+    return found
+
+
+def write_plots(cells: Sequence[CellData], folder: Path) -> list[Path]:
+    """Every picture as SVG and PNG in `folder`; the files, sorted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for picture in pictures(cells):
+        with style():
+            figure = picture.draw()
+            for ending in ("svg", "png"):
+                files.append(folder / f"{file_name(picture.name)}.{ending}")
+                save(figure, files[-1])
+    return sorted(files)
+
+
+def file_name(name: str) -> str:
+    return re.sub(r"[^\w.=-]+", "_", name.replace(" %", "pc"))
+
+
+def cell_figures(config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Figure]:
+    """{name: figure} of one cell, for a tracker: needle maps, NLL, efficiency, slots per layer, atlas.
+
+    `config` is the cell's config.json, `rows` its rows, `path` its folder. No pyplot, no state: wandb.Image takes them.
+    """
+    names = dict(config["cell"])
+    result = CellResult(str(path), names, Score(None, 0), {}, None, None, config.get("protocol_hash"))
+    label = str(names.get("method"))
+    cell = CellData(path, result, dict(config), list(rows), label, str(names.get("task")))
+    with style():
+        return {one.name: one.draw() for one in pictures([cell])}

@@ -1,0 +1,172 @@
+"""The tables of the report. A cell of a table is a text, or a `Cell` with what it sorts by and where it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.atlas import NAMES, largest_targets, shares
+from eval.bootstrap import Interval, means_interval
+from eval.series import CellData, budget_name, mean_of
+from eval.tables import against, count, number
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`key`: a number to sort by, where the text is none."""
+
+    text: str
+    key: float | None = None
+    link: str | None = None
+
+
+@dataclass
+class Table:
+    """`left`: how many columns are names; the others are numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    left: int = 1
+    note: str = ""
+
+
+def budget_cell(cell: CellData) -> Cell:
+    return Cell("" if cell.method == "full" else budget_name(cell.budget), cell.budget)
+
+
+def num(value: float | None, digits: int = 2) -> Cell:
+    return Cell("" if value is None else f"{value:.{digits}f}", value)
+
+
+def difference(found: Interval | None) -> list[Cell]:
+    """The difference and its interval, sorted by the lower bound."""
+    if found is None:
+        return [Cell(""), Cell("")]
+    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
+    return [Cell(f"{found.value:+.2f}", found.value), Cell(bounds, found.low)]
+
+
+def score_tables(cells: Sequence[CellData]) -> list[Table]:
+    """Per model and family of tasks: a line per configuration, a column per task, a mean where every task is there."""
+    groups: dict[str, list[CellData]] = {}
+    for cell in cells:
+        groups.setdefault(f"{cell.model}, {cell.family}", []).append(cell)
+    return [_scores(title, group) for title, group in groups.items()]
+
+
+def figure_tables(cells: Sequence[CellData]) -> list[Table]:
+    """Per measuring task: a line per cell, a column per figure."""
+    tables = []
+    for task in dict.fromkeys(cell.task for cell in cells if cell.result.figures):
+        group = [cell for cell in cells if cell.task == task]
+        names = list(dict.fromkeys(name for cell in group for name in cell.result.figures))
+        table = Table(task, ["method", "model", "budget", *names], left=2)
+        for cell in group:
+            shown = [num(cell.result.figures.get(name)) for name in names]
+            table.rows.append([Cell(cell.label), Cell(cell.model), budget_cell(cell), *shown])
+        tables.append(table)
+    return tables
+
+
+def _scores(title: str, cells: Sequence[CellData]) -> Table:
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    full = {cell.task: cell.result.by_id for cell in cells if cell.method == "full"}
+    lines: dict[tuple[str, float], dict[str, CellData]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.method != "full"):
+        lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
+    several = len(tasks) > 1
+    compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
+    table = Table(title, ["method", "budget", *compared, *tasks], left=1)
+    for (label, _), found in lines.items():
+        whole = len(found) == len(tasks)
+        mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None
+        pairs = [_paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
+        is_full = next(iter(found.values())).method == "full"
+        row = [Cell(label), budget_cell(next(iter(found.values())))]
+        row += [num(mean.value if mean else None)] if several else []
+        row += difference(None if is_full else means_interval(pairs))
+        table.rows.append(row + [num(found[t].result.score.value if t in found else None) for t in tasks])
+    return table
+
+
+def _paired(rows: dict[Any, float], full: dict[Any, float]) -> list[float]:
+    return [one - full[key] for key, one in rows.items() if key in full]
+
+
+def cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
+    """Every cell with its files; `links` {folder: relative address}."""
+    header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
+              "tokens/s", "KV MiB", "files", ""]  # fmt: skip
+    table = Table("all cells", header, left=3)
+    for cell in cells:
+        result, link = cell.result, links[cell.result.folder]
+        compared = against(result)
+        low = None if result.against is None else result.against.low
+        table.rows.append(
+            [
+                Cell(cell.task),
+                Cell(cell.model),
+                Cell(cell.label),
+                budget_cell(cell),
+                num(result.realised, 4),
+                Cell(count(result), result.score.n),
+                Cell(number(result.score.value), result.score.value),
+                Cell(compared[0], None if result.against is None else result.against.value),
+                Cell(compared[1], low),
+                num(speed(cell.rows), 1),
+                num(mebibytes(mean_of(cell.rows, "kv_bytes_decode"))),
+                Cell("config", link=f"{link}/config.json"),
+                Cell("rows", link=f"{link}/predictions.jsonl"),
+            ]
+        )
+    return table
+
+
+def speed(rows: Iterable[dict[str, Any]]) -> float | None:
+    """Tokens per second of decoding, over all rows."""
+    timed = [row for row in rows if row.get("decode_s") and row.get("new_tokens")]
+    return sum(row["new_tokens"] for row in timed) / sum(row["decode_s"] for row in timed) if timed else None
+
+
+def mebibytes(size: float | None) -> float | None:
+    return None if size is None else size / 2**20
+
+
+def merge_tables(cell: CellData, atlas: dict[str, Any]) -> list[Table]:
+    """What became of the positions, layer by layer; who took in most."""
+    fates = Table(f"{cell.name}, {cell.task}: per cent of positions", ["layer", *NAMES])
+    for layer, parts in enumerate(shares(atlas)):
+        fates.rows.append([Cell(str(layer), layer), *(num(100 * part, 1) for part in parts)])
+    header = ["layer", "head", "position", "merged into it", "largest weight", "of position"]
+    merges = Table(f"{cell.name}, {cell.task}: who was merged into whom, largest first", header)
+    for one in largest_targets(atlas):
+        whole = [Cell(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
+        merges.rows.append([*whole, num(one["weight"], 3), Cell(str(one["from"]), one["from"])])
+    return [fates, merges] if merges.rows else [fates]
+
+
+def provenance_tables(cells: Sequence[CellData]) -> list[Table]:
+    """What made the rows: versions and devices, protocols, models."""
+    made = Table("software and devices", ["device", "versions", "cells"], left=2)
+    protocols = Table("protocols", ["task", "hash", "metric", "cells"], left=3)
+    models = Table("models", ["model", "fingerprint", "cells"], left=2)
+    for table, key in (
+        (made, lambda c: (str(c.config.get("device") or ""), _versions(c))),
+        (protocols, lambda c: (c.task, str(c.result.protocol_hash or "")[:12], _metric(c))),
+        (models, lambda c: (c.model, str(c.config.get("model_fingerprint") or "")[:12])),
+    ):
+        counts: dict[tuple[str, ...], int] = {}
+        for cell in cells:
+            counts[key(cell)] = counts.get(key(cell), 0) + 1
+        table.rows = [[*map(Cell, names), Cell(str(n), n)] for names, n in counts.items()]
+    return [made, protocols, models]
+
+
+def _versions(cell: CellData) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (cell.config.get("versions") or {}).items())
+
+
+def _metric(cell: CellData) -> str:
+    return str((cell.config.get("protocol") or {}).get("metric") or "").removeprefix("eval.")

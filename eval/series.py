@@ -1,0 +1,115 @@
+"""Cells as figures and reports see them: rows without their texts, a label that tells a cell from its neighbours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.results import CellResult
+
+
+@dataclass
+class CellData:
+    """`label`: method and the knobs on which cells of that method differ; `task`: with what its protocols differ on."""
+
+    path: Path
+    result: CellResult
+    config: dict[str, Any]
+    rows: list[dict[str, Any]] = field(repr=False)
+    label: str = ""
+    task: str = ""
+
+    @property
+    def model(self) -> str:
+        return str(self.result.cell.get("model"))
+
+    @property
+    def method(self) -> str:
+        return str(self.result.cell.get("method"))
+
+    @property
+    def family(self) -> str:
+        """The tasks over which a mean says something: longbench_trec -> longbench."""
+        task = self.result.task
+        return "longbench_e" if task.startswith("longbench_e_") else task.partition("_")[0]
+
+    @property
+    def budget(self) -> float:
+        return float(self.result.cell.get("budget") or 1)
+
+    @property
+    def name(self) -> str:
+        """The label and the budget, which the full cache has none of."""
+        return self.label if self.method == "full" else f"{self.label} {budget_name(self.budget)}"
+
+
+def budget_name(budget: float) -> str:
+    """A fraction in per cent, slots as they are."""
+    return f"{100 * budget:g} %" if budget <= 1 else f"{budget:g} slots"
+
+
+def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellData]:
+    """The cells of `results` (scored with `keep`) with their configs and labels, in their order."""
+    cells = []
+    for result in results:
+        path = results_dir / result.folder
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        cells.append(CellData(path, result, config, result.rows))
+    name_cells(cells)
+    return cells
+
+
+def name_cells(cells: Sequence[CellData]) -> None:
+    """Set every cell's `label` and `task`."""
+    for method in {cell.method for cell in cells}:
+        group = [cell for cell in cells if cell.method == method]
+        for cell, more in zip(group, differences([_knobs(cell) for cell in group]), strict=True):
+            cell.label = " ".join([method, *more])
+    for task in {cell.result.task for cell in cells}:
+        group = [cell for cell in cells if cell.result.task == task]
+        for cell, more in zip(group, differences([_flat(cell.config.get("protocol")) for cell in group]), strict=True):
+            cell.task = " ".join([task, *more])
+
+
+def differences(records: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """What tells each record from the others: `key=value` for every key on which they differ; a variant by its name."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    differ = [key for key in keys if len({str(record.get(key)) for record in records}) > 1]
+    return [
+        [str(r[key]) if key == "variant" else f"{key}={r[key]}" for key in differ if r.get(key) is not None]
+        for r in records
+    ]
+
+
+def _knobs(cell: CellData) -> dict[str, Any]:
+    """What can change a prediction besides model, task and budget."""
+    found = {"variant": cell.result.cell.get("variant")}
+    for key, value in (cell.config.get("identity") or {"seed": cell.result.cell.get("seed")}).items():
+        if key.startswith("method.") and not key.endswith("_") or key == "seed" or key.startswith("engine."):
+            found[key.removeprefix("method.")] = value
+    return found
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A protocol's short values by key; long ones (a prompt) would drown a label."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value} if len(str(value)) <= 24 else {}
+    return {k: v for key, child in value.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
+
+
+def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:
+    """Mean over the rows that have a number there."""
+    found = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+    return sum(found) / len(found) if found else None
+
+
+def mean_layers(rows: Iterable[dict[str, Any]], key: str) -> list[float]:
+    """Per layer, mean over rows of `key [L]` as a share of the row's prompt; [] where no row has it."""
+    whole = [row for row in rows if row.get(key) and row.get("prompt_tokens")]
+    found = [[one / row["prompt_tokens"] for one in row[key]] for row in whole]
+    if not found or len({len(layers) for layers in found}) > 1:
+        return []
+    return [sum(layer) / len(found) for layer in zip(*found, strict=True)]
