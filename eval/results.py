@@ -25,6 +25,7 @@ class CellResult:
 
     `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
     the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with.
+    `question`: when it was fed (eval/checks.py), None where a task has none.
     `figures`: {header: number} of a task that measures. `rows`: without their texts, where they were to be kept.
     """
 
@@ -38,6 +39,7 @@ class CellResult:
     ids: list[Any] = field(default_factory=list, repr=False)
     against: Interval | None = None
     figures: dict[str, float | None] = field(default_factory=dict)
+    question: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -48,6 +50,11 @@ class CellResult:
     @property
     def task(self) -> str:
         return str(self.cell.get("task"))
+
+    @property
+    def title(self) -> str:
+        """The task, and when its question was fed where that is not with the context: a table of its own."""
+        return self.task if self.question in (None, "before") else f"{self.task}, question {self.question}"
 
     @property
     def run(self) -> str:
@@ -120,6 +127,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         realised=sum(realised) / len(realised) if realised else None,
         total=(_json(folder / "status.json") or {}).get("total"),
         protocol_hash=config.get("protocol_hash"),
+        question=(protocol or {}).get("question"),
         ids=ids,
         figures=_figures(rows, protocol) if measures and rows else {},
         rows=[{key: value for key, value in row.items() if key not in TEXTS} for row in rows] if keep else [],
@@ -160,7 +168,7 @@ def _order(result: CellResult) -> tuple:
     cell = result.cell
     budget = cell.get("budget")
     return (
-        result.task,
+        result.title,
         *(str(cell.get(key)) for key in ("model", "method", "variant")),
         float(budget or 0),
         result.folder,
@@ -171,7 +179,7 @@ def refuse_mixed_protocols(results: Sequence[CellResult]) -> None:
     """Scores of one task that were made under different protocols do not belong into one table."""
     first: dict[str, CellResult] = {}
     for result in results:
-        other = first.setdefault(result.task, result)
+        other = first.setdefault(result.title, result)
         if other.protocol_hash != result.protocol_hash:
             raise InputError(
                 f"{other.folder} and {result.folder} were made under different protocols",

@@ -38,8 +38,8 @@ def number(value: float | None) -> str:
 def cells_table(results: Sequence[CellResult]) -> str:
     """All cells, one table per task, then the means of the configurations for which every set is there."""
     parts = []
-    for task in dict.fromkeys(result.task for result in results):
-        group = [result for result in results if result.task == task]
+    for title in dict.fromkeys(result.title for result in results):
+        group = [result for result in results if result.title == title]
         labels = list(dict.fromkeys(label for result in group for label in result.buckets))
         compared = [*AGAINST] if any(r.against for r in group) else []
         scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.figures for r in group) else []
@@ -53,7 +53,7 @@ def cells_table(results: Sequence[CellResult]) -> str:
             for r in group
         ]
         header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *figures]
-        parts.append(f"{task}\n\n" + markdown(header, rows, left=3))
+        parts.append(f"{title}\n\n" + markdown(header, rows, left=3))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
 
@@ -142,6 +142,7 @@ def cell_record(result: CellResult) -> dict[str, Any]:
     return {
         **{key: result.cell.get(key) for key in (*COLUMNS, "seed")},
         "task": result.task,
+        "question": result.question,
         "folder": result.folder,
         "budget_realised": result.realised,
         "n": result.score.n,
