@@ -8,6 +8,8 @@ from golden import Case
 
 from baselines.locret import checkpoint
 from baselines.locret.cache import Locret
+from baselines.locret.labels import Recorder, labelled
+from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
 from d2o.engine import Engine
 from d2o.rotary import find_rotation
 
@@ -84,3 +86,25 @@ def test_the_published_names_are_read(shared, tmp_path):
     case = Case.read(shared / "golden" / "locret__chunked_prefill__1")
     weight = case.given["model.layers.1.self_attn.fc1.weight"].clone()
     assert torch.equal(checkpoint.read(heads_of(case, tmp_path))[1].fc1.weight, weight)
+
+
+def test_labels_and_loss(shared):
+    case = Case.read(shared / "golden" / "locret__labels_and_loss__1")
+    sizes, expected = case.sizes, case.expected
+    scores, ids = case.given.pop("scores").requires_grad_(), case.given.pop("input_ids").tolist()
+    for name in [name for name in case.given if ".fc" in name]:
+        case.given.pop(name)
+    for chunk in (case.settings["prefill_chunk"], None):
+        lessons = labelled(Engine(case.llama(), Recorder, 1, chunk=chunk), ids[: sizes["nq"]], ids[sizes["nq"] :])
+        labels = torch.stack([lesson.labels for lesson in lessons])
+        torch.testing.assert_close(labels, expected["labels"], **CLOSE)
+        case.model["rope_theta"] = 10000.0
+    near = torch.stack([regression(*layer) for layer in zip(scores, labels, strict=True)]).mean()
+    smooth = torch.stack([smoothness(layer) for layer in scores]).sum()
+    loss = near + SMOOTHING * smooth
+    loss.backward()
+    overlap = torch.stack([top_overlap(*layer) for layer in zip(scores.detach(), labels, strict=True)]).mean()
+    found = {"regression_loss": near, "smoothing_loss": smooth, "loss": loss, "top10_accuracy": overlap}
+    for name, value in found.items():
+        torch.testing.assert_close(value.detach().view(1), expected[name], **CLOSE)
+    torch.testing.assert_close(scores.grad, expected["grad_scores"], atol=1e-6, rtol=0)

@@ -102,7 +102,8 @@ def _tensors(place: Path) -> dict[str, Tensor]:
         else:
             tensors = torch.load(place, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{place} cannot be read: {(str(error) or 'it ends too soon').splitlines()[0]}", HINT) from error
+        reason = (str(error) or "it ends too soon").splitlines()[0]
+        raise InputError(f"{place} cannot be read: {reason}", HINT) from error
     if not isinstance(tensors, dict) or not tensors:
         raise InputError(f"{place} holds no named tensors", HINT)
     for name, tensor in tensors.items():

@@ -1,0 +1,68 @@
+"""What the heads learn from: how much any later query wanted each token of a prompt.
+
+The label of prompt token k and KV head j is the largest logit of k, after RoPE, scaled, before the softmax, over the
+queries of the answer and the query heads of j's group. The prompt is fed in chunks and the answer after it, block by
+block, so nothing as large as answer x prompt is ever held for more than one layer and BLOCK queries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from baselines.locret.heads import capture
+from d2o.cache import KVCache
+from d2o.engine import Engine
+from d2o.layer import Feed, KeepAll
+
+BLOCK = 64  # answer tokens at a time
+
+
+@dataclass
+class Lesson:
+    """One layer of one prompt of T tokens: `inputs [T, width]` and `labels [Hkv, T]` float32, where the inputs lie."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class Recorder(KeepAll):
+    """Keeps everything, and the projections of the prompt and the labels by which later queries rate it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []  # of every chunk, on the CPU: they are larger than the cache
+        self.labels: Tensor | None = None
+
+    def around_forward(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[object]:
+        def take(layer: int, qkv: Tensor) -> None:
+            cache.layers[layer].inputs.append(qkv[0].to("cpu", copy=True))
+
+        return capture(model, take) if cache.feed.prefill else contextlib.nullcontext()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
+        if not feed.prefill:
+            self._rate(q, scale, feed)
+        return super().attend(q, k, v, scale, feed)
+
+    def _rate(self, q: Tensor, scale: float, feed: Feed) -> None:
+        prompt = sum(len(part) for part in self.inputs)
+        keys = self.keys[0, :, :prompt]
+        grouped = q[0].reshape(keys.shape[0], -1, q.shape[3])  # [Hkv, g * n, D]
+        found = torch.matmul(grouped, keys.transpose(1, 2)).float().amax(1) * scale
+        self.labels = found if self.labels is None else torch.maximum(self.labels, found)
+
+
+def labelled(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> list[Lesson]:
+    """The lessons of every layer from a prompt of token ids and its answer. `engine` was made with `Recorder`."""
+    cache, _ = engine.prefill([prompt], reserve=len(answer))
+    ids = torch.tensor([list(answer)], device=engine.device)
+    for start in range(0, len(answer), BLOCK):
+        block = ids[:, start : start + BLOCK]
+        engine.forward(cache, block, Feed([block.shape[1]]), 1)
+    # copies made outside inference mode, which autograd can work with
+    return [Lesson(torch.cat(layer.inputs), layer.labels.clone()) for layer in cache.layers]
