@@ -92,3 +92,22 @@ def test_nothing_stays_on_the_model(package):
     Engine(model, KVPress, 0.3).generate([prompt(50)], 3)
     assert not any(module._forward_hooks for module in model.modules())
     assert not any(hasattr(block.self_attn, "rotary_emb") for block in model.model.layers)
+
+
+def test_our_attention_may_be_wrapped():
+    """Importing the package wraps every attention function, and hands the dropout on by its place."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from d2o.attention import NAME
+
+    run, text = Engine(build("llama_gqa"), functools.partial(KNorm, skip_layers=0), 0.3), prompt(50)
+    expected, attention = run.generate([text], 4)[0].tokens, ALL_ATTENTION_FUNCTIONS[NAME]
+
+    def wrapper(module, query, key, value, attention_mask, dropout, **kwargs):
+        return attention(module, query, key, value, attention_mask, dropout, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS[NAME] = wrapper
+    try:
+        assert run.generate([text], 4)[0].tokens == expected
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[NAME]
