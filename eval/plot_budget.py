@@ -45,7 +45,7 @@ def mean_over_tasks(cells: Sequence[CellData], family: str) -> Curves:
     """One panel: the mean over all the tasks of `cells`, for the methods and budgets that have every one of them."""
     cells = scored(cells)
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    title = tasks[0] if len(tasks) == 1 else f"{family}, mean of {len(tasks)} tasks"
+    title = tasks[0] if len(tasks) == 1 else f"{family}, mean of {len(tasks)} tasks".removeprefix(", ")
     return _curves(title, cells, None, tasks)
 
 

@@ -35,8 +35,10 @@ def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
 def held_figure(budget: float, held: Held, labels: Sequence[str]) -> Figure:
     """A line per method over the layers; `labels` are all there are, for one colour in every figure."""
     figure, (ax,) = panels(1, 1, 4.6, 2.6, len(held))
-    for label, layers in held.items():
+    for i, (label, layers) in enumerate(held.items()):
         look = line_style(label, labels) | {"linewidth": 1.1}
+        if len(layers) >= len(held):  # uniform budgets lie on one another: markers take turns, so that all are seen
+            look["markevery"] = (i, len(held))
         ax.plot(range(len(layers)), layers, label=label, **look)
     ax.set_title(f"slots held per layer, budget {budget_name(budget)}")
     ax.set_xlabel("layer")

@@ -123,7 +123,7 @@ def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list
     for cell in cells:
         if len(found) < ATLASES and (atlas := read_atlas(cell.path)):
             title = f"{cell.name}, {cell.task}, {atlas['id']}"
-            spans = next((row.get("needles") for row in cell.rows if row["id"] == atlas["id"]), None) or ()
+            spans = cell.needles(atlas["id"])
             found.append(
                 Picture("atlas", f"atlas-{model}-{cell.name}-{cell.task}", f"{model}, {title}",
                         lambda cell=cell, atlas=atlas, spans=spans: plot_atlas.atlas_figure(atlas, cell.name, spans))

@@ -45,6 +45,10 @@ class CellData:
         """The label and the budget, which the full cache has none of."""
         return self.label if self.method == "full" else f"{self.label} {budget_name(self.budget)}"
 
+    def needles(self, row_id: str) -> Sequence[Sequence[int]]:
+        """[first, last + 1] of the needles' positions in a row's prompt, none where it has none."""
+        return next((row["needles"] for row in self.rows if row.get("id") == row_id and "needles" in row), ())
+
 
 def budget_name(budget: float) -> str:
     """A fraction in per cent, slots as they are."""

@@ -1,0 +1,110 @@
+"""One figure of the cells under a folder, as PNG or SVG: the same rows give the same bytes.
+
+python scripts/plot.py kind=budget out=docs/mini.png                      score against budget, mean over the tasks
+python scripts/plot.py kind=budget_sheet out=docs/tasks.png               a panel per task
+python scripts/plot.py kind=needle out=docs/needle.png what=survival      a heat map per cell on one colour scale
+python scripts/plot.py kind=ppl|speed|memory|held|atlas out=FILE          one figure of that kind: narrow it down
+
+results_dir=results  task=* model=* method=* budget=*  (patterns, commas between them)  scorer=official
+what=recall          of needle: recall, survival, "held or merged"
+"""
+
+from __future__ import annotations
+
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.errors import InputError  # noqa: E402
+
+KINDS = ("budget", "budget_sheet", "needle", "ppl", "speed", "memory", "held", "atlas")
+KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "model": "*", "method": "*", "budget": "*",
+        "scorer": "official", "what": "recall"}  # fmt: skip
+
+
+def main(words: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in words):
+        print(__doc__, end="")
+        return
+    given = read_words(words)
+    from eval.plot_style import save, style
+    from eval.results import score_cells
+    from eval.series import load_cells
+
+    folder = Path(given["results_dir"])
+    results = score_cells(folder, given["scorer"], lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
+    cells = [cell for cell in load_cells(results, folder) if wanted(cell, given)]
+    found = figures(given["kind"], cells, given["what"])
+    if len(found) != 1:
+        what = f"{len(found)} figures of kind={given['kind']} under {folder}"
+        what += f": {', '.join(list(found)[:4])}" if found else ""
+        hint = "narrow them down" if found else "widen them, or name another results_dir="
+        raise InputError(what, f"task=, model=, method= and budget= choose cells: {hint}")
+    title, draw = found.popitem()
+    with style():
+        save(draw(), Path(given["out"]))
+    print(f"{given['out']}: {title}, {len(cells)} cells")
+
+
+def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
+    """{title: a function that draws}: what there is of this kind, one line of colours for all."""
+    from eval import plot_atlas, plot_budget, plot_efficiency, plot_held, plot_needle, plot_ppl
+    from eval.atlas import read_atlas
+    from eval.plots import labels_of
+
+    labels = labels_of(cells)
+    if kind == "budget":
+        mean = plot_budget.mean_over_tasks(cells, "")
+        return {mean.title: lambda: plot_budget.budget_figure([mean], labels)} if mean.lines else {}
+    if kind == "budget_sheet":
+        curves = plot_budget.by_task(cells)
+        return {f"{len(curves)} tasks": lambda: plot_budget.budget_figure(curves, labels, 3)} if curves else {}
+    if kind == "needle":
+        maps = [one for cell in cells for one in plot_needle.needle_maps(cell) if one.what == what]
+        return {f"{what}, {len(maps)} maps": lambda: plot_needle.needle_figure(maps, min(3, len(maps)))} if maps else {}
+    if kind == "ppl":
+        return {one.title: lambda one=one: plot_ppl.nll_figure(one, labels) for one in plot_ppl.nll_curves(cells)}
+    if kind in ("speed", "memory"):
+        draw = plot_efficiency.speed_figure if kind == "speed" else plot_efficiency.memory_figure
+        groups = plot_efficiency.groups(cells).items()
+        return {f"budget {budget:g}": lambda group=group: draw(group, labels) for budget, group in groups}
+    if kind == "held":
+        by_budget = plot_held.held_by_budget(cells).items()
+        return {f"budget {b:g}": lambda b=b, held=held: plot_held.held_figure(b, held, labels) for b, held in by_budget}
+    atlases = [(f"{c.name}, {c.task}", c, a) for c in cells if (a := read_atlas(c.path))]
+    draw = plot_atlas.atlas_figure
+    return {title: lambda c=c, a=a, title=title: draw(a, title, c.needles(a["id"])) for title, c, a in atlases}
+
+
+def read_words(words: list[str]) -> dict[str, str]:
+    given = dict(KEYS)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in KEYS or not equals or not value:
+            raise InputError(f"cannot read {word!r}", f"keys are {', '.join(KEYS)}, written key=value")
+        given[key] = value
+    if given["kind"] not in KINDS:
+        raise InputError(f"kind={given['kind']} is unknown", f"one of: {', '.join(KINDS)}")
+    out = Path(given["out"])
+    if out.suffix not in (".png", ".svg") or not out.parent.is_dir():
+        raise InputError(f"cannot write out={given['out']}", "out= names a .png or .svg file in a folder that exists")
+    return given
+
+
+def wanted(cell: Any, given: dict[str, str]) -> bool:
+    """Whether a cell fits every pattern; the full cache has no budget, and is always wanted beside the others."""
+    names = {"task": cell.result.task, "model": cell.model, "method": cell.method, "budget": f"{cell.budget:g}"}
+    free = ("method", "budget") if cell.method == "full" else ()
+    return all(key in free or any(fnmatch(name, p) for p in given[key].split(",")) for key, name in names.items())
+
+
+if __name__ == "__main__":
+    from eval.cli import report
+
+    try:
+        main(sys.argv[1:])
+    except BaseException as error:
+        sys.exit(report(error))
