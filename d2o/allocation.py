@@ -43,7 +43,7 @@ def realised_slots(
     least = max(1, math.ceil(LEAST * length - 1e-9))
     if total < least * len(free):
         needed = (len(protected) * length + least * len(free)) / (length * layers)
-        why = f"{len(protected)} protected layers of {layers}" if protected else f"layers, which hold at least {LEAST:.0%}"
+        why = f"{len(protected)} protected layers of {layers}" if protected else f"layers, at least {LEAST:.0%} each"
         raise InputError(
             f"budget {rho:g} is too small for {name}'s {why}",
             f"the smallest that works for {length} tokens is budget={math.ceil(needed * 1000) / 1000:g}, or type "
