@@ -69,8 +69,8 @@ def needle_figure(maps: Sequence[NeedleMap], columns: int = 1, numbers: bool = T
 def _map(ax: Axes, one: NeedleMap, numbers: bool, size: float) -> None:
     from matplotlib import colormaps
 
-    colours, filled = colormaps[MAP].copy(), [[float("nan") if v is None else v for v in row] for row in one.values]
-    colours.set_bad(alpha=0)
+    filled = [[float("nan") if v is None else v for v in row] for row in one.values]
+    colours = colormaps[MAP].with_extremes(bad="none")
     ax.imshow(filled, cmap=colours, vmin=0, vmax=100, aspect="auto", interpolation="none")
     ax.grid(False)
     ax.spines[:].set_visible(False)

@@ -95,13 +95,14 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def to_svg(figure: Figure) -> str:
+    """Inside `style`, like drawing."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:
-    """SVG or PNG, by the name's ending; the same bytes for the same figure."""
+    """SVG or PNG, by the name's ending, inside `style`; the same bytes for the same figure."""
     if path.suffix == ".svg":
         path.write_text(to_svg(figure), encoding="utf-8")
     else:

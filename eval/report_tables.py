@@ -33,7 +33,7 @@ class Table:
 
 
 def budget_cell(cell: CellData) -> Cell:
-    return Cell("" if cell.method == "full" else budget_name(cell.budget), cell.budget)
+    return Cell("") if cell.method == "full" else Cell(budget_name(cell.budget), cell.budget)
 
 
 def num(value: float | None, digits: int = 2) -> Cell:

@@ -130,7 +130,9 @@ def atlas(layers: int = 4, heads: int = 2, tokens: int = 300) -> dict:
             "heads": heads, "prefill": runs, "decode": later, "merges": merges}  # fmt: skip
 
 
-def everything(results: Path, tasks: int = 10, budgets: tuple = (0.05, 0.1, 0.2, 0.5), n: int = 200) -> int:
+def everything(
+    results: Path, tasks: int = 10, budgets: tuple = (0.05, 0.1, 0.2, 0.5), n: int = 200, steps: int = 10
+) -> int:
     """tasks x (1 + 4 x budgets) scored cells, and needle, ppl and efficiency at two budgets; the number of cells."""
     found = 0
     for method in METHODS:
@@ -138,7 +140,7 @@ def everything(results: Path, tasks: int = 10, budgets: tuple = (0.05, 0.1, 0.2,
             for task in range(tasks):
                 scored(results, method, budget, f"mini_task{task}", n)
         for budget in (1.0,) if method == "full" else budgets[-2:]:
-            needle(results, method, budget)
+            needle(results, method, budget, steps)
             ppl(results, method, budget)
             efficiency(results, method, budget)
             found += 3
