@@ -164,7 +164,7 @@ class _Watched(Engine):
     def _look(self, cache: KVCache) -> None:
         if cache.layers[0].pending:
             return
-        self.held = [layer.positions[0].cpu() for layer in cache.layers]
+        self.held = [layer.positions[0].clone().cpu() for layer in cache.layers]
         self.merged = [_merged(layer.merge_log) for layer in cache.layers]
         for layer in cache.layers:
             layer.merge_log = None

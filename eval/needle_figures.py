@@ -46,10 +46,8 @@ def table(rows: Rows) -> str:
         parts.append("\n".join(line.rstrip() for line in lines))
     found = figures(rows)
     if found["lost_but_told"]:
-        n = found["lost_but_told"]
-        parts.append(
-            f"{n} of {len(rows)} answers were told though nothing of the needle was held: read or guessed past it"
-        )
+        n = f"{found['lost_but_told']} of {len(rows)}"
+        parts.append(f"{n} answers were told though nothing of the needle was held: read in the prefill, or guessed")
     return "\n\n".join(parts)
 
 

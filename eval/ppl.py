@@ -159,9 +159,11 @@ class Perplexity:
             ids = bundled(f"ppl:{self.seed}:{segment}", body, lab)
             return 0, lab.opening + ids[:body]
         text = read_text(self.text, "text")
-        ids, chars = [], 8 * (start + body)
-        while len(ids) < start + body + 1 and chars < 2 * len(text):
-            ids, chars = lab.ids(text[:chars]), 2 * chars
+        chars = 8 * (start + body)
+        ids = lab.ids(text[:chars])
+        while len(ids) <= start + body and chars < len(text):  # the last token of a cut text may be half a word
+            chars *= 2
+            ids = lab.ids(text[:chars])
         if len(ids) < start + body:
             fits = len(ids) // body
             short = f"task.text={self.text} has {len(ids)} tokens"
