@@ -173,7 +173,8 @@ class Engine:
         stop_ids: frozenset[int],
         min_new_tokens: int,
     ) -> list[Generation]:
-        began = self.clock()
+        began, method = self.clock(), self.method()
+        prompts = [method.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
         cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(questions[0]))
         if len(questions[0]):
             logits = self.extend(cache, torch.tensor(questions, device=self.device))[:, -1]

@@ -14,7 +14,7 @@ once gives what it gives token by token, while the rest of the model still runs 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,10 @@ class KVLayer(Eviction):
     def allocate(cls, layers: list[KVLayer], budget: Budget, lengths: list[int]) -> list[list[int]]:
         """Slots per layer and row, `[L][B]`; the same for every layer unless a method says otherwise."""
         return [[budget.slots(n) for n in lengths] for _ in layers]
+
+    def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
+        """The token ids that `generate` feeds for `prompt`; `question`: what is fed after the eviction, if anything."""
+        return prompt
 
     def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
         """`[forward][B]`: how many tokens of each row every forward of the prefill feeds. All rows end in the last.

@@ -160,10 +160,22 @@ def test_the_likelihood_of_a_text_goes_through_the_chunks():
     torch.testing.assert_close(found[59:], torch.stack(expected), **CLOSE)
 
 
+def test_the_question_goes_before_the_prompt_too():
+    text, question = prompt(60), prompt(6, 5)
+    asked = Engine(build("llama_gqa"), functools.partial(SMALL, query=4), 24)
+    plain = Engine(build("llama_gqa"), SMALL, 24)
+    for given, last in ((question, question), ([], text)):
+        questions = [given] if given else None
+        found = asked.generate([text], 6, questions=questions)[0]
+        expected = plain.generate([[text[0], *last[-4:], *text[1:]]], 6, questions=questions)[0]
+        assert found.tokens == expected.tokens and found.ledger.prompt_tokens == 64
+
+
 @pytest.mark.parametrize(
     "given, what",
     [
         ({"chunk": 0}, "chunk=0"),
+        ({"query": -1}, "query=-1"),
         ({"stabilizers": -1}, "stabilizers=-1"),
         ({"stabilizers": 2.5}, "stabilizers=2.5"),
         ({"local": -0.1}, "local=-0.1"),

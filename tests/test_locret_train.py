@@ -125,8 +125,8 @@ def test_published_data_is_read_as_it_is(tmp_path, loaded):
 
 
 def test_the_question_before_the_prompt(loaded):
-    assert prepend([0, 1, 2, 3], None, 0) == [0, 1, 2, 3]
-    assert prepend([0, 1, 2, 3], None, 2) == [0, 2, 3, 1, 2, 3]
+    assert prepend([0, 1, 2, 3], [], 0) == [0, 1, 2, 3]
+    assert prepend([0, 1, 2, 3], [], 2) == [0, 2, 3, 1, 2, 3]
     assert prepend([0, 1, 2], [7, 8, 9], 2) == [0, 8, 9, 1, 2]
     ids, _ = tokenise(Pair("abc", "x", "who?"), loaded, 100, False, 3)
     assert loaded.tokenizer.decode(ids) == "<s>ho?abc"

@@ -17,6 +17,7 @@ Intended differences from the reference
   left for good, so that decoding turns nothing.
 - `stabilizers` and `local` may be shares of the budget, and with realised accounting a short budget shortens the tail.
 - A prompt no longer than the tail works. A row whose prompt fits its budget is not cut into chunks at all.
+- Locret-Q: the question goes between the first token of the prompt and the rest.
 - heads: "random" draws untrained heads from the run's seed, the baseline of trained ones.
 """
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.locret import checkpoint
+from baselines.locret.data import prepend
 from baselines.locret.heads import capture, new_heads, shape_of
 from d2o.budget import Budget
 from d2o.cache import KVCache
@@ -57,7 +59,8 @@ class Plan:
 
 class Locret(KVLayer):
     """`heads`: a file or folder of retaining heads, or "random". `chunk`: tokens between two evictions. `stabilizers`,
-    `local`: a share of the budget below 1, a number of slots from 1 on (published: 2500 and 100)."""
+    `local`: a share of the budget below 1, a number of slots from 1 on (published: 2500 and 100). `query`: Locret-Q,
+    this many tokens of the question at most, or of the prompt's end where none is named, are put before it too."""
 
     state, decode_eviction = ("scores",), False
 
@@ -69,8 +72,11 @@ class Locret(KVLayer):
         local: float = 0.1,
         positions: str = "slot",
         budget_accounting: str = "realised",
+        query: int = 0,
     ) -> None:
         super().__init__()
+        if query < 0:
+            raise InputError(f"locret with query={query}", "method.query=0, or the length of a question in tokens")
         if chunk < 1:
             raise InputError(f"locret with chunk={chunk}", "method.chunk=1024 evicts after every 1,024 tokens")
         for name, size in (("stabilizers", stabilizers), ("local", local)):
@@ -82,7 +88,7 @@ class Locret(KVLayer):
             hint = "method.budget_accounting=realised or nominal"
             raise InputError(f"locret has no budget_accounting={budget_accounting!r}", hint)
         self.heads = heads if heads == RANDOM else str(checkpoint.find(heads))
-        self.chunk, self.stabilizers, self.local = chunk, stabilizers, local
+        self.chunk, self.stabilizers, self.local, self.query = chunk, stabilizers, local, query
         self.slot_positions, self.nominal = positions == "slot", budget_accounting == "nominal"
         self.fresh: Tensor | None = None  # [B, n, Hkv]: scores of the tokens being fed
         self.plans: list[Plan] = []  # per row
@@ -109,6 +115,9 @@ class Locret(KVLayer):
         kept = budget if self.nominal else max(budget - local, stabilizers, 1)
         tail = min(local, length) if self.nominal else budget - kept
         return Plan(min(kept + tail, length), kept, max(0, length - tail), stabilizers)
+
+    def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
+        return prepend(list(prompt), list(question), self.query)
 
     def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
         """Chunks of every row from its own beginning, then its tail: a row is cut as it would be alone."""

@@ -47,12 +47,12 @@ def tokenise(pair: Pair, loaded: LoadedModel, longest: int, chat: bool, query: i
         return loaded.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     prompt = encode(loaded, pair.prompt, max(1, loaded.window // 8), chat).ids
-    prompt = prepend(prompt, plain(pair.question) if pair.question else None, query)[:longest]
+    prompt = prepend(prompt, plain(pair.question), query)[:longest]
     return prompt, plain(pair.answer)[: max(1, min(longest, loaded.window - len(prompt)))]
 
 
-def prepend(ids: list[int], question: list[int] | None, query: int) -> list[int]:
-    """Locret-Q: the last `query` tokens of `question` (None: of the text) again, behind the text's first token."""
+def prepend(ids: list[int], question: list[int], query: int) -> list[int]:
+    """Locret-Q: the last `query` tokens of `question` (none: of the text) again, behind the text's first token."""
     if query == 0:
         return ids
     return [*ids[:1], *(question or ids)[-query:], *ids[1:]]

@@ -1,0 +1,67 @@
+"""Peak memory of a prefill above the weights, over lengths: `python scripts/locret_memory.py --lengths 16384 65536`.
+
+A random Llama of 4 layers, random heads, a process of its own for every length. With Locret the peak does not depend on
+the length; --method full shows what it does otherwise.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def measure(length: int, method: str, budget: int, chunk: int) -> dict[str, float]:
+    """Peak bytes above the weights, bytes of the cache, most slots held and seconds of one prefill."""
+    import torch
+    from hydra.utils import get_class
+
+    from d2o.engine import Engine
+    from d2o.layer import KeepAll
+    from d2o.memory import Peak
+    from d2o.random_model import random_llama
+
+    loaded = random_llama(hidden=256, heads=8, kv_heads=2, window=length + 16, dtype="float32")
+    locret = get_class("baselines.locret.cache.Locret")
+    kind = KeepAll if method == "full" else lambda: locret(chunk=chunk, stabilizers=256, local=100)
+    engine = Engine(loaded.model, kind, 1 if method == "full" else budget, chunk=chunk)
+    prompt = torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    engine.prefill([prompt[: 2 * chunk]])  # what is made once, heads among it, is not the prompt's
+    peak = Peak(engine.device)
+    peak.base()
+    peak.start()
+    began = time.monotonic()
+    cache, _ = engine.prefill([prompt])
+    seconds = time.monotonic() - began
+    layers = cache.layers
+    most = max(getattr(layer, "most", 0) or layer.used for layer in layers)
+    return {"length": length, "method": method, "peak_bytes": peak.read(), "kv_bytes": sum(x.bytes() for x in layers),
+            "most_slots": most, "seconds": round(seconds, 1)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 32768, 65536])
+    parser.add_argument("--method", choices=["locret", "full"], default="locret")
+    parser.add_argument("--budget", type=int, default=2048)
+    parser.add_argument("--chunk", type=int, default=1024)
+    parser.add_argument("--one", action="store_true", help="measure the first length here and print it as JSON")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(given.lengths[0], given.method, given.budget, given.chunk)))
+        return
+    for length in given.lengths:
+        command = [sys.executable, __file__, "--one", "--method", given.method, "--lengths", str(length)]
+        command += ["--budget", str(given.budget), "--chunk", str(given.chunk)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        peak, kept = found["peak_bytes"] / 2**20, found["kv_bytes"] / 2**20
+        print(f"{given.method} {length:6d} tokens: peak {peak:7.1f} MiB above the weights, cache {kept:6.1f} MiB, "
+              f"at most {found['most_slots']} slots, {found['seconds']} s", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
