@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from d2o.models import LoadedModel
     from eval.cells import Cell
     from eval.compose import Composed
+    from eval.predict import Prompt
     from eval.samples import Sample
     from eval.tracking import Tracker
 
@@ -23,6 +24,7 @@ _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over metho
 def run_cell(composed: Composed) -> tuple[Path, str]:
     """The cell's folder and what to say at its end. Bad input shows before anything is written, and a cell that is
     complete needs no model."""
+    from eval.atlas import chosen
     from eval.build import build
     from eval.cells import Cell
     from eval.identity import folder
@@ -39,6 +41,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
         cfg.budget = 1.0
     if hasattr(task, "check_cell"):
         task.check_cell(cfg.budget, method())
+    drawn = chosen(task, samples, cfg.atlas) if cfg.atlas else None
     config = record(composed, task.name, protocol)
     with Cell.open(folder(composed), config, [sample.id for sample in samples]) as cell:
         for note in cell.notes:
@@ -49,6 +52,8 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
                 cell.status("queued")
                 make = measure_missing if measures(task) else predict_missing
                 make(cell, todo, task, method, cfg, tracker)
+            if drawn:
+                write_drawn(cell, drawn, task, method, cfg)
             rows = [cell.file.rows[sample.id] for sample in samples]
             found = figures(rows, task.name, cfg.scorer, protocol)
             tracker.summary(found)
@@ -59,18 +64,11 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
 def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """Everything is tokenised before the first prediction, so that a prompt that does not fit shows at once."""
     from d2o.engine import Engine
-    from d2o.prompt import decode, encode, encode_apart, stop_ids
-    from eval.predict import Prompt, apart, predict
+    from d2o.prompt import decode, stop_ids
+    from eval.predict import predict
 
-    loaded, prompts, when = load_model(cfg), [], getattr(task, "question", "before")
-    limits = task.max_new_tokens, task.chat, task.truncate
-    for sample in todo:
-        if when == "after":
-            parts = encode_apart(loaded, *apart(sample), *limits)
-            prompts.append(Prompt(sample, parts.context, parts.truncated, parts.question))
-        else:
-            encoded, late = encode(loaded, sample.prompt, *limits), -1 if when == "last" else None
-            prompts.append(Prompt(sample, encoded.ids[:late], encoded.truncated, encoded.ids[late:] if late else []))
+    loaded, when = load_model(cfg), getattr(task, "question", "before")
+    prompts = [tokenise(loaded, sample, task) for sample in todo]
     longest = max(prompt.tokens for prompt in prompts) + task.max_new_tokens
     engine = Engine(loaded.model, method, cfg.budget, chunk=cfg.engine.chunk, seed=cfg.seed, window=longest)
     ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
@@ -82,6 +80,18 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
     predict(cell, prompts, generate, lambda tokens: decode(loaded, tokens), cfg.batch_size, tracker.row)
 
 
+def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
+    from d2o.prompt import encode, encode_apart
+    from eval.predict import Prompt, apart
+
+    when, limits = getattr(task, "question", "before"), (task.max_new_tokens, task.chat, task.truncate)
+    if when == "after":
+        parts = encode_apart(loaded, *apart(sample), *limits)
+        return Prompt(sample, parts.context, parts.truncated, parts.question)
+    encoded, late = encode(loaded, sample.prompt, *limits), -1 if when == "last" else None
+    return Prompt(sample, encoded.ids[:late], encoded.truncated, encoded.ids[late:] if late else [])
+
+
 def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """For a task that is more than a prompt and an answer: it is handed a lab."""
     from d2o.lab import Lab
@@ -89,6 +99,29 @@ def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
 
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": getattr(task, "longest", None)}
     measure(cell, todo, task, Lab(load_model(cfg), method, cfg.budget, **options), tracker.row)
+
+
+def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) -> None:
+    """The atlas of one row beside its cell: that prompt is run once more, watched."""
+    from d2o.atlas import AtlasLab, draw_atlas
+    from d2o.engine import Engine
+    from d2o.prompt import stop_ids
+    from eval.atlas import write_atlas
+    from eval.measure import measures
+
+    loaded, options = load_model(cfg), {"chunk": cfg.engine.chunk, "seed": cfg.seed}
+    if measures(task):
+        lab = AtlasLab(loaded, method, cfg.budget, **options, longest=getattr(task, "longest", None))
+        if hasattr(task, "begin"):
+            task.begin([sample], lab)
+        task.measure(sample, lab)
+        atlas = lab.atlas
+    else:
+        prompt, ends = tokenise(loaded, sample, task), stop_ids(loaded, task.stop)
+        engine = Engine(loaded.model, method, cfg.budget, **options, window=prompt.tokens + task.max_new_tokens)
+        least = 1 if task.stop else 0
+        atlas = draw_atlas(engine, prompt.ids, task.max_new_tokens, ends, least, prompt.question or ())
+    write_atlas(cell.path, sample.id, atlas)
 
 
 def load_model(cfg: Any) -> LoadedModel:

@@ -18,7 +18,9 @@ from d2o.cache import KVCache
 from d2o.engine import Engine
 from d2o.errors import InputError
 from d2o.eviction import Entries
+from d2o.lab import Answer, Asked, Lab
 from d2o.layer import KVLayer
+from d2o.prompt import stop_ids
 
 LONGEST = 8192  # tokens: the columns of one layer are heads x slots x leaving entries
 Runs = list[list[int]]  # [first, last] of every run of positions
@@ -118,6 +120,21 @@ def draw_atlas(
         "decode": last,
         "merges": merges.columns,
     }
+
+
+class AtlasLab(Lab):
+    """A lab whose `atlas` is that of the last answer that a task asked it for; None before one."""
+
+    atlas: dict[str, Any] | None = None
+
+    def generate(self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0) -> Answer:
+        whole = [*asked.context, *asked.question]
+        cut = len(whole) - late
+        plain = Engine(self.loaded.model, self.engine.method, self.engine.budget.value, chunk=self.engine.chunk,
+                       seed=self.engine.seed)  # fmt: skip
+        ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
+        self.atlas = draw_atlas(plain, whole[:cut], max_new_tokens, ends, least, whole[cut:])
+        return super().generate(asked, max_new_tokens, stop, late)
 
 
 def snapshot(cache: KVCache) -> list[list[Runs]]:

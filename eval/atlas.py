@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from eval.errors import InputError
+from eval.samples import Sample
 
 FILE = "atlas.json"
 DROPPED, MERGED, LEFT_LATER, HELD = range(4)  # what became of a position, in the order in which a picture explains it
 NAMES = ("dropped", "merged into another", "held after the prefill, left later", "held to the end")
+
+
+def chosen(task: Any, samples: Sequence[Sample], wanted: bool | str) -> Sample:
+    """The sample an atlas is drawn of: the first one for true, else the one with this id. Raises InputError."""
+    if not hasattr(task, "max_new_tokens"):
+        raise InputError(f"atlas={wanted} with task={task.name}, which answers no prompt", "leave atlas= out")
+    for sample in samples:
+        if wanted is True or sample.id == wanted:
+            return sample
+    raise InputError(f"atlas={wanted} is the id of no row of this run", f"write atlas=true, or atlas={samples[0].id}")
 
 
 def write_atlas(cell: Path, sample_id: str, atlas: Mapping[str, Any]) -> Path:

@@ -45,6 +45,7 @@ class RunConfig:
     batch_size: int = 1
     results_dir: str = "results"
     scorer: str = "official"
+    atlas: Any = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
