@@ -22,7 +22,7 @@ def build(kind: str, rng: random.Random, split: str, room: int, size: Callable[[
     depth: 0..1, where the facts of the first question go; None places every fact anywhere.
     """
     if kind.startswith("passage"):
-        return _passages(rng, split, room, size, asked, titled=kind == "passage")
+        return _passages(rng, split, room, size, asked, titled=kind != "passage_untitled")
     plot = PLOTS[kind](rng, split, asked, keys, cast)
     facts = [(i, f) for i, ask in enumerate(plot.asks) for f in ask.facts] + [(-1, d) for d in plot.decoys]
     left = room - size(plot.head) - size(plot.asks[0].question) - sum(size(f) for _, f in facts)

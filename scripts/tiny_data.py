@@ -8,17 +8,18 @@ import random
 import numpy as np
 
 from eval.mini_build import build
-from eval.mini_text import names, words
+from eval.mini_text import PARAGRAPHS, names, words
 from eval.mini_tokens import Encoder
 
 # tokens of a question with its answer, and of its facts: how many questions fit a text
 COST = {"multikey": (7, 5), "twohop": (13, 10), "multivalue": (28, 20), "count": (8, 14), "fewshot": (8, 0),
         "code": (12, 18), "dialogue": (12, 11), "passage": (10, 0), "text": (5, 9)}
-COST |= {"code_crowded": COST["code"], "dialogue_crowded": COST["dialogue"], "passage_untitled": COST["passage"]}
+COST |= {"code_crowded": COST["code"], "dialogue_crowded": COST["dialogue"], "passage_untitled": COST["passage"],
+         "passage_all": COST["passage"]}
 
 
-def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: int, bos: int):
-    """One text of at most `length` tokens: ids [n], known [n] (bool)."""
+def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: int, bos: int, alike: float = 0.0):
+    """One text of at most `length` tokens: ids [n], known [n] (bool). alike: share of texts with names much alike."""
     kind = rng.choices(list(mix), list(mix.values()))[0]
     if kind == "repeat":
         return repeated(enc, rng, length, bos)
@@ -29,10 +30,13 @@ def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: in
         asked = 1
     elif kind in ("count", "passage", "passage_untitled"):
         asked = min(asked, 6)
+    elif kind == "passage_all":
+        asked = min(PARAGRAPHS, length // 70)
     asked = max(1, min(asked, 60))
     keys = asked + int(rng.random() * 0.3 * asked) if fact else asked
     cast = rng.randint(2, max(3, min(24, length // 30)))
-    doc = build(kind, rng, "train", length - 1 - asked * ask, enc.size, asked=asked, keys=keys, cast=cast)
+    split = f"train/{rng.randrange(100)}" if alike and rng.random() < alike else "train"
+    doc = build(kind, rng, split, length - 1 - asked * ask, enc.size, asked=asked, keys=keys, cast=cast)
     ids, known = [bos], [False]
     for sentence in doc.sentences:
         i, k = enc.marked(sentence)
@@ -95,7 +99,7 @@ def batch(enc: Encoder, seed: int, step: int, rows: range, length: int, special,
     weights = np.zeros((len(rows), length), dtype=bool)
     for row, name in enumerate(rows):
         rng = random.Random(f"train:{seed}:{step}:{name}")
-        ids, known = document(enc, rng, phase.mix, length, bos)
+        ids, known = document(enc, rng, phase.mix, length, bos, phase.alike)
         n = len(ids)
         tokens[row, :n] = ids
         noise = np.random.default_rng(rng.getrandbits(32)).random(n) < phase.plain

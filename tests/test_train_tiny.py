@@ -46,15 +46,15 @@ def test_any_text_comes_back(encoder, text):
 
 
 @pytest.mark.parametrize("kind", ["multikey", "twohop", "multivalue", "count", "fewshot", "code", "dialogue", "passage",
-                                  "text", "repeat"])
+                                  "text", "repeat", "code_crowded", "dialogue_crowded", "passage_untitled"])
 @pytest.mark.parametrize("length", [64, 256])
 def test_document(encoder, kind, length):
     """A training text fits, uses training names only, and its chunks are the tokenizer's own tokens."""
     from scripts.tiny_data import document
 
     test = {encoder.chunk(f" {n}") for n in names("test")}
-    for seed in range(5):
-        ids, known = document(encoder, random.Random(seed), {kind: 1.0}, length, 1)
+    for seed in range(6):
+        ids, known = document(encoder, random.Random(seed), {kind: 1.0}, length, 1, alike=seed % 2)
         assert len(ids) == len(known) <= length and any(known[1:])
         if kind != "repeat":
             assert encoder.tokenizer.encode(encoder.tokenizer.decode(ids)).ids == ids
@@ -101,9 +101,9 @@ def test_attention_is_the_stock_one():
 
 def _train(out: Path, *words: str) -> list[dict]:
     command = [sys.executable, "scripts/train_tiny.py", f"out_dir={out}", "workers=1", "model.num_hidden_layers=1",
-               "phases=[{steps: 4, lengths: [32, 64], shares: [1, 1], tokens: 128, leap: 0.5, plain: 0.1, names: true, "
+               "phases=[{steps: 4, lengths: [32, 64], shares: [1, 1], tokens: 128, rate: [1, 0.5], leap: 0.5, plain: 0.1, names: true, alike: 0.5, "
                "mix: {multikey: 1, repeat: 1}, eval_lengths: [256]}]",
-               "decay=2", "log_every=1", "save_every=1", "eval_every=4", "eval_rows=2", "eval_cells=[single]", *words]
+               "log_every=1", "save_every=1", "eval_every=4", "eval_rows=2", "eval_cells=[single]", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     with (out / "train.csv").open() as f:
         return [{k: row[k] for k in ("step", "tokens", "length", "loss")} for row in csv.DictReader(f)]
@@ -117,3 +117,18 @@ def test_resume_gives_the_same_losses(tmp_path):
         assert len(broken) == steps
     assert broken == whole
     assert (tmp_path / "broken" / "model" / "model.safetensors").exists()
+
+
+def test_first_layer_looks_back():
+    """At the start, head h of the first layer gives most of its weight to the token h + 1 places before."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from scripts.tiny_model import new_model
+
+    cfg = OmegaConf.load(ROOT / "configs" / "train_tiny.yaml")
+    model = new_model(cfg, 784, 1, 2)
+    model.set_attn_implementation("eager")
+    weights = model(torch.randint(0, 784, (1, 100)), output_attentions=True).attentions[0][0]
+    for head in range(4):
+        assert weights[head].diagonal(-head - 1).mean() > 0.6

@@ -1,0 +1,46 @@
+"""Draw how the model `tiny` learnt: `python scripts/tiny_curve.py models/tiny` reads train.csv and eval.csv there."""
+
+import csv
+import pathlib
+import sys
+
+SHOWN = ("single", "multikey8", "twohop", "fewshot", "code", "dialogue", "passage", "count")
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    with path.open() as f:
+        return list(csv.DictReader(f))
+
+
+def main(folder: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    where = pathlib.Path(folder)
+    train, checks = read(where / "train.csv"), read(where / "eval.csv")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    tokens, loss = ([float(row[key]) for row in train] for key in ("tokens", "loss"))
+    tokens = [t / 1e6 for t in tokens]
+    smooth = [sum(loss[max(0, i - 9) : i + 1]) / len(loss[max(0, i - 9) : i + 1]) for i in range(len(loss))]
+    left.plot(tokens, loss, lw=0.4, color="0.7")
+    left.plot(tokens, smooth, lw=1.2, color="C0")
+    left.set(xlabel="million tokens", ylabel="loss on learnt tokens", ylim=(0, None))
+    for name in SHOWN:
+        # the longest length that was looked at, at every look
+        best: dict[float, tuple[int, float]] = {}
+        for row in checks:
+            task, length = row["cell"].split("@")
+            at = float(row["tokens"]) / 1e6
+            if task == name and int(length) >= best.get(at, (0, 0.0))[0]:
+                best[at] = (int(length), 100 * float(row["accuracy"]))
+        right.plot(list(best), [v for _, v in best.values()], marker=".", label=name)
+    right.set(xlabel="million tokens", ylabel="right answers, % (longest length of the phase)", ylim=(-2, 102))
+    right.legend(fontsize=7, ncol=2)
+    fig.tight_layout()
+    fig.savefig(where / "curve.png", dpi=90, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
