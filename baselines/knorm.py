@@ -19,7 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from d2o.allocation import realised_slots
-from d2o.budget import UNLIMITED, Budget
+from d2o.budget import Budget
 from d2o.errors import InputError
 from d2o.layer import KVLayer
 
@@ -45,10 +45,8 @@ class KNorm(KVLayer):
         slots, skipped = budget.slots(length), set(range(min(self.skip_layers, layers)))
         if slots >= length:
             return [slots] * layers
-        given = realised_slots(
-            [1.0] * layers, slots / length, length, skipped, "knorm", "method.skip_layers=0, or fewer than now"
-        )
-        return [UNLIMITED if layer in skipped else given[layer] for layer in range(layers)]
+        hint = "method.skip_layers=0, or fewer than now"
+        return realised_slots([1.0] * layers, slots / length, length, skipped, "knorm", hint)
 
     def importance(self) -> Tensor:
         return -self.keys.float().norm(dim=-1)
