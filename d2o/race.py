@@ -69,9 +69,13 @@ def attempt(engine: Engine, prompts: list[list[int]], new: int) -> dict[str, Any
             raise
         return None
     finally:
-        gc.collect()
-        if engine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free(engine)
+
+
+def _free(engine: Engine) -> None:
+    gc.collect()
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
@@ -134,17 +138,15 @@ def parts(engine: Engine, prompts: list[list[int]], new: int) -> tuple[float, fl
 def fits(engine: Engine, batch: int, prompt: int, new: int, memory_gb: float | None, seed: int) -> bool:
     """Whether a prefill with room for `new` tokens and a few steps go through."""
     prompts = draw(engine, batch, prompt, seed)
-    with limited(engine.model, memory_gb):
-        try:
+    try:
+        with limited(engine.model, memory_gb):
             _first_steps(engine, prompts, new)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        finally:
-            gc.collect()
-            if engine.device.type == "cuda":
-                torch.cuda.empty_cache()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        _free(engine)
     return True
 
 
