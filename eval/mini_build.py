@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from eval.mini_tasks import PLOTS, Ask
 from eval.mini_text import PARAGRAPHS, Cast, names
 
+# Title and question of a paragraph; all but the first are harder, for training only.
+TITLES = {
+    "passage": ("\nparagraph: {who} keeps {n}.", "\n? {who} keeps"),
+    "passage_titled": ("\nparagraph on {who} is {n}:", "\n? paragraph on {who} is"),
+    "passage_untitled": ("\nparagraph {n}:", "\n? {who} is in paragraph"),
+}
+
 
 @dataclass
 class Doc:
@@ -21,8 +28,8 @@ def build(kind: str, rng: random.Random, split: str, room: int, size: Callable[[
 
     depth: 0..1, where the facts of the first question go; None places every fact anywhere.
     """
-    if kind.startswith("passage"):
-        return _passages(rng, split, room, size, asked, titled=kind != "passage_untitled")
+    if kind in TITLES:
+        return _passages(rng, split, room, size, asked, *TITLES[kind])
     plot = PLOTS[kind](rng, split, asked, keys, cast)
     facts = [(i, f) for i, ask in enumerate(plot.asks) for f in ask.facts] + [(-1, d) for d in plot.decoys]
     left = room - size(plot.head) - size(plot.asks[0].question) - sum(size(f) for _, f in facts)
@@ -57,26 +64,20 @@ def _fill(make: Callable[[], str], room: int, size: Callable[[str], int]) -> lis
     return out
 
 
-def _passages(rng, split, room, size, asked, titled: bool) -> Doc:
-    """Numbered paragraphs, each about two people of its own, the first of them in its title; asked is the number.
-
-    Not `titled`: the paragraph has its number only, the person opens its first sentence (harder, for training only).
-    """
+def _passages(rng, split, room, size, asked, title: str, question: str) -> Doc:
+    """Numbered paragraphs, each about two people of its own; asked is the number, by the first person's name."""
     n = max(3, min(PARAGRAPHS, room // 60))
     people = rng.sample(names(split), 2 * n)
     sentences, homes = ["list:"], [[] for _ in range(n)]
     each = (room - 10) // n
     for k in range(n):
         crowd, who = Cast(rng, people[2 * k : 2 * k + 2]), people[2 * k]
-        title = f"\nparagraph on {who} is {k + 1}:" if titled else f"\nparagraph {k + 1}:"
-        part = [title, crowd.about(who)]
+        part = [title.format(who=who, n=k + 1), crowd.about(who)]
         part += _fill(crowd.sentence, each - sum(map(size, part)), size)
-        homes[k] = [len(sentences) + i for i, s in enumerate(part) if s == title or (not titled and who in s)]
+        homes[k] = [len(sentences)]
         sentences += part
     asks, needles = [], []
     for k in rng.sample(range(n), min(asked, n)):
-        who = people[2 * k]
-        question = f"\n? paragraph on {who} is" if titled else f"\n? {who} is in paragraph"
-        asks.append(Ask([], question, f" {k + 1}.", [str(k + 1)]))
+        asks.append(Ask([], question.format(who=people[2 * k]), f" {k + 1}.", [str(k + 1)]))
         needles.append(homes[k])
     return Doc(sentences, asks, needles)

@@ -119,7 +119,10 @@ def fewshot(rng, split, asked, keys, cast) -> Plot:
 
 
 def code(rng, split, asked, keys, cast, crowded=False) -> Plot:
-    """Functions of two named arguments; the call takes them by the same names, in order. `crowded`: no comments."""
+    """Functions of two named arguments; the call takes them by the same names, in order. `crowded`: no comments.
+
+    In the test split no other function's name ends like the asked one's: the looks of names are not what is tested.
+    """
     pool = iter(rng.sample(names(split), min(len(names(split)), asked + 1000)))
 
     def define(name: str) -> tuple[str, str]:
@@ -131,7 +134,8 @@ def code(rng, split, asked, keys, cast, crowded=False) -> Plot:
         name = next(pool)
         text, call = define(name)
         asks.append(Ask([text], f"\nx = {name}(", call + "\n", [call.strip()]))
-    others = list(pool)
+    ends = {ask.question[-4:-1] for ask in asks} if split == "test" else set()
+    others = [name for name in pool if name[-3:] not in ends]
 
     def line() -> str:
         if not crowded and rng.random() < 0.6:
@@ -142,7 +146,10 @@ def code(rng, split, asked, keys, cast, crowded=False) -> Plot:
 
 
 def dialogue(rng, split, asked, keys, cast, crowded=False) -> Plot:
-    """Who reported what, in two words. `crowded`: reports only, whose words come back in other reports."""
+    """Who reported what, in two words. `crowded`: reports only, whose words come back in other reports.
+
+    In the test split the second word of the asked report stands in no other one.
+    """
     people = rng.sample(names(split), max(cast, 2))
     pairs = [(a, p) for a in (ADJECTIVES if crowded else VALUES) for p in (PLACES if crowded else VALUES)]
     rng.shuffle(pairs)
@@ -150,7 +157,8 @@ def dialogue(rng, split, asked, keys, cast, crowded=False) -> Plot:
     for a, p in pairs[:asked]:
         who, said = rng.choice(people), f"i saw the {a} {p} said"
         asks.append(Ask([f"\n- {said} {who}."], f"\n? {said}", f" {who}.", [who]))
-    rest = pairs[asked:]
+    ends = {p for _, p in pairs[:asked]} if split == "test" else set()
+    rest = [(a, p) for a, p in pairs[asked:] if p not in ends]
 
     def line() -> str:
         if not crowded and rng.random() < 0.5:

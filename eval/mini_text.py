@@ -64,7 +64,7 @@ def syllables() -> tuple[tuple[str, ...], tuple[str, ...]]:
 def names(split: str) -> tuple[str, ...]:
     """The names of a split, "train" or "test" (one in five by its hash); no name is a word of the grammar.
 
-    "train/3": those of 20 first and 20 second syllables, chosen by the number; such names are easily taken for each other.
+    "train/3": those of 20 first and 20 second syllables, chosen by the number; such names are easily confused.
     """
     first, second = syllables()
     split, _, alike = split.partition("/")

@@ -14,12 +14,12 @@ from eval.mini_tokens import Encoder
 # tokens of a question with its answer, and of its facts: how many questions fit a text
 COST = {"multikey": (7, 5), "twohop": (13, 10), "multivalue": (28, 20), "count": (8, 14), "fewshot": (8, 0),
         "code": (12, 18), "dialogue": (12, 11), "passage": (10, 0), "text": (5, 9)}
-COST |= {"code_crowded": COST["code"], "dialogue_crowded": COST["dialogue"], "passage_untitled": COST["passage"],
-         "passage_all": COST["passage"]}
+COST |= {"code_crowded": COST["code"], "dialogue_crowded": COST["dialogue"]}
+COST |= {f"passage_{form}": COST["passage"] for form in ("titled", "titled_all", "untitled")}
 
 
 def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: int, bos: int, alike: float = 0.0):
-    """One text of at most `length` tokens: ids [n], known [n] (bool). alike: share of texts with names much alike."""
+    """One text of at most `length` tokens: ids [n], known [n] (bool). alike: share of texts whose names are alike."""
     kind = rng.choices(list(mix), list(mix.values()))[0]
     if kind == "repeat":
         return repeated(enc, rng, length, bos)
@@ -28,15 +28,15 @@ def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: in
     asked = int(share * length / (ask + fact + 1)) if ask else 0
     if kind in ("fewshot", "text"):
         asked = 1
-    elif kind in ("count", "passage", "passage_untitled"):
+    elif kind in ("count", "passage_titled", "passage_untitled"):
         asked = min(asked, 6)
-    elif kind == "passage_all":
+    elif kind in ("passage", "passage_titled_all"):
         asked = min(PARAGRAPHS, length // 70)
     asked = max(1, min(asked, 60))
     keys = asked + int(rng.random() * 0.3 * asked) if fact else asked
     cast = rng.randint(2, max(3, min(24, length // 30)))
     split = f"train/{rng.randrange(100)}" if alike and rng.random() < alike else "train"
-    doc = build(kind, rng, split, length - 1 - asked * ask, enc.size, asked=asked, keys=keys, cast=cast)
+    doc = build(kind.removesuffix("_all"), rng, split, length - 1 - asked * ask, enc.size, asked=asked, keys=keys, cast=cast)
     ids, known = [bos], [False]
     for sentence in doc.sentences:
         i, k = enc.marked(sentence)

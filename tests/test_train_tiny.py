@@ -46,7 +46,8 @@ def test_any_text_comes_back(encoder, text):
 
 
 @pytest.mark.parametrize("kind", ["multikey", "twohop", "multivalue", "count", "fewshot", "code", "dialogue", "passage",
-                                  "text", "repeat", "code_crowded", "dialogue_crowded", "passage_untitled"])
+                                  "text", "repeat", "code_crowded", "dialogue_crowded", "passage_untitled",
+                                  "passage_titled_all"])
 @pytest.mark.parametrize("length", [64, 256])
 def test_document(encoder, kind, length):
     """A training text fits, uses training names only, and its chunks are the tokenizer's own tokens."""
@@ -101,7 +102,8 @@ def test_attention_is_the_stock_one():
 
 def _train(out: Path, *words: str) -> list[dict]:
     command = [sys.executable, "scripts/train_tiny.py", f"out_dir={out}", "workers=1", "model.num_hidden_layers=1",
-               "phases=[{steps: 4, lengths: [32, 64], shares: [1, 1], tokens: 128, rate: [1, 0.5], leap: 0.5, plain: 0.1, names: true, alike: 0.5, "
+               "phases=[{steps: 4, lengths: [32, 64], shares: [1, 1], tokens: 128, rate: [1, 0.5], "
+               "leap: 0.5, plain: 0.1, names: true, alike: 0.5, "
                "mix: {multikey: 1, repeat: 1}, eval_lengths: [256]}]",
                "log_every=1", "save_every=1", "eval_every=4", "eval_rows=2", "eval_cells=[single]", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
