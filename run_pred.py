@@ -29,6 +29,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     from eval.cells import Cell
     from eval.identity import folder
     from eval.measure import measures
+    from eval.plots import cell_figures
     from eval.predict import first, missing
     from eval.summary import figures, lines
     from eval.tracking import Tracker
@@ -57,6 +58,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
             rows = [cell.file.rows[sample.id] for sample in samples]
             found = figures(rows, task.name, cfg.scorer, protocol)
             tracker.summary(found)
+            tracker.images(lambda: cell_figures(config, rows, cell.path))
     took = time.monotonic() - started
     return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol)
 

@@ -62,6 +62,25 @@ class Tracker:
         if self.run is not None:
             self._guard(lambda: self.run.summary.update(dict(figures)))
 
+    def images(self, draw: Callable[[], Mapping[str, Any]]) -> None:
+        """Log matplotlib figures by name; `draw` makes them, and is called only where there is a run to log to."""
+        if self.run is not None:
+            self._guard(lambda: self._images(draw()))
+
+    def _images(self, figures: Mapping[str, Any]) -> None:
+        import io
+
+        import wandb
+        from PIL import Image
+
+        shown = {}
+        for name, figure in figures.items():
+            data = io.BytesIO()
+            figure.savefig(data, format="png", dpi=120)
+            shown[name] = wandb.Image(Image.open(data))
+        if shown:
+            self.run.log({"done": self.done, **shown})
+
     def _online(self, wandb: Any) -> None:
         try:
             if not wandb.login(prompt=False):
