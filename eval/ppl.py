@@ -15,7 +15,7 @@ A row is one segment of `length` tokens of the text. Besides what every row hold
                         the same with the full cache, fed alongside; None where `reference` is off
     kl, top1            mean KL(full || method) in nats; share of tokens with the same most likely token
     first_divergence    the first scored position at which the most likely token differs; None: nowhere
-    pace_tokens, pace_s [M] tokens fed when a stretch of `PACE` tokens ended, and seconds per 1,000 tokens in it (the
+    pace_tokens, pace_s [M] tokens fed when a stretch of 1,000 tokens ended, and seconds per 1,000 tokens in it (the
                         method alone, not the full cache)
     held_most           most slots that any layer held after any piece, counted over the teacher-forced part
     window              tokens the model was made for; past_window: whether the segment is longer
@@ -26,18 +26,17 @@ A row is one segment of `length` tokens of the text. Besides what every row hold
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from eval import checks
 from eval.errors import InputError
+from eval.ppl_rows import buckets, compared, exp, mean, pace
 from eval.samples import Sample
 from eval.texts import fingerprint, read_text, story
 
 MODES = ("prefill_decode", "stream")
-PACE = 1000
 VERSION = 1
 
 
@@ -69,6 +68,7 @@ class Perplexity:
     ) -> None:
         self.mode, self.text, self.length, self.segments, self.seed = mode, text, length, segments, seed
         self.asked_prefill, self.piece, self.asked_width, self.asked_reference = prefill, piece, width, reference
+        self._read: list[int] | None = None
 
     @property
     def prefill(self) -> int:
@@ -122,8 +122,7 @@ class Perplexity:
         if self.mode != "stream" and self.length > lab.window:
             what = f"task.length={self.length} is longer than the model's window of {lab.window} tokens"
             raise InputError(what, f"write task.length={lab.window}, or task.mode=stream")
-        for sample in samples:
-            self._ids(sample.meta["segment"], lab)
+        self._ids(samples[0].meta["segment"], lab)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
         """The fields of one row; `lab` is what d2o.lab.Lab is."""
@@ -137,8 +136,8 @@ class Perplexity:
             "prompt_tokens": self.prefill,
             "new_tokens": len(forced.nll),
             "truncated": False,
-            "nll": (nll := _mean(forced.nll)),
-            "perplexity": _exp(nll),
+            "nll": (nll := mean(forced.nll)),
+            "perplexity": exp(nll),
             **buckets(forced, self.prefill, self.width, len(ids)),
             **compared(forced, self.prefill),
             **pace(forced.pieces),
@@ -148,31 +147,37 @@ class Perplexity:
             **forced.row,
         }
         if self.mode == "stream":
-            row["budget_realised"] = round(_mean(row["held_decode"]) / len(ids), 6)
+            row["budget_realised"] = round(mean(row["held_decode"]) / len(ids), 6)
         return row
 
     def _ids(self, segment: int, lab: Any) -> tuple[int, list[int]]:
         """The segment's first token in the text, and its ids, what opens a text before them."""
         body = self.length - len(lab.opening)
-        start = segment * body
         if self.text is None:
-            ids = bundled(f"ppl:{self.seed}:{segment}", body, lab)
-            return 0, lab.opening + ids[:body]
+            return 0, lab.opening + bundled(f"ppl:{self.seed}:{segment}", body, lab)[:body]
+        if self._read is None:
+            self._read = self._tokenised(self.segments * body, body, lab)
+        start = segment * body
+        return start, lab.opening + self._read[start : start + body]
+
+    def _tokenised(self, wanted: int, body: int, lab: Any) -> list[int]:
+        """The first `wanted` ids of the text, of no more text than it takes. Raises InputError for a shorter one."""
         text = read_text(self.text, "text")
-        chars = 8 * (start + body)
+        chars = 8 * wanted
         ids = lab.ids(text[:chars])
-        while len(ids) <= start + body and chars < len(text):  # the last token of a cut text may be half a word
+        while len(ids) <= wanted and chars < len(text):  # the last token of a cut text may be half a word
             chars *= 2
             ids = lab.ids(text[:chars])
-        if len(ids) < start + body:
-            fits = len(ids) // body
-            short = f"task.text={self.text} has {len(ids)} tokens"
-            if fits:
-                raise InputError(f"{short}, too few for {self.segments} segments", f"write task.segments={fits}")
-            if len(ids) <= self.prefill:
-                raise InputError(f"{short}, no more than the prefill of {self.prefill}", "give a longer text")
-            raise InputError(f"{short}, fewer than task.length={self.length}", f"write task.length={len(ids)}")
-        return start, lab.opening + ids[start : start + body]
+        if len(ids) >= wanted:
+            return ids[:wanted]
+        short = f"task.text={self.text} has {len(ids)} tokens"
+        if len(ids) >= body:
+            raise InputError(
+                f"{short}, too few for {self.segments} segments", f"write task.segments={len(ids) // body}"
+            )
+        if len(ids) <= self.prefill:
+            raise InputError(f"{short}, no more than the prefill of {self.prefill}", "give a longer text")
+        raise InputError(f"{short}, fewer than task.length={self.length}", f"write task.length={len(ids)}")
 
     def _check(self) -> None:
         checks.choice("mode", self.mode, MODES)
@@ -197,54 +202,6 @@ def bundled(draw: str, tokens: int, lab: Any) -> list[int]:
         text += "".join(islice(sentences, max(8, (tokens - len(ids)) // 4)))
         ids = lab.ids(text)
     return ids
-
-
-def buckets(forced: Any, first: int, width: int, end: int) -> dict[str, Any]:
-    """Means by bucket of positions; scored token i stands at position first + i; edges are multiples of width."""
-    edges = [first, *range(first - first % width + width, end, width)]
-    cuts = [(low - first, high - first) for low, high in zip(edges, [*edges[1:], end], strict=True)]
-
-    def means(values: Sequence[float] | None) -> list[float] | None:
-        return None if values is None else [round(_mean(values[a:b]), 6) for a, b in cuts]
-
-    return {
-        "bucket_from": edges,
-        "bucket_n": [b - a for a, b in cuts],
-        "bucket_nll": means(forced.nll),
-        "bucket_full_nll": means(forced.full_nll),
-        "bucket_kl": means(forced.kl),
-        "bucket_top1": means(forced.agree),
-    }
-
-
-def compared(forced: Any, first: int) -> dict[str, Any]:
-    """What the full cache says of the same tokens."""
-    if forced.full_nll is None:
-        return dict.fromkeys(("full_nll", "full_perplexity", "kl", "top1", "first_divergence"))
-    apart = next((first + i for i, same in enumerate(forced.agree) if not same), None)
-    full = _mean(forced.full_nll)
-    figures = {"kl": _mean(forced.kl), "top1": _mean(forced.agree), "first_divergence": apart}
-    return {"full_nll": full, "full_perplexity": _exp(full), **figures}
-
-
-def pace(pieces: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    """Seconds per 1,000 tokens by stretches of PACE tokens; `pieces`: (tokens, seconds) of what was fed, in order."""
-    ends, seconds, tokens, spent, fed = [], [], 0, 0.0, 0
-    for i, (n, s) in enumerate(pieces):
-        tokens, spent, fed = tokens + n, spent + s, fed + n
-        if tokens >= PACE or i == len(pieces) - 1:
-            ends.append(fed)
-            seconds.append(round(1000 * spent / tokens, 6))
-            tokens, spent = 0, 0.0
-    return {"pace_tokens": ends, "pace_s": seconds}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _exp(nll: float) -> float:
-    return math.exp(min(nll, 700.0))
 
 
 def scoring_protocol(task_name: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from d2o.models import load
 from d2o.random_model import random_llama
 from eval.cli import main
 from eval.errors import InputError
-from eval.ppl import Perplexity, buckets, pace
+from eval.ppl import Perplexity
 from eval.ppl_figures import by_position, figures, table
+from eval.ppl_rows import buckets, pace
 from tests.zoo import Oracle
 
 ROOT = Path(__file__).resolve().parents[1]
