@@ -29,7 +29,7 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     length = rng.choice(LENGTHS)
     ask, fact = COST[kind]
-    most = {"fewshot": 1, "text": 1, "count": 3, "passage": 3}.get(kind, asked)
+    most = min(asked, {"fewshot": 1, "text": 1, "count": 3, "passage": 3}.get(kind, asked))
     asks = rng.randint(1, max(1, min(most, int(0.3 * length / (ask + fact)))))
     doc = build(kind, rng, "train", length, size, asked=asks, keys=asks + rng.randint(0, 8 if fact else 0), cast=8)
     prompt = plain("".join(doc.sentences))

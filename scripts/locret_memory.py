@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-def measure(length: int, method: str, budget: int, chunk: int) -> dict[str, float]:
+def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> dict[str, float]:
     """Peak bytes above the weights, bytes of the cache, most slots held and seconds of one prefill."""
     import torch
     from hydra.utils import get_class
@@ -25,7 +25,7 @@ def measure(length: int, method: str, budget: int, chunk: int) -> dict[str, floa
     from d2o.memory import Peak
     from d2o.random_model import random_llama
 
-    loaded = random_llama(hidden=256, heads=8, kv_heads=2, window=length + 16, dtype="float32")
+    loaded = random_llama(hidden=hidden, window=length + 16, dtype="float32")
     locret = get_class("baselines.locret.cache.Locret")
     kind = KeepAll if method == "full" else lambda: locret(chunk=chunk, stabilizers=256, local=100)
     engine = Engine(loaded.model, kind, 1 if method == "full" else budget, chunk=chunk)
@@ -49,14 +49,15 @@ def main() -> None:
     parser.add_argument("--method", choices=["locret", "full"], default="locret")
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=1024)
+    parser.add_argument("--hidden", type=int, default=64, help="width of the Llama; 4 heads, 2 KV heads")
     parser.add_argument("--one", action="store_true", help="measure the first length here and print it as JSON")
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.lengths[0], given.method, given.budget, given.chunk)))
+        print(json.dumps(measure(given.lengths[0], given.method, given.budget, given.chunk, given.hidden)))
         return
     for length in given.lengths:
         command = [sys.executable, __file__, "--one", "--method", given.method, "--lengths", str(length)]
-        command += ["--budget", str(given.budget), "--chunk", str(given.chunk)]
+        command += ["--budget", str(given.budget), "--chunk", str(given.chunk), "--hidden", str(given.hidden)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         peak, kept = found["peak_bytes"] / 2**20, found["kv_bytes"] / 2**20
         print(f"{given.method} {length:6d} tokens: peak {peak:7.1f} MiB above the weights, cache {kept:6.1f} MiB, "

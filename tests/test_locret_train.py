@@ -21,6 +21,7 @@ from baselines.locret.train import Settings, rate, train
 from d2o.engine import Engine
 from d2o.errors import InputError
 from d2o.random_model import random_llama
+from scripts.locret_data import main as make_data
 
 TEXT = "the red fox keeps a blue stone under the old tree by the river. "
 SMALL = {"warmup": 2, "lr": 3e-3, "hidden": 16, "longest": 128, "chunk": 48}
@@ -159,3 +160,18 @@ def test_bad_settings_on_the_command_line(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="train.chunk=0"):
         Settings("x", chunk=0)
+
+
+def test_generated_pairs(tmp_path, capsys):
+    first, second, one = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    assert make_data([f"out={first}", "n=12"]) == make_data([f"out={second}", "n=12"]) == 0
+    assert make_data([f"out={one}", "n=12", "asked=1", "seed=1"]) == 0
+    assert first.read_text() == second.read_text() != one.read_text()
+    several = read(str(first))
+    assert len(several) == 12 and all(pair.answer.startswith(("\n", " ")) for pair in several)
+    assert any(pair.answer.count("?") > 3 for pair in several)
+    for pair in read(str(one)):
+        assert pair.question and pair.answer.startswith(pair.question) and pair.answer.count("\n") <= 2
+    for wrong in (["n=0"], ["n=x"], ["rows=3"]):
+        assert make_data([f"out={tmp_path}/no.jsonl", *wrong]) == 2
+        assert "error:" in capsys.readouterr().err
