@@ -121,12 +121,13 @@ def fewshot(rng, split, asked, keys, cast) -> Plot:
 def code(rng, split, asked, keys, cast, crowded=False) -> Plot:
     """Functions of two named arguments; the call takes them by the same names, in order. `crowded`: no comments.
 
-    In the test split no other function's name ends like the asked one's: the looks of names are not what is tested.
+    In the test split no other function's name ends like the asked one's or takes its first argument: what is tested is
+    to find a line far above, not to tell look-alikes apart.
     """
     pool = iter(rng.sample(names(split), min(len(names(split)), asked + 1000)))
 
-    def define(name: str) -> tuple[str, str]:
-        a, b = rng.sample(VALUES, 2)
+    def define(name: str, but: set[str] = frozenset()) -> tuple[str, str]:
+        a, b = rng.sample([v for v in VALUES if v not in but], 2)
         return f"\ndef {name}( {a}, {b} ): return {rng.choice([a, b])}", f" {a}, {b} )"
 
     asks = []
@@ -134,13 +135,14 @@ def code(rng, split, asked, keys, cast, crowded=False) -> Plot:
         name = next(pool)
         text, call = define(name)
         asks.append(Ask([text], f"\nx = {name}(", call + "\n", [call.strip()]))
-    ends = {ask.question[-4:-1] for ask in asks} if split == "test" else set()
+    alone = asks if split == "test" else []
+    ends, firsts = {ask.question[-4:-1] for ask in alone}, {ask.answer.split(",")[0].strip() for ask in alone}
     others = [name for name in pool if name[-3:] not in ends]
 
     def line() -> str:
         if not crowded and rng.random() < 0.6:
             return f"\n# the {rng.choice(ADJECTIVES)} {rng.choice(PLACES)} {rng.choice(LOOKS)} at {rng.choice(TIMES)}."
-        return define(rng.choice(others))[0]
+        return define(rng.choice(others), firsts)[0]
 
     return Plot("code:", asks, line)
 

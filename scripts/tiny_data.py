@@ -36,7 +36,8 @@ def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: in
     keys = asked + int(rng.random() * 0.3 * asked) if fact else asked
     cast = rng.randint(2, max(3, min(24, length // 30)))
     split = f"train/{rng.randrange(100)}" if alike and rng.random() < alike else "train"
-    doc = build(kind.removesuffix("_all"), rng, split, length - 1 - asked * ask, enc.size, asked=asked, keys=keys, cast=cast)
+    room = length - 1 - asked * ask
+    doc = build(kind.removesuffix("_all"), rng, split, room, enc.size, asked=asked, keys=keys, cast=cast)
     ids, known = [bos], [False]
     for sentence in doc.sentences:
         i, k = enc.marked(sentence)

@@ -1,5 +1,7 @@
 """The generator: lengths, spans, splits, seeds, errors, metrics."""
 
+import re
+
 import pytest
 
 from eval.errors import InputError
@@ -45,6 +47,18 @@ def test_question_names_one_fact(name):
     for row in Mini(name, 1024, n=20).rows():
         key = row.question.lstrip("\n?").replace("x =", "").rstrip()
         assert row.context.count(key) == 1, key
+
+
+def test_no_look_alike_of_what_is_asked():
+    """Test rows of code and dialogue: the asked line differs from every other one in more than its first part."""
+    for row in Mini("code", 1024, n=20).rows():
+        name, first = row.question.split()[-1][:-1], row.answers[0].split(",")[0]
+        defined = re.findall(r"def (\w+)\( (\w+),", row.context)
+        assert len(defined) > 10
+        assert [f for f, a in defined if f[-3:] == name[-3:] or a == first] == [name]
+    for row in Mini("dialogue", 1024, n=20).rows():
+        second = row.question.split()[-2]
+        assert row.context.count(f" {second} said") == 1
 
 
 def test_seed_and_length_change_rows():
