@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     smooth = [sum(loss[max(0, i - 9) : i + 1]) / len(loss[max(0, i - 9) : i + 1]) for i in range(len(loss))]
     left.plot(tokens, loss, lw=0.4, color="0.7")
     left.plot(tokens, smooth, lw=1.2, color="C0")
-    left.set(xlabel="million tokens", ylabel="loss on learnt tokens", ylim=(0, None))
+    left.set(xlabel="million tokens", ylabel="loss on learnt tokens (lengths grow)", ylim=(0, None))
     for name in SHOWN:
         # the longest length that was looked at, at every look
         best: dict[float, tuple[int, float]] = {}
@@ -36,7 +36,7 @@ def main(folder: str) -> None:
             if task == name and int(length) >= best.get(at, (0, 0.0))[0]:
                 best[at] = (int(length), 100 * float(row["accuracy"]))
         right.plot(list(best), [v for _, v in best.values()], marker=".", label=name)
-    right.set(xlabel="million tokens", ylabel="right answers, % (longest length of the phase)", ylim=(-2, 102))
+    right.set(xlabel="million tokens", ylabel="right answers, %", ylim=(-2, 102))
     right.legend(fontsize=7, ncol=2)
     fig.tight_layout()
     fig.savefig(where / "curve.png", dpi=90, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Accuracy of the bundled model with its full cache: `python scripts/tiny_eval.py models/tiny 1024,2048 200`.
+"""Accuracy of the bundled model, full cache: `python scripts/tiny_eval.py models/tiny 1024,2048 200 single,code`.
 
 By teacher forcing: a row counts when every token of the answer is the most likely one, the same as a greedy answer that
 is right to its end. Rows are the benchmark's own; training looks at rows of another seed.
@@ -41,7 +41,7 @@ def accuracies(model, enc, bos: int, lengths, n: int, bf16: bool, names=tuple(KI
     return out
 
 
-def main(folder: str, lengths: str = "256,512,1024,2048,4000", n: str = "200") -> None:
+def main(folder: str, lengths: str = "512,1024,2048,4000", n: str = "200", names: str = ",".join(KINDS)) -> None:
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
@@ -53,7 +53,7 @@ def main(folder: str, lengths: str = "256,512,1024,2048,4000", n: str = "200") -
     enc = Encoder(Tokenizer.from_file(f"{folder}/tokenizer.json"))
     sizes = [int(length) for length in lengths.split(",")]
     print("| task | " + " | ".join(map(str, sizes)) + " |\n|" + "---|" * (len(sizes) + 1))
-    for name in KINDS:
+    for name in names.split(","):
         found = accuracies(model, enc, model.config.bos_token_id, sizes, int(n), False, [name], seed=0)
         print(f"| {name} | " + " | ".join(f"{100 * v:.1f}" for v in found.values()) + " |", flush=True)
 
