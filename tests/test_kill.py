@@ -30,7 +30,7 @@ def generate(batch):
     time.sleep(0.01)
     ledger = SimpleNamespace(as_row=lambda: {"budget": 0.2})
     times = {"prefill_s": time.time(), "decode_s": 0.1}
-    return [SimpleNamespace(tokens=[n * 7 for n in ids], ledger=ledger, **times) for ids in batch]
+    return [SimpleNamespace(tokens=[n * 7 for n in p.ids], ledger=ledger, **times) for p in batch]
 
 def run():
     samples = [Sample(str(i), f"prompt {i}", ["a"], None, i) for i in range(60)]
