@@ -7,7 +7,7 @@ import pytest
 from eval.group import expand, table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-MEMBERS = 9
+MEMBERS = 8
 
 
 def test_the_default_task_is_a_group_with_the_full_cache_beside_it():
