@@ -1,0 +1,57 @@
+"""Scores of a sweep as one Markdown table: a row per method, a column per budget, 95 % intervals of the mean.
+
+    python scripts/grid.py results_dir=results/mini task=mini_single,mini_multikey8
+
+Where several tasks are named, the score is their mean, for the methods that have every one of them at that budget.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.errors import InputError  # noqa: E402
+
+
+def main(words: list[str]) -> None:
+    from eval.plot_budget import mean_over_tasks
+    from eval.results import score_cells
+    from eval.series import budget_name, load_cells
+    from eval.tables import markdown
+
+    given = {"results_dir": "results", "task": ""}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in given or not value:
+            raise InputError(f"cannot read {word!r}", "write results_dir=DIR task=NAME,NAME")
+        given[key] = value
+    folder, tasks = Path(given["results_dir"]), given["task"].split(",")
+    results = score_cells(folder, "official", lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
+    cells = [c for c in load_cells(results, folder) if c.task in tasks and c.result.score.n == c.result.total]
+    if not cells:
+        known = sorted({c.task for c in load_cells(results, folder)})
+        raise InputError(f"no finished cells of task={given['task']} under {folder}", f"task= is one of {known}")
+    curves = mean_over_tasks(cells, "")
+    budgets = sorted({budget for line in curves.lines.values() for budget in line})
+    rows = [[label, *(shown(line.get(budget)) for budget in budgets)] for label, line in curves.lines.items()]
+    if curves.full is not None:
+        rows.append(["full", *[""] * (len(budgets) - 1), shown(curves.full)])
+    print(markdown(["method", *map(budget_name, budgets)], rows))
+
+
+def shown(interval) -> str:
+    """85.0 [80.5, 89.0], blank where nothing was measured."""
+    if interval is None:
+        return ""
+    return f"{interval.value:.1f}" + ("" if interval.low is None else f" [{interval.low:.1f}, {interval.high:.1f}]")
+
+
+if __name__ == "__main__":
+    from eval.cli import report
+
+    try:
+        main(sys.argv[1:])
+    except BaseException as error:
+        sys.exit(report(error))
