@@ -116,6 +116,8 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
 
         print("---\n".join(OmegaConf.to_yaml(cell.cfg) for _, cell in composed), end="")
         return max(codes, default=0)
+    if codes and len(asked) == 1:
+        return max(codes)  # a slip of the hand in a group must not start its other half
     folders, failed = _run_all(jobs, composed, run, quiet=grouped)
     codes += failed
     if grouped and folders:

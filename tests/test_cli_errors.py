@@ -115,6 +115,12 @@ def test_a_sweep_reports_bad_cells_and_runs_the_others(capsys, tmp_path):
     assert code == 2 and err.count("error: unknown method 'd20'") == 1 and "4 of 6 cells done, 2 failed" in err
 
 
+def test_a_slip_in_a_group_runs_nothing(capsys):
+    assert main(["method=d20"], lambda cell: pytest.fail("a cell was run"), CONFIGS) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: unknown method 'd20'") == 1 and err.count("\n") == 2
+
+
 def test_a_failing_cell_stops_no_other_and_is_told_apart_from_bad_input(capsys):
     def run(cell):
         if cell.cfg.budget == 0.1:
