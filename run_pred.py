@@ -76,8 +76,9 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
     ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
 
     def generate(batch: list[Prompt]) -> list[Any]:
-        questions = None if when == "before" else [prompt.question for prompt in batch]
-        return engine.generate([prompt.ids for prompt in batch], task.max_new_tokens, ends, least, questions)
+        questions = [prompt.question for prompt in batch] if when == "after" else None
+        texts = [prompt.ids for prompt in batch]
+        return engine.generate(texts, task.max_new_tokens, ends, least, questions, again=when == "again")
 
     predict(cell, prompts, generate, lambda tokens: decode(loaded, tokens), cfg.batch_size, tracker.row)
 
@@ -90,8 +91,8 @@ def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
     if when == "after":
         parts = encode_apart(loaded, *apart(sample), *limits)
         return Prompt(sample, parts.context, parts.truncated, parts.question)
-    encoded, late = encode(loaded, sample.prompt, *limits), -1 if when == "last" else None
-    return Prompt(sample, encoded.ids[:late], encoded.truncated, encoded.ids[late:] if late else [])
+    encoded = encode(loaded, sample.prompt, *limits)
+    return Prompt(sample, encoded.ids, encoded.truncated)
 
 
 def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
@@ -122,7 +123,8 @@ def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) ->
         prompt, ends = tokenise(loaded, sample, task), stop_ids(loaded, task.stop)
         engine = Engine(loaded.model, method, cfg.budget, **options, window=prompt.tokens + task.max_new_tokens)
         least = 1 if task.stop else 0
-        atlas = draw_atlas(engine, prompt.ids, task.max_new_tokens, ends, least, prompt.question or ())
+        again = getattr(task, "question", "before") == "again"
+        atlas = draw_atlas(engine, prompt.ids, task.max_new_tokens, ends, least, prompt.question or (), again)
     write_atlas(cell.path, sample.id, atlas)
 
 

@@ -80,6 +80,7 @@ def draw_atlas(
     stop_ids: frozenset[int] = frozenset(),
     min_new_tokens: int = 0,
     question: Sequence[int] = (),
+    again: bool = False,
 ) -> dict[str, Any]:
     """Generate as `Engine.generate` does for this one prompt, and say what its cache held; JSON-able.
 
@@ -98,6 +99,8 @@ def draw_atlas(
     first = None if cache.layers[0].pending else snapshot(cache)
     if len(question):
         logits = watching.extend(cache, torch.tensor([list(question)], device=engine.device))[:, -1]
+    elif again:
+        logits = watching.read_again(cache, torch.tensor([prompt[-1]], device=engine.device))
     banned, tokens = torch.tensor(sorted(stop_ids), dtype=torch.long, device=engine.device), []
     while True:
         if len(tokens) < min_new_tokens:
@@ -127,14 +130,16 @@ class AtlasLab(Lab):
 
     atlas: dict[str, Any] | None = None
 
-    def generate(self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0) -> Answer:
+    def generate(
+        self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
+    ) -> Answer:
         whole = [*asked.context, *asked.question]
         cut = len(whole) - late
         plain = Engine(self.loaded.model, self.engine.method, self.engine.budget.value, chunk=self.engine.chunk,
                        seed=self.engine.seed)  # fmt: skip
         ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
-        self.atlas = draw_atlas(plain, whole[:cut], max_new_tokens, ends, least, whole[cut:])
-        return super().generate(asked, max_new_tokens, stop, late)
+        self.atlas = draw_atlas(plain, whole[:cut], max_new_tokens, ends, least, whole[cut:], again)
+        return super().generate(asked, max_new_tokens, stop, late, again)
 
 
 def snapshot(cache: KVCache) -> list[list[Runs]]:

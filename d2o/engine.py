@@ -82,6 +82,8 @@ class Engine:
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
         """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
         n, seen = ids.shape[1], cache.seen or [0] * ids.shape[0]
+        if feed.again:
+            seen = [s - 1 for s in seen]
         rows = [[0] * (n - m) + list(range(s, s + m)) for m, s in zip(feed.lengths, seen, strict=True)]
         cache.feed = feed
         with forward_context(self.model), cache.layers[0].around_forward(self.model, cache):
@@ -138,6 +140,11 @@ class Engine:
         """Feed one token per row, `tokens [B]`; logits `[B, vocab]` of the next."""
         return self.extend(cache, tokens.unsqueeze(1))[:, -1]
 
+    def read_again(self, cache: KVCache, tokens: Tensor) -> Tensor:
+        """The newest token of every row, `tokens [B]`, once more at its own position, against what the cache holds now:
+        logits `[B, vocab]` that owe nothing to what was evicted. The cache stays as it is."""
+        return self.forward(cache, tokens.unsqueeze(1), Feed([1] * tokens.shape[0], again=True), 1)[:, -1]
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -145,8 +152,12 @@ class Engine:
         stop_ids: frozenset[int] = frozenset(),
         min_new_tokens: int = 0,
         questions: Sequence[Sequence[int]] | None = None,
+        again: bool = False,
     ) -> list[Generation]:
         """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
+
+        `again`: the last token of the prompt is read again after the eviction, so that the first token of the answer
+        comes from the cache too; otherwise it comes from the prefill, which saw everything.
 
         `questions[b]` is fed to row b after the eviction: its prompt was compressed without having seen it. Rows of a
         batch are put together by the length of their questions, since all rows of a cache move by one token at a time.
@@ -154,7 +165,7 @@ class Engine:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
         if questions is None:
-            return self._generate(prompts, [()] * len(prompts), max_new_tokens, stop_ids, min_new_tokens)
+            return self._generate(prompts, [()] * len(prompts), max_new_tokens, stop_ids, min_new_tokens, again)
         groups: dict[int, list[int]] = {}
         for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
             groups.setdefault(len(question), []).append(row)
@@ -172,12 +183,15 @@ class Engine:
         max_new_tokens: int,
         stop_ids: frozenset[int],
         min_new_tokens: int,
+        again: bool = False,
     ) -> list[Generation]:
         began, method = self.clock(), self.method()
         prompts = [method.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
         cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(questions[0]))
         if len(questions[0]):
             logits = self.extend(cache, torch.tensor(questions, device=self.device))[:, -1]
+        elif again:
+            logits = self.read_again(cache, torch.tensor([p[-1] for p in prompts], device=self.device))
         prefilled = self.clock()
         banned = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
         tokens: list[list[int]] = [[] for _ in prompts]

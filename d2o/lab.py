@@ -101,13 +101,16 @@ class Lab:
         return Asked(parts.context, parts.question, parts.spans)
 
     # ---- measuring
-    def generate(self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0) -> Answer:
-        """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them."""
+    def generate(
+        self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
+    ) -> Answer:
+        """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them.
+        `again`: see Engine.generate."""
         whole = asked.context + asked.question
         cut = len(whole) - late
         prompt, questions = whole[:cut], [whole[cut:]] if late else None
         ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
-        (found,) = self.engine.generate([prompt], max_new_tokens, ends, least, questions)
+        (found,) = self.engine.generate([prompt], max_new_tokens, ends, least, questions, again)
         text = decode(self.loaded, found.tokens)
         return Answer(text, found.tokens, as_row(found), self.engine.held, self.engine.merged)
 

@@ -39,6 +39,7 @@ class Feed:
     last: bool = False  # the last chunk of the prefill
     prompt: list[int] | None = None  # whole prompt lengths, in the prefill
     reserve: int = 0  # tokens that will follow the prompt
+    again: bool = False  # the newest token once more, at its own position, against what is held now: nothing changes
 
 
 class KVLayer(Eviction):
@@ -112,6 +113,8 @@ class KVLayer(Eviction):
             return self._prefill(q, k, v, scale, feed)
         if not self.is_initialized:
             raise RuntimeError("a cache starts with a prefill")
+        if feed.again:
+            return self._again(q, k, v, scale)
         if not (self.decode_eviction or self.slot_positions or self.pending) and q.shape[2] > 1:
             out, _ = self._block(q, k, v, scale, feed.lengths)
             self.arm()
@@ -220,6 +223,15 @@ class KVLayer(Eviction):
             self.observe(LastRows(q, keys, None if dense else visible.unsqueeze(2), scale))
         self.make_room(used)
         return out
+
+    def _again(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention of the newest token, computed anew, over the other slots and itself. Its own slot is hidden: that
+        was filled when nothing had left yet, and would tell what it saw."""
+        positions = self.positions[:, :, : self.used]
+        others = (positions >= 0) & (positions != self.now)
+        visible = torch.cat((others, others.new_ones(*others.shape[:2], 1)), dim=2).unsqueeze(2)
+        keys, values = self.attention_keys(self.used), self.values[:, :, : self.used]
+        return attend_row(q, torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2), scale, visible)
 
     def attention_keys(self, used: int) -> Tensor:
         """The keys `[B, Hkv, used, D]` as attention sees them; turned to slot positions where the method says so."""

@@ -114,6 +114,19 @@ class RaggedLayer(KVLayer):
             out[b : b + 1, heads] = attend_row(q[b : b + 1, heads], *self._run(run), scale, None)
         return out
 
+    def _again(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        if self.counts is None:
+            return super()._again(q, k, v, scale)
+        out, groups = q.new_empty(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1]
+        for b, h, run in self._runs():
+            row, heads = slice(b, b + 1), slice(h * groups, (h + 1) * groups)
+            others = self.positions[b, h, : self.counts[b][h]] != self.now[b, 0]
+            visible = torch.cat((others, others.new_ones(1))).view(1, 1, 1, -1)
+            own = k[row, h : h + 1], v[row, h : h + 1]
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self._run(run), own, strict=True))
+            out[row, heads] = attend_row(q[row, heads], keys, values, scale, visible)
+        return out
+
     def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
         if self.counts is None:
             return super()._block(q, k, v, scale, lengths)

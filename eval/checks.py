@@ -8,9 +8,10 @@ from typing import Any
 from eval.errors import InputError
 
 # When the question is fed, seen from the eviction of the context. before: with the context, as papers do it; the first
-# token of the answer then comes from the prefill, which saw everything, whatever was evicted. last: the same, but its
-# last token comes after, so that every token of the answer is read from the cache. after: none of it is known.
-WHEN = ("before", "last", "after")
+# token of the answer then comes from the prefill, which saw everything, whatever was evicted. again: the same eviction,
+# and then the prompt's last token is read again, so that every token of the answer is read from the cache. after: the
+# context is evicted before any of the question is known.
+WHEN = ("before", "again", "after")
 
 
 def whole(key: str, value: Any, least: int = 0) -> None:

@@ -62,7 +62,7 @@ class Mini:
     truncate = "refuse"
 
     def __init__(self, name: str, length: int = 1024, n: int = 200, seed: int = 0, depth: float | None = None,
-                 tokenizer: str | None = None, question: str = "last") -> None:
+                 tokenizer: str | None = None, question: str = "again") -> None:
         self.kind_name, self.length, self.n, self.seed = name, length, n, seed
         self.depth, self.tokenizer, self.question = depth, tokenizer, question
         self.name = f"mini_{name}"

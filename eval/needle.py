@@ -12,7 +12,7 @@ A row, besides what every row holds (eval/predict.py):
     survival_any      [L] per layer, share of the needles' tokens that at least one head of the layer still holds
     merged            [L] per layer, share of the needles' slots that left by being merged into a kept one (0 for
                       methods that do not merge): survival + merged <= 1, the rest was dropped
-    question          "before" | "last" | "after"; question_tokens: how many of its tokens were fed after the eviction
+    question          "before" | "again" | "after"; question_tokens: how many of its tokens were fed after the eviction
     haystack_repeat   how often the haystack was begun to fill the prompt, 1 or more
 
 Right after the eviction: the end of the prefill, or the first decode step of a method that evicts there.
@@ -46,8 +46,8 @@ class Needle:
     needles  how many facts of the bundled grammar are hidden (1 to 4)
     needle, ask, answer   a fact of your own, its question and its answer; lists for several needles and answers
     haystack a text file, or a folder of .txt files in sorted order; None: text of the bundled grammar
-    question "before" | "last" | "after" the eviction (eval/checks.py): "last" (default) is "before" but for the last
-             token, without which an answer of one token would be read from the prefill, whatever was evicted
+    question "before" | "again" | "after" the eviction (eval/checks.py): "again" (default) is "before", and its last
+             token is read once more, or an answer of one token would come from the prefill, whatever was evicted
 
     Bad values raise InputError when the protocol is asked for or, where they need the tokenizer, in `begin`.
     """
@@ -64,7 +64,7 @@ class Needle:
         ask: str | None = None,
         answer: str | Sequence[str] | None = None,
         haystack: str | None = None,
-        question: str = "last",
+        question: str = "again",
         chat: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
@@ -131,8 +131,8 @@ class Needle:
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
         """The fields of one row; `lab` is what d2o.lab.Lab is."""
         case, asked = self._case(sample, lab)
-        late = {"before": 0, "last": 1, "after": len(asked.question)}[self.question]
-        found = lab.generate(asked, self.max_new_tokens, self.stop, late)
+        late = len(asked.question) if self.question == "after" else 0
+        found = lab.generate(asked, self.max_new_tokens, self.stop, late, self.question == "again")
         return {
             "pred": found.text,
             "answers": case.answers,

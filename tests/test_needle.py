@@ -101,7 +101,7 @@ def test_ids_do_not_depend_on_the_window_but_lengths_do():
 
 def test_the_same_prompt_is_fed_whenever_the_question_comes():
     fed = []
-    for when, late in (("before", 0), ("last", 1), ("after", None)):
+    for when, late in (("before", 0), ("again", 0), ("after", None)):
         (row,), lab = rows_of(Needle([300], [50], question=when), H2O, 1.0)
         assert row["question_tokens"] == (late if late is not None else len(lab.ids("\n? abcdef keeps")))
         fed.append((row["pred"], row["prompt_tokens"], row["needles"]))
@@ -149,14 +149,14 @@ def test_the_bundled_model_answers_what_is_held_and_nothing_else():
 
     tiny = load(str(ROOT / "models" / "tiny"), device="cpu")
     found = {}
-    for when in ("before", "last", "after"):
+    for when in ("before", "again", "after"):
         rows, _ = rows_of(Needle([512, 1024], [0, 50, 100], question=when), StreamingLLM, 0.2, tiny)
         found[when] = grid(rows, "recall")
         assert grid(rows, "survival")[(1024, 50)] == 0 and grid(rows, "survival")[(1024, 100)] == 100
     full, _ = rows_of(Needle([512, 1024], [0, 50, 100]), Full, 1.0, tiny)
     assert figures(full)["recall"] == figures(full)["exact"] == 100
     assert found["before"][(1024, 50)] == 100
-    for when in ("last", "after"):
+    for when in ("again", "after"):
         assert found[when][(512, 50)] == found[when][(1024, 50)] == 0
         assert found[when][(512, 100)] == found[when][(1024, 100)] == 100
 

@@ -14,6 +14,7 @@ from d2o.d2o import D2O
 from d2o.engine import Engine
 from d2o.errors import InputError
 from d2o.kernels import attend_lse, column_sums, column_sums_plain
+from d2o.oracle import run_masks, seen_by
 
 LENGTHS = (70, 41, 58)
 STEPS = 10
@@ -96,6 +97,37 @@ def test_3_decoding_equals_an_explicit_mask(family, method):
     torch.testing.assert_close(torch.stack(ours), expected, **CLOSE)
     if method != "full":
         assert not all(mask.all() for mask in seen[0]), "nothing was evicted: the comparison shows nothing"
+
+
+@pytest.mark.parametrize("family, method", pairs(name for name in PLAIN if name != "pyramidinfer"))
+def test_3_the_last_token_read_again_equals_an_explicit_mask(family, method):
+    """It sees what is held and itself, and not the slot that it filled when nothing had left; nothing else changes."""
+    run, text = engine(family, method, 24), prompt(LENGTHS[0])
+    cache, first = run.prefill([text], STEPS)
+    seen = [seen_by(layer.positions[0], len(text) - 1) for layer in cache.layers]
+    before = cache.fork()
+    again = run.read_again(cache, torch.tensor(text[-1:]))
+    expected = Oracle(build(family)).logits(text, run_masks(len(text) - 1, [seen]))[-1:]
+    torch.testing.assert_close(again, expected, **CLOSE)
+    assert method == "full" or not torch.allclose(again, first, atol=1e-3)
+    for left, right in zip(before.layers, cache.layers, strict=True):
+        assert left.seen == right.seen and left.held == right.held
+        for name in ("keys", "values", "positions", *left.state):
+            assert torch.equal(getattr(left, name), getattr(right, name)), name
+
+
+@pytest.mark.parametrize("family, method", pairs(METHODS))
+def test_3_rows_read_again_are_the_rows_alone_and_a_whole_cache_says_the_same(family, method):
+    prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
+    last = torch.tensor([text[-1] for text in prompts])
+    run = engine(family, method, 0.3)
+    rows = run.read_again(run.prefill(prompts, STEPS)[0], last)
+    for b, text in enumerate(prompts):
+        alone = run.read_again(run.prefill([text], STEPS)[0], last[b : b + 1])
+        torch.testing.assert_close(rows[b], alone[0], **CLOSE)
+    run = engine(family, method, 1)
+    cache, first = run.prefill(prompts, STEPS)
+    torch.testing.assert_close(run.read_again(cache, last), first, **CLOSE)
 
 
 @pytest.mark.parametrize("family, method", pairs(METHODS))
