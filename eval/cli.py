@@ -27,10 +27,12 @@ Predict what is missing of one cell (model x method x task) and print its score.
   python run_pred.py method=h2o budget=0.1 limit=20
   python run_pred.py model=path model.path=DIR task=longbench_trec task.data_dir=DIR task.prompts_dir=DIR
   python run_pred.py -m method=d2o,h2o budget=.1,.2
+  python run_pred.py -m table=mini
 
   method=       {method}
   model=        {model}
   task=         {task}
+  table=        {table}
   budget=       fraction of the prompt (<= 1), or slots per layer and KV head (> 1)
   limit=        only the first N rows
   batch_size=   rows at once
@@ -65,7 +67,7 @@ def main(argv: list[str], run: Run, config_dir: Path) -> int:
 
 
 def usage(config_dir: Path) -> str:
-    groups = ("method", "model", "task")
+    groups = ("method", "model", "task", "table")
     names = {group: sorted(file.stem for file in (config_dir / group).glob("*.yaml")) for group in groups}
     return USAGE.format(**{group: _wrapped(found) for group, found in names.items()})
 
@@ -106,9 +108,11 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
     args = _parse(argv)
     from eval.compose import configs, split_sweep
     from eval.group import expand
+    from eval.table_jobs import expand_tables
 
     with configs(config_dir):
         asked = split_sweep(args.overrides) if args.multirun else [args.overrides]
+        asked, tables = expand_tables(asked, config_dir)
         jobs, grouped = expand(asked, config_dir)
         composed, codes = _compose_all(jobs, config_dir)
     if args.cfg:
@@ -118,7 +122,7 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
         return max(codes, default=0)
     if codes and len(asked) == 1:
         return max(codes)  # a slip of the hand in a group must not start its other half
-    folders, failed = _run_all(jobs, composed, run, quiet=grouped)
+    folders, failed = _run_all(jobs, composed, run, quiet=grouped or bool(tables))
     codes += failed
     if grouped and folders:
         from eval.group import table

@@ -1,0 +1,78 @@
+"""A table: its axes, the cells they make, and the numbers that others published (eval/table_read.py reads them)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+AXES = {"models": "model", "methods": "method", "tasks": "task"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One value of an axis. `words`: what run_pred.py is told for it, None where nothing can be run.
+
+    Of a task: `figure` names a figure of a task that measures (None: the score), `lower` says that less is better,
+    `bucket` one bucket of the lengths.
+    """
+
+    label: str
+    words: tuple[str, ...] | None
+    budgets: tuple[float, ...] | None = None
+    figure: str | None = None
+    lower: bool = False
+    bucket: str | None = None
+
+    def choice(self, group: str) -> str | None:
+        """What its words choose of a group: method=d2o -> d2o."""
+        return next((w.partition("=")[2] for w in self.words or () if w.startswith(f"{group}=")), None)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A cell of the table; `budget` is None for the full cache."""
+
+    model: Part
+    method: Part
+    budget: float | None
+    task: Part
+
+    @property
+    def runs(self) -> bool:
+        return None not in (self.model.words, self.method.words, self.task.words)
+
+    @property
+    def key(self) -> tuple[str, str, float | None, str]:
+        return self.model.label, self.method.label, self.budget, self.task.label
+
+
+@dataclass
+class TableSpec:
+    """`published`: {(model, method, budget or None, task): number}; `means`: {header: labels of the tasks}."""
+
+    name: str
+    title: str
+    models: list[Part]
+    methods: list[Part]
+    tasks: list[Part]
+    budgets: tuple[float, ...]
+    words: tuple[str, ...] = ()
+    means: dict[str, list[str]] = field(default_factory=dict)
+    published: dict[tuple, float] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+
+    def slots(self) -> Iterator[Slot]:
+        """Model by model, method by method, budget by budget, task by task."""
+        for model in self.models:
+            for method in self.methods:
+                for budget in self.budgets_of(model, method):
+                    for task in self.tasks:
+                        yield Slot(model, method, budget, task)
+
+    def budgets_of(self, model: Part, method: Part) -> Sequence[float | None]:
+        return (None,) if is_full(method) else model.budgets or self.budgets
+
+
+def is_full(method: Part) -> bool:
+    """The full cache, which is run, or was published, without a budget."""
+    return method.choice("method") == "full" or (method.words is None and method.label.lower().startswith("full"))
