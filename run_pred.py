@@ -29,7 +29,6 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     from eval.cells import Cell
     from eval.identity import folder
     from eval.measure import measures
-    from eval.plots import cell_figures
     from eval.predict import first, missing
     from eval.summary import figures, lines
     from eval.tracking import Tracker
@@ -58,9 +57,25 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
             rows = [cell.file.rows[sample.id] for sample in samples]
             found = figures(rows, task.name, cfg.scorer, protocol)
             tracker.summary(found)
-            tracker.images(lambda: cell_figures(config, rows, cell.path))
+            shown = show(cell, config, rows, tracker, bool(drawn) or measures(task))
     took = time.monotonic() - started
-    return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol)
+    return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol) + shown
+
+
+def show(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]], tracker: Tracker, keep: bool) -> str:
+    """Figures and tables of a cell go to the tracker; `keep`: the figures are written beside its rows too, and what is
+    returned names them."""
+    from eval.measure import figures_module
+    from eval.plots import cell_figures, write_figures
+
+    tracker.images(lambda: cell_figures(config, rows, cell.path))
+    if measured := figures_module(config["protocol"]):
+        tracker.tables(lambda: measured.records(rows))
+    if not keep:
+        return ""
+    folder = cell.path / "figures"
+    files = write_figures(cell_figures(config, rows, cell.path), folder)
+    return "\n".join([f"\n\nfigures in {folder}:", *(f"  {file.name}" for file in files)])
 
 
 def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:

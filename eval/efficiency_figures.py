@@ -15,6 +15,7 @@ COLUMNS = {
     "largest_batch": "largest batch",
     "full_largest_batch": "full's",
 }
+READINGS = ("ttft_s", "tpot_s", "tokens_per_s", "decode_tokens_per_s")
 RATIOS = ("ttft_s", "tpot_s", "tokens_per_s", "kv_bytes", "prefill_peak", "decode_peak")
 MIB = 1 << 20
 EXPLAINED = (
@@ -72,6 +73,24 @@ def table(rows: Rows) -> str:
         f"{last['device']}, {last['dtype']}, {last['kernel']}, {last['threads']} threads, {versions}; peaks: {peaks}"
     )
     return "\n".join(parts)
+
+
+def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """A record per point, medians and ratios to the full cache, and one per search of the largest batch."""
+    sizes = ("kv_bytes", "prefill_peak", "decode_peak")
+    shape, read = ("batch", "prompt", "new"), (*READINGS, *sizes)
+    spent, machine = ("scoring_s", "observe_s", "evict_s"), ("device", "dtype", "kernel", "threads")
+    points, searches = [], []
+    for row in rows:
+        if row["kind"] == "point":
+            kept = {key: row[key] for key in (*shape, "oom", "full_oom", *spent)}
+            values = {prefix + key: _value(row[prefix + key]) for key in read for prefix in ("", "full_")}
+            ratios = {f"{_short(key)}_ratio": ratio(row, key) for key in RATIOS}
+            points.append({**kept, **values, **ratios, **{key: row[key] for key in machine}})
+        else:
+            kept = ("prompt", "new", "memory_gb", "largest_batch", "full_largest_batch", "largest_capped")
+            searches.append({key: row[key] for key in kept})
+    return {"efficiency": points, "largest batch": searches}
 
 
 def _point(row: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@ prompt_hash, and may have
     longest                     tokens of the longest text it will feed, None: the model's window
 
 and its protocol names under `figures` the module that knows what to show of the rows: `figures(rows) -> dict` of
-numbers, `COLUMNS` {figure: header} for the table of cells, `table(rows) -> str` for the end of a run.
+numbers, `COLUMNS` {figure: header} for the table of cells, `table(rows) -> str` for the end of a run, and
+`records(rows) -> {name: [record, ...]}`, flat records for a tracker's tables.
 """
 
 from __future__ import annotations

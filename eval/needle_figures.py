@@ -44,11 +44,41 @@ def table(rows: Rows) -> str:
             values = (cells.get((length, depth)) for length in lengths)
             lines.append(f"{depth:>7g}" + "".join(f"{'' if v is None else format(v, '.0f'):>7}" for v in values))
         parts.append("\n".join(line.rstrip() for line in lines))
-    found = figures(rows)
-    if found["lost_but_told"]:
-        n = f"{found['lost_but_told']} of {len(rows)}"
-        parts.append(f"{n} answers were told though nothing of the needle was held: read in the prefill, or guessed")
+    parts.append(_agreement(rows))
     return "\n\n".join(parts)
+
+
+def _agreement(rows: Rows) -> str:
+    """Recall by how much of the needle was held; then every answer that was told though no slot of it was."""
+    held = {"all": [], "less": [], "none": []}
+    for row in rows:
+        survival = _mean(row["survival"])
+        held["all" if survival == 1 else "less" if survival else "none"].append(row)
+    counts = [f"{sum(row['recall'] for row in group):g} of {len(group)} where {name} of its slots were held"
+              for name, group in held.items() if group]  # fmt: skip
+    lines = ["needles told: " + ", ".join(counts)]
+    for row in (row for row in held["none"] if row["recall"] == 1):
+        same = sum(other["pred"] == row["pred"] for other in held["none"])
+        merged = f"{100 * _mean(row['merged']):.0f} % of its slots were merged; " if _mean(row["merged"]) else ""
+        lines.append(
+            f"  told with none held: {row['length']} tokens, depth {row['depth']:g}: {merged}"
+            f"{row['pred'].strip()!r} was said in {same} of the {len(held['none'])} rows with none held"
+        )
+    return "\n".join(lines)
+
+
+def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """A record per prompt, and one per prompt and layer."""
+    plain = ("id", "length", "depth", "depth_real", "question", "pred", "recall", "exact")
+    layered = ("survival", "survival_any", "merged")
+    prompts, layers = [], []
+    for row in rows:
+        means = {key: _mean(row[key]) for key in layered}
+        prompts.append({**{key: row[key] for key in plain}, "answers": ", ".join(row["answers"]), **means})
+        for layer in range(len(row["survival"])):
+            at = {"id": row["id"], "length": row["length"], "depth": row["depth"], "layer": layer}
+            layers.append(at | {key: row[key][layer] for key in layered})
+    return {"needle": prompts, "needle by layer": layers}
 
 
 def _mean(value: Any) -> float:

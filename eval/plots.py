@@ -159,3 +159,13 @@ def cell_figures(config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path
     cell = CellData(path, result, dict(config), list(rows), label, str(names.get("task")))
     with style():
         return {one.name: one.draw() for one in pictures([cell])}
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Every figure of `cell_figures` as PNG in `folder`; the files, in their order."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{file_name(name)}.png" for name in figures]
+    with style():
+        for figure, file in zip(figures.values(), files, strict=True):
+            save(figure, file)
+    return files

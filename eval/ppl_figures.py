@@ -74,6 +74,19 @@ def table(rows: Rows) -> str:
     )
 
 
+def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """A record per segment, per bucket of positions over all segments, and per stretch that was timed."""
+    kept = ("id", "mode", "start", "length", "prompt_tokens", "new_tokens", "nll", "perplexity", "full_nll",
+            "full_perplexity", "kl", "top1", "first_divergence", "held_most")  # fmt: skip
+    pace = [
+        {"id": row["id"], "tokens": tokens, "s_per_1k": seconds}
+        for row in rows
+        for tokens, seconds in zip(row["pace_tokens"], row["pace_s"], strict=True)
+    ]
+    segments = [{key: row[key] for key in kept} for row in rows]
+    return {"ppl": segments, "ppl by position": by_position(rows), "ppl pace": pace}
+
+
 def _joined(buckets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     n = sum(bucket["n"] for bucket in buckets)
     joined = {"from": buckets[0]["from"], "n": n}

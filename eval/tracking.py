@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,22 @@ class Tracker:
         """Log matplotlib figures by name; `draw` makes them, and is called only where there is a run to log to."""
         if self.run is not None:
             self._guard(lambda: self._images(draw()))
+
+    def tables(self, make: Callable[[], Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """Log flat records as tables by name, a column per key; empty ones are left out."""
+        if self.run is not None:
+            self._guard(lambda: self._tables(make()))
+
+    def _tables(self, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        import wandb
+
+        shown = {}
+        for name, lines in records.items():
+            columns = list(dict.fromkeys(key for line in lines for key in line))
+            if columns:
+                shown[name] = wandb.Table(columns=columns, data=[[line.get(key) for key in columns] for line in lines])
+        if shown:
+            self.run.log({"done": self.done, **shown})
 
     def _images(self, figures: Mapping[str, Any]) -> None:
         import io

@@ -6,7 +6,7 @@ python scripts/plot.py kind=needle out=docs/needle.png what=survival      a heat
 python scripts/plot.py kind=ppl|speed|memory|held|atlas out=FILE          one figure of that kind: narrow it down
 
 results_dir=results  task=* model=* method=* budget=*  (patterns, commas between them)  scorer=official
-what=recall          of needle: recall, survival, "held or merged"
+what=recall          of needle: recall, survival, "held or merged", or several of them, commas between
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
         curves = plot_budget.by_task(cells)
         return {f"{len(curves)} tasks": lambda: plot_budget.budget_figure(curves, labels, 3)} if curves else {}
     if kind == "needle":
-        maps = [one for cell in cells for one in plot_needle.needle_maps(cell) if one.what == what]
+        every = [one for cell in cells for one in plot_needle.needle_maps(cell)]
+        maps = [one for wanted in what.split(",") for one in every if one.what == wanted]
         return {f"{what}, {len(maps)} maps": lambda: plot_needle.needle_figure(maps, min(3, len(maps)))} if maps else {}
     if kind == "ppl":
         return {one.title: lambda one=one: plot_ppl.nll_figure(one, labels) for one in plot_ppl.nll_curves(cells)}

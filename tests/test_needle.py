@@ -19,7 +19,7 @@ from eval.cli import main
 from eval.errors import InputError
 from eval.haystack import Facts, place
 from eval.needle import Needle, judge
-from eval.needle_figures import figures, grid, table
+from eval.needle_figures import figures, grid, records, table
 from eval.texts import sentences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,7 +173,8 @@ def test_judge(pred, answers, recall, exact):
 
 
 def test_figures_and_table():
-    base = {"length": 100, "exact": 0.0, "survival_any": [1.0], "merged": [0.0, 0.0]}
+    base = {"length": 100, "exact": 0.0, "survival_any": [1.0, 1.0], "merged": [0.0, 0.0], "pred": " red.",
+            "answers": ["red"], "id": "x", "depth_real": 1.0, "question": "last"}  # fmt: skip
     rows = [
         base | {"depth": 0, "recall": 1.0, "survival": [0.0, 0.0]},
         base | {"depth": 0, "recall": 0.0, "survival": [1.0, 0.0]},
@@ -184,7 +185,13 @@ def test_figures_and_table():
     assert found["lost_but_told"] == 1 and found["held_not_told"] == 1
     assert grid(rows, "recall") == {(100, 0): 50, (100, 50): 0}
     assert grid(rows, "survival") == {(100, 0): 25, (100, 50): 100}
-    assert "read in the prefill" in table(rows)
+    said = table(rows)
+    assert "needles told: 0 of 1 where all of its slots were held" in said and "1 of 1 where none of its" in said
+    assert "100 tokens, depth 0: 'red.' was said in 1 of the 1 rows" in said
+    merged = table([rows[0] | {"merged": [0.5, 0.0]}, *rows[1:]])
+    assert "depth 0: 25 % of its slots were merged; 'red.' was said" in merged
+    (prompts, layers) = records(rows).values()
+    assert [len(prompts), len(layers)] == [3, 6] and prompts[1]["survival"] == 0.5 and layers[2]["survival"] == 1.0
 
 
 def test_the_command_end_to_end(tmp_path, capsys):

@@ -1,0 +1,54 @@
+"""What W&B gets of a task that measures: native tables and images, read back from the file of an offline run."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import run_pred
+from eval.cli import main
+
+ROOT = Path(run_pred.__file__).parent
+RUNS = {
+    "needle": (["task.lengths=[96]", "task.depths=[0,100]"], {"needle": 2, "needle by layer": 8},
+               ["recall", "survival", "held"]),
+    "ppl": (["task.length=64", "task.segments=2"], {"ppl": 2, "ppl by position": 8, "ppl pace": 2}, ["nll", "held"]),
+    "efficiency": (["task.batches=[1,2]", "task.prompts=[32]", "task.new=[4]", "task.largest=true",
+                    "task.most_batch=2", "task.memory_gb=8"], {"efficiency": 2, "largest batch": 1},
+                   ["speed", "memory", "held"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def readback(shared):
+    spec = importlib.util.spec_from_file_location("readback", shared / "examples" / "wandb" / "readback.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_tables_and_images_of_a_task(task, tmp_path, readback, capsys):
+    pytest.importorskip("wandb")
+    words, tables, images = RUNS[task]
+    words = [f"task={task}", "model=random_llama", "method=h2o", "budget=0.5", f"results_dir={tmp_path}", *words]
+    assert main([*words, "wandb.mode=offline"], run_pred.run_cell, ROOT / "configs") == 0
+    out, err = capsys.readouterr()
+    assert "W&B" not in err
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    history = readback.load(file)["history"]
+    counts = {key.removesuffix(".nrows"): n for line in history for key, n in line.items() if key.endswith(".nrows")}
+    assert counts == tables
+    kinds = [(key.removesuffix("._type"), line) for line in history for key, value in line.items()
+             if key.endswith("._type") and value == "image-file"]  # fmt: skip
+    assert len(kinds) == len(images) and all(any(name in key for key, _ in kinds) for name in images)
+    for name, line in [*kinds, *((name, line) for line in history for name in tables if f"{name}.path" in line)]:
+        kept = folder / "files" / line[f"{name}.path"]
+        assert kept.stat().st_size == line[f"{name}.size"]
+        if name in tables:
+            shown = json.loads(kept.read_text())
+            assert len(shown["data"]) == tables[name] and len(set(shown["columns"])) == line[f"{name}.ncols"] > 2
+    left = sorted(tmp_path.glob(f"*/*/{task}/figures/*.png"))
+    assert len(left) == len(images) and all(path.name in out for path in left), "the figures lie beside the rows too"
