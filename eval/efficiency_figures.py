@@ -90,7 +90,7 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
         else:
             kept = ("prompt", "new", "memory_gb", "largest_batch", "full_largest_batch", "largest_capped")
             searches.append({key: row[key] for key in kept})
-    return {"efficiency": points, "largest batch": searches}
+    return {"efficiency": points, "largest_batch": searches}
 
 
 def _point(row: Mapping[str, Any]) -> list[str]:

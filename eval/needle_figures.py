@@ -78,7 +78,7 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
         for layer in range(len(row["survival"])):
             at = {"id": row["id"], "length": row["length"], "depth": row["depth"], "layer": layer}
             layers.append(at | {key: row[key][layer] for key in layered})
-    return {"needle": prompts, "needle by layer": layers}
+    return {"needle": prompts, "needle_by_layer": layers}
 
 
 def _mean(value: Any) -> float:

@@ -151,20 +151,21 @@ def file_name(name: str) -> str:
 def cell_figures(config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Figure]:
     """{name: figure} of one cell, for a tracker: needle maps, NLL, efficiency, slots per layer, atlas.
 
-    `config` is the cell's config.json, `rows` its rows, `path` its folder. No pyplot, no state: wandb.Image takes them.
+    `config` is the cell's config.json, `rows` its rows, `path` its folder. Names suit files and addresses (a per cent
+    sign breaks an upload). No pyplot, no state: wandb.Image takes them.
     """
     names = dict(config["cell"])
     result = CellResult(str(path), names, Score(None, 0), {}, None, None, config.get("protocol_hash"))
     label = str(names.get("method"))
     cell = CellData(path, result, dict(config), list(rows), label, str(names.get("task")))
     with style():
-        return {one.name: one.draw() for one in pictures([cell])}
+        return {file_name(one.name): one.draw() for one in pictures([cell])}
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Every figure of `cell_figures` as PNG in `folder`; the files, in their order."""
     folder.mkdir(exist_ok=True)
-    files = [folder / f"{file_name(name)}.png" for name in figures]
+    files = [folder / f"{name}.png" for name in figures]
     with style():
         for figure, file in zip(figures.values(), files, strict=True):
             save(figure, file)

@@ -84,7 +84,7 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
         for tokens, seconds in zip(row["pace_tokens"], row["pace_s"], strict=True)
     ]
     segments = [{key: row[key] for key in kept} for row in rows]
-    return {"ppl": segments, "ppl by position": by_position(rows), "ppl pace": pace}
+    return {"ppl": segments, "ppl_by_position": by_position(rows), "ppl_pace": pace}
 
 
 def _joined(buckets: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from eval.cli import main
 
 ROOT = Path(run_pred.__file__).parent
 RUNS = {
-    "needle": (["task.lengths=[96]", "task.depths=[0,100]"], {"needle": 2, "needle by layer": 8},
+    "needle": (["task.lengths=[96]", "task.depths=[0,100]"], {"needle": 2, "needle_by_layer": 8},
                ["recall", "survival", "held"]),
-    "ppl": (["task.length=64", "task.segments=2"], {"ppl": 2, "ppl by position": 8, "ppl pace": 2}, ["nll", "held"]),
+    "ppl": (["task.length=64", "task.segments=2"], {"ppl": 2, "ppl_by_position": 8, "ppl_pace": 2}, ["nll", "held"]),
     "efficiency": (["task.batches=[1,2]", "task.prompts=[32]", "task.new=[4]", "task.largest=true",
-                    "task.most_batch=2", "task.memory_gb=8"], {"efficiency": 2, "largest batch": 1},
+                    "task.most_batch=2", "task.memory_gb=8"], {"efficiency": 2, "largest_batch": 1},
                    ["speed", "memory", "held"]),
 }  # fmt: skip
 
@@ -44,6 +45,7 @@ def test_tables_and_images_of_a_task(task, tmp_path, readback, capsys):
     kinds = [(key.removesuffix("._type"), line) for line in history for key, value in line.items()
              if key.endswith("._type") and value == "image-file"]  # fmt: skip
     assert len(kinds) == len(images) and all(any(name in key for key, _ in kinds) for name in images)
+    assert all(re.fullmatch(r"[\w.=-]+", name) for name, _ in kinds), "a per cent sign breaks the address of an upload"
     for name, line in [*kinds, *((name, line) for line in history for name in tables if f"{name}.path" in line)]:
         kept = folder / "files" / line[f"{name}.path"]
         assert kept.stat().st_size == line[f"{name}.size"]
