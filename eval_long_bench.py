@@ -3,6 +3,7 @@
 python eval_long_bench.py                            every cell under results/
 python eval_long_bench.py results_dir=DIR scorer=official|fixed json=FILE
 python eval_long_bench.py report=true                one HTML page of it all, results/report.html; plots=true: figures
+python eval_long_bench.py table=NAME                 a table of configs/table; format=markdown|csv|latex|html out=FILE
 python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FILE gets {"scores": {set: number}}
 """
 
@@ -26,14 +27,33 @@ def main(words: list[str]) -> None:
     from eval.score_config import read_config
 
     config = read_config(words, CONFIGS)
-    for key in ("json", "report"):
+    for key in ("json", "report", "out"):
         if isinstance(getattr(config, key), str):
             check_target(key, Path(getattr(config, key)))
+    if config.table is not None:
+        print_table(config)
+        return
     table, record = score_preds(config) if config.preds is not None else score_results(config)
     print(table)
     if config.json is not None:
         write_json(Path(config.json), record)
         note(f"wrote {config.json}")
+
+
+def print_table(config: Any) -> None:
+    """A table of configs/table, to the terminal or to out=FILE."""
+    from eval.table_fill import fill
+    from eval.table_formats import render
+    from eval.table_read import read_table
+
+    table = read_table(config.table, CONFIGS)
+    folder, where = Path(config.results_dir), config.where or ()
+    text = render(fill(table, folder, CONFIGS, config.scorer, note, config.mix_protocols, where), config.format)
+    if config.out is None:
+        print(text.rstrip("\n"))
+    else:
+        replace_text(Path(config.out), text.rstrip("\n") + "\n")
+        note(f"wrote {config.out}")
 
 
 def score_results(config: Any) -> tuple[str, dict[str, Any]]:
@@ -86,9 +106,13 @@ def check_target(key: str, path: Path) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 

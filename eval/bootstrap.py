@@ -6,6 +6,7 @@ Everything is in points (100 x the rows' 0..1) and a function of the values, the
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,12 @@ def paired_interval(rows_a: Mapping[Any, float], rows_b: Mapping[Any, float], se
 
     Rows are resampled in pairs: what makes a row hard for both does not widen the interval.
     """
-    return mean_interval([one - rows_b[key] for key, one in rows_a.items() if key in rows_b], seed)
+    return mean_interval(paired(rows_a, rows_b), seed)
+
+
+def paired(rows_a: Mapping[Any, float], rows_b: Mapping[Any, float]) -> array[float]:
+    """a - b of the rows that both have."""
+    return array("d", (one - rows_b[key] for key, one in rows_a.items() if key in rows_b))
 
 
 def means_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:

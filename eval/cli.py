@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -74,6 +75,9 @@ def usage(config_dir: Path) -> str:
 
 def report(error: BaseException) -> int:
     """Print what went wrong to stderr, in one line and a hint where the cause is known; returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     what, hint, code = explain(error)
     if code is None:
         traceback.print_exception(error)
@@ -128,9 +132,22 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
         from eval.group import table
 
         print(table(folders, composed[0][1].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
+    for name in tables if folders else ():
+        _print_table(name, config_dir, composed[0][1].cfg)
     if len(asked) > 1 or (grouped and composed):
         print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
     return 0 if not codes else 2 if set(codes) == {2} else 1
+
+
+def _print_table(name: str, config_dir: Path, cfg: Any) -> None:
+    from eval.table_fill import fill
+    from eval.table_formats import render
+    from eval.table_read import read_table
+
+    def note(text: str) -> None:
+        print(f"note: {text}", file=sys.stderr)
+
+    print(render(fill(read_table(name, config_dir), Path(cfg.results_dir), config_dir, cfg.scorer, note), "terminal"))
 
 
 def _compose_all(jobs: list[list[str]], config_dir: Path) -> tuple[list[tuple[list[str], Composed]], list[int]]:

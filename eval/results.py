@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.aggregate import by_bucket
-from eval.bootstrap import Interval, paired_interval
+from eval.bootstrap import Interval, mean_interval, paired
 from eval.errors import InputError
 from eval.longbench import BUCKETS, SETS, SETS_E
 from eval.predictions import read_predictions
@@ -24,9 +24,11 @@ class CellResult:
     """A scored cell, or a scored file of a foreign folder (`folder` is then the file's stem).
 
     `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
-    the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with.
+    the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with;
+    `pairs`: the differences it is the mean of, 0..1.
     `question`: when it was fed (eval/checks.py), None where a task has none.
-    `figures`: {header: number} of a task that measures. `rows`: without their texts, where they were to be kept.
+    `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
+    their own names. `rows`: without their texts, where they were to be kept.
     """
 
     folder: str
@@ -38,7 +40,9 @@ class CellResult:
     protocol_hash: str | None
     ids: list[Any] = field(default_factory=list, repr=False)
     against: Interval | None = None
+    pairs: Sequence[float] = field(default=(), repr=False)
     figures: dict[str, float | None] = field(default_factory=dict)
+    measured: dict[str, float | None] = field(default_factory=dict, repr=False)
     question: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
@@ -68,13 +72,18 @@ def find_cells(results_dir: Path) -> list[Path]:
         raise InputError(
             f"no folder results_dir={results_dir}", "run `python run_pred.py` first, or name the folder of its results"
         )
-    folders = sorted(path.parent for path in results_dir.rglob("predictions.jsonl"))
+    folders = cell_folders(results_dir)
     if not folders:
         raise InputError(
             f"no predictions under results_dir={results_dir}",
             "run `python run_pred.py` first; for a folder of <set>.jsonl files use preds=DIR",
         )
     return folders
+
+
+def cell_folders(results_dir: Path) -> list[Path]:
+    """The cells' folders, sorted; none where there is none."""
+    return sorted(path.parent for path in results_dir.rglob("predictions.jsonl"))
 
 
 def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) -> list[CellResult]:
@@ -88,19 +97,26 @@ def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) 
 
 def read_cell(folder: Path, name: str, scorer: str, note: Note, keep: bool = False) -> CellResult | None:
     """One cell's folder, scored; None, with a note, where nothing says what made its rows."""
-    config = _json(folder / "config.json")
-    if config is None or not isinstance(config.get("cell"), dict):
+    config = read_config(folder)
+    if config is None:
         note(f"{folder}: no config.json with a cell in it, left out")
         return None
     return _score_cell(folder, name, config, scorer, note, keep)
 
 
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """A cell's config.json; None where there is none with a cell in it."""
+    config = _json(folder / "config.json")
+    return config if config is not None and isinstance(config.get("cell"), dict) else None
+
+
 def compare_with_full(results: Sequence[CellResult]) -> None:
-    """Set `against` where a cell of method `full` has the same model, task, seed and protocol."""
+    """Set `against` and `pairs` where a cell of method `full` has the same model, task, seed and protocol."""
     full = {_peers(r): r.by_id for r in sorted(results, key=_order) if r.cell.get("method") == "full"}
     for result in results:
         if result.cell.get("method") != "full" and _peers(result) in full:
-            result.against = paired_interval(result.by_id, full[_peers(result)])
+            result.pairs = paired(result.by_id, full[_peers(result)])
+            result.against = mean_interval(result.pairs)
 
 
 def _peers(result: CellResult) -> tuple:
@@ -129,18 +145,18 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         protocol_hash=config.get("protocol_hash"),
         question=(protocol or {}).get("question"),
         ids=ids,
-        figures=_figures(rows, protocol) if measures and rows else {},
+        **(_figures(rows, protocol) if measures and rows else {}),
         rows=[{key: value for key, value in row.items() if key not in TEXTS} for row in rows] if keep else [],
     )
 
 
-def _figures(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, float | None]:
-    """{header: figure} of a task that measures, in the order of its table."""
+def _figures(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """`figures`, in the order of its table, and `measured` of a task that measures."""
     from eval.measure import figures_module
 
     module = figures_module(protocol)
     found = module.figures(rows)
-    return {header: found.get(key) for key, header in module.COLUMNS.items()}
+    return {"figures": {header: found.get(key) for key, header in module.COLUMNS.items()}, "measured": found}
 
 
 def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:

@@ -25,10 +25,14 @@ class ScoreConfig:
     json: str | None = None
     mix_protocols: bool = False
     table: str | None = None
+    format: str = "terminal"
+    out: str | None = None
+    where: list[str] | None = None
     report: Any = False
     plots: Any = False
 
 
+FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 KEYS = tuple(field.name for field in fields(ScoreConfig))
 
 
@@ -36,10 +40,11 @@ def read_config(words: list[str], config_dir: Path) -> ScoreConfig:
     """configs/eval.yaml with the command line's key=value words over it. Raises InputError."""
     for word in words:
         _check_word(word)
-    config = _compose(words, config_dir)
-    if config.table is not None:
-        raise InputError(f"table={config.table} is unknown: there is no table yet", "leave table= out")
+    tables = [word for word in words if word.startswith("table=")]  # a folder of configs, which Hydra would look into
+    config = _compose([word for word in words if word not in tables], config_dir)
+    config.table = tables[-1].partition("=")[2] or None if tables else None
     _check_targets(config)
+    _check_table(config)
     if not config.results_dir:
         raise InputError("results_dir= is empty", "results_dir= names the folder that run_pred.py wrote to")
     edges = config.buckets
@@ -60,6 +65,26 @@ def _check_targets(config: ScoreConfig) -> None:
             raise InputError(f"{key}={value} is neither true nor {what}", f"write {key}=true")
         if value and config.preds is not None:
             raise InputError(f"{key}={value} with preds={config.preds}", f"{key}= shows cells: give results_dir=")
+
+
+def _check_table(config: ScoreConfig) -> None:
+    """What belongs to a table, and what a table does not go with."""
+    if config.format not in FORMATS:
+        raise InputError(f"format={config.format} is unknown", f"format is one of {', '.join(FORMATS)}")
+    for word in config.where or ():
+        if "=" not in word:
+            raise InputError(f"{word!r} in where= is no key=value", "write where=[seed=0]")
+    if config.table is None:
+        for key in ("out", "where"):
+            if getattr(config, key) is not None:
+                raise InputError(f"{key}= is of a table, and none is named", "add table=NAME")
+        if config.format != "terminal":
+            raise InputError(f"format={config.format} is of a table, and none is named", "add table=NAME")
+        return
+    for key, instead in (("preds", "results_dir="), ("json", "format=csv out="), ("report", ""), ("plots", "")):
+        if getattr(config, key):
+            hint = f"use {instead}" if instead else f"leave {key}= out, or table="
+            raise InputError(f"table={config.table} does not go with {key}={getattr(config, key)}", hint)
 
 
 def _check_word(word: str) -> None:

@@ -6,12 +6,12 @@
     budgets: [0.2]
     tasks: {NrtvQA: task=longbench_narrativeqa, PPL: {words: task=ppl, figure: perplexity, better: lower}}
     words: limit=200                                                # given to every cell
-    means: {mean: [NrtvQA]}                                         # further columns; null: of all the tasks
+    means: {mean: {tasks: [NrtvQA], bucket: 0-4k}}                  # further columns; null: of all the tasks
     published:
       - {source: a paper, budget: 0.2, tasks: [NrtvQA], scores: {Llama-2-7B: {D2O: [16.04]}}}
 
 A list of names is short for an axis whose values are called as what they run. The full cache has no budget. A model may
-bring `budgets` of its own.
+bring `budgets` of its own. Numbers are published as they stand in their source; `scale: 100` makes per cent of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import InputError
-from eval.table_spec import AXES, Part, TableSpec, is_full
+from eval.table_spec import AXES, Mean, Part, TableSpec, is_full
 
 KEYS = ("title", *AXES, "budgets", "words", "means", "published")
-PART_KEYS = {"models": ("words", "budgets"), "methods": ("words",), "tasks": ("words", "figure", "better", "bucket")}
-BLOCK_KEYS = ("source", "budget", "tasks", "scores")
+PART_KEYS = {"models": ("words", "budgets"), "methods": ("words",), "tasks": ("words", "figure", "better", "digits")}
+BLOCK_KEYS = ("source", "budget", "tasks", "scores", "scale")
 
 
 def tables(config_dir: Path) -> list[str]:
@@ -65,10 +65,7 @@ def _table(name: str, given: Any, config_dir: Path) -> TableSpec:
         name, str(given.get("title") or name), **axes, budgets=_budgets(given["budgets"]), words=_words(given, "words")
     )
     labels = [task.label for task in table.tasks]
-    for header, over in (given.get("means") or {}).items():
-        for label in over or ():
-            _one_of(label, labels, f"task of the mean {header!r}")
-        table.means[str(header)] = list(over or labels)
+    table.means = [_mean(str(header), more or {}, labels) for header, more in (given.get("means") or {}).items()]
     for block in given.get("published") or ():
         _publish(table, block, labels)
     return table
@@ -82,7 +79,7 @@ def _axis(key: str, given: Any, config_dir: Path) -> list[Part]:
     parts = [_part(key, str(label), value, config_dir) for label, value in values.items()]
     seen: dict[tuple, str] = {}
     for part in parts:
-        what = (frozenset(part.words or ()), part.figure, part.bucket)
+        what = (frozenset(part.words or ()), part.figure)
         if part.words is not None and what in seen:
             raise InputError(f"{key} {seen[what]!r} and {part.label!r} are one and the same cell", "delete one of them")
         seen[what] = part.label
@@ -96,7 +93,7 @@ def _part(key: str, label: str, value: Any, config_dir: Path) -> Part:
     budgets = _budgets(more["budgets"]) if more.get("budgets") else None
     if more.get("better") not in (None, "higher", "lower"):
         raise InputError(f"better: {more['better']} of {label!r} is unknown", "better is higher or lower")
-    part = Part(label, words, budgets, more.get("figure"), more.get("better") == "lower", more.get("bucket"))
+    part = Part(label, words, budgets, more.get("figure"), more.get("better") == "lower", more.get("digits", 2))
     if words is not None:
         if part.choice(group) is None:
             raise InputError(f"{label!r} of {key} names no {group}", f"write {label}: {group}=NAME, or null")
@@ -105,12 +102,18 @@ def _part(key: str, label: str, value: Any, config_dir: Path) -> Part:
     return part
 
 
+def _mean(header: str, given: Any, labels: list[str]) -> Mean:
+    _known(given, ("tasks", "bucket"), f"key of the mean {header!r}")
+    for label in given.get("tasks") or ():
+        _one_of(label, labels, f"task of the mean {header!r}")
+    return Mean(header, tuple(given.get("tasks") or labels), given.get("bucket"))
+
+
 def _publish(table: TableSpec, block: Any, labels: list[str]) -> None:
     _known(block, BLOCK_KEYS, "key of a published block")
     for key in ("source", "scores"):
         if not block.get(key):
             raise InputError(f"a published block has no {key}", f"write {key}:")
-    table.sources.append(str(block["source"]))
     columns = block.get("tasks") or labels
     for label in columns:
         _one_of(label, labels, "task of a published block")
@@ -128,17 +131,17 @@ def _publish(table: TableSpec, block: Any, labels: list[str]) -> None:
                 what = f"budget {budget} of {model}, {method} is none of {list(budgets)}"
                 raise InputError(what, "add it to budgets")
             for label, number in zip(columns, row, strict=True):
-                _put(table.published, (model, method, budget, label), number)
+                if number is not None:
+                    _put(table, (model, method, budget, label), number, block)
 
 
-def _put(published: dict[tuple, float], key: tuple, number: Any) -> None:
-    if number is None:
-        return
+def _put(table: TableSpec, key: tuple, number: Any, block: dict[str, Any]) -> None:
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise InputError(f"the published {number!r} of {key} is no number", "write a number, or null")
-    if key in published:
+    if key in table.published:
         raise InputError(f"two published numbers for {key}", "delete one of them")
-    published[key] = float(number)
+    table.published[key] = float(number) * block.get("scale", 1)
+    table.cited[key] = str(block["source"])
 
 
 def _budgets(given: Any) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ class Part:
     """One value of an axis. `words`: what run_pred.py is told for it, None where nothing can be run.
 
     Of a task: `figure` names a figure of a task that measures (None: the score), `lower` says that less is better,
-    `bucket` one bucket of the lengths.
+    `digits` how many decimals are shown.
     """
 
     label: str
@@ -21,7 +21,7 @@ class Part:
     budgets: tuple[float, ...] | None = None
     figure: str | None = None
     lower: bool = False
-    bucket: str | None = None
+    digits: int = 2
 
     def choice(self, group: str) -> str | None:
         """What its words choose of a group: method=d2o -> d2o."""
@@ -46,9 +46,18 @@ class Slot:
         return self.model.label, self.method.label, self.budget, self.task.label
 
 
+@dataclass(frozen=True)
+class Mean:
+    """A column that is the mean of tasks, `over` their labels; of one bucket of their lengths where it is named."""
+
+    label: str
+    over: tuple[str, ...]
+    bucket: str | None = None
+
+
 @dataclass
 class TableSpec:
-    """`published`: {(model, method, budget or None, task): number}; `means`: {header: labels of the tasks}."""
+    """`published`: {(model, method, budget or None, task): number}, `cited`: the same keys to where it stands."""
 
     name: str
     title: str
@@ -57,9 +66,9 @@ class TableSpec:
     tasks: list[Part]
     budgets: tuple[float, ...]
     words: tuple[str, ...] = ()
-    means: dict[str, list[str]] = field(default_factory=dict)
+    means: list[Mean] = field(default_factory=list)
     published: dict[tuple, float] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)
+    cited: dict[tuple, str] = field(default_factory=dict)
 
     def slots(self) -> Iterator[Slot]:
         """Model by model, method by method, budget by budget, task by task."""

@@ -203,7 +203,7 @@ WORDS = {
     "results_dir=/no/such/folder": "run_pred.py",
     "results_dir=": "results_dir= is empty",
     "json=/no/such/folder/out.json": "cannot write",
-    "table=main": "no table yet",
+    "table=main": "unknown table 'main'",
     "report=html": "write report=true",
     "report=[1]": "write report=true",
     "report=/no/such/folder/r.html": "cannot write",

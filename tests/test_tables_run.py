@@ -100,7 +100,7 @@ def test_what_a_table_does_not_have(folder, words, what):
         ("budgets", None, "budgets is not given"),
         ("words", "limit", "'limit' is no key=value"),
         ("colour", "red", "unknown key: 'colour'"),
-        ("means", "{mean: [nope]}", "unknown task of the mean 'mean' 'nope'"),
+        ("means", "{mean: {tasks: [nope]}}", "unknown task of the mean 'mean' 'nope'"),
         ("published", "[{source: s, scores: {Phi: {Full: [1]}}}]", "1 published numbers of Phi, Full for 2 tasks"),
         ("published", "[{source: s, scores: {Phi: {Nobody: [1, 2]}}}]", "unknown method of a published block 'Nobody'"),
         ("published", "[{source: s, budget: 0.4, scores: {Phi: {Other: [1, 2]}}}]", "budget 0.4 of Phi, Other"),
