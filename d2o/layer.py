@@ -244,6 +244,7 @@ class KVLayer(Eviction):
         # the query stays at its true position and the keys move up to it: RoPE is relative
         return self.rotation(self.keys[:, :, :used], rank + (self.now + 1 - held) - positions)
 
+
 class KeepAll(KVLayer):
     """Evicts nothing."""
 
