@@ -13,10 +13,10 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-DEFAULTS = {"out": "results/locret/train.jsonl", "n": "1000", "seed": "0", "asked": "12"}
+DEFAULTS = {"out": "results/locret/train.jsonl", "n": "2000", "seed": "0", "asked": "16"}
 LENGTHS = (512, 1024, 2048)
-KINDS = {"multikey": 0.3, "twohop": 0.15, "multivalue": 0.1, "code": 0.1, "dialogue": 0.1, "passage": 0.1,
-         "fewshot": 0.05, "count": 0.05, "text": 0.05}  # fmt: skip
+KINDS = {"multikey": 0.25, "twohop": 0.13, "multivalue": 0.1, "code": 0.15, "dialogue": 0.1, "passage": 0.1,
+         "fewshot": 0.1, "count": 0.03, "text": 0.04}  # fmt: skip
 
 
 def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
@@ -29,9 +29,9 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     length = rng.choice(LENGTHS)
     ask, fact = COST[kind]
-    most = min(asked, {"fewshot": 1, "text": 1, "count": 3, "passage": 3}.get(kind, asked))
+    most = min(asked, {"text": 1, "count": 3, "passage": 8}.get(kind, asked))
     asks = rng.randint(1, max(1, min(most, int(0.3 * length / (ask + fact)))))
-    doc = build(kind, rng, "train", length, size, asked=asks, keys=asks + rng.randint(0, 8 if fact else 0), cast=8)
+    doc = build(kind, rng, "train", length, size, asked=asks, keys=asks, cast=8)
     prompt = plain("".join(doc.sentences))
     answer = "".join(plain(a.question + a.answer) for a in rng.sample(doc.asks, len(doc.asks)))
     found = {"prompt": prompt, "answer": answer}

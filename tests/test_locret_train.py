@@ -1,6 +1,7 @@
 """Training of retaining heads: data, labels of long prompts in pieces, loss that falls, and going on after a kill."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -57,6 +58,20 @@ def test_labels_do_not_depend_on_the_pieces(family, monkeypatch):
         torch.testing.assert_close(a.inputs, b.inputs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama_gqa", "phi3"])
+def test_labels_by_probability_are_the_softmax_of_a_plain_pass(family):
+    """Against the matrix of a whole pass: the largest log-probability over the answer's rows and a group's heads."""
+    from d2o.oracle import Oracle
+
+    text, answer = prompt(40), prompt(70, 1)
+    lessons = labelled(Engine(build(family), functools.partial(Recorder, "log_prob"), 1, chunk=16), text, answer)
+    oracle, total = Oracle(build(family)), len(text) + len(answer)
+    oracle.logits(text + answer, [torch.ones(total, total, dtype=torch.bool).tril().expand(2, -1, -1)] * 3)
+    for lesson, probs in zip(lessons, oracle.probs, strict=True):
+        rows = probs[:, len(text) :, : len(text)].reshape(2, -1, len(text))
+        torch.testing.assert_close(lesson.labels, rows.amax(1).log(), atol=1e-4, rtol=1e-4)
+
+
 def test_loss_falls_and_only_the_heads_learn(loaded, data, tmp_path):
     before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
     row = train(loaded, str(tmp_path / "run"), 50, 50, data=data, steps=60, **SMALL)
@@ -97,6 +112,7 @@ def test_a_killed_run_goes_on_as_an_unbroken_one(data, tmp_path):
     process.wait()
     assert 1 <= len(log(out)) < steps, "the kill came too late"
     loaded, given = random_llama(), {"data": data, "steps": steps, "weight_decay": 0.01, "clip": 0.5, **SMALL}
+    given["label"] = "log_prob"  # as the config has it
     train(loaded, str(out), 100, 100, **given)
     train(loaded, str(tmp_path / "whole"), 100, 100, **given)
     assert log(out) == pytest.approx(log(tmp_path / "whole"), abs=1e-6)
@@ -160,6 +176,8 @@ def test_bad_settings_on_the_command_line(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="train.chunk=0"):
         Settings("x", chunk=0)
+    with pytest.raises(InputError, match="train.label=prob"):
+        Settings("x", label="prob")
 
 
 def test_generated_pairs(tmp_path, capsys):

@@ -58,9 +58,10 @@ class Plan:
 
 
 class Locret(KVLayer):
-    """`heads`: a file or folder of retaining heads, or "random". `chunk`: tokens between two evictions. `stabilizers`,
-    `local`: a share of the budget below 1, a number of slots from 1 on (published: 2500 and 100). `query`: Locret-Q,
-    this many tokens of the question at most, or of the prompt's end where none is named, are put before it too."""
+    """`heads`: a file or folder of retaining heads, "tiny" (those of the bundled model) or "random". `chunk`: tokens
+    between two evictions. `stabilizers`, `local`: a share of the budget below 1, a number of slots from 1 on
+    (published: 2500 and 100). `query`: Locret-Q, this many tokens of the question at most, or of the prompt's end where
+    none is named, are put before it too."""
 
     state, decode_eviction = ("scores",), False
 

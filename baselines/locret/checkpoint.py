@@ -22,13 +22,14 @@ from d2o.errors import InputError
 
 NAME = "model.layers.{}.self_attn.{}.weight"
 PATTERN = re.compile(r"model\.layers\.(\d+)\.self_attn\.(fc1|fc2)\.weight")
+BUNDLED = Path(__file__).resolve().parents[2] / "models" / "tiny-locret"  # of the model models/tiny
 FILE = "heads.safetensors"  # what a folder of heads holds
 HINT = "method.heads= takes the heads of this model: a .safetensors file, or the published pickle of tensors"
 
 
 def find(path: str) -> Path:
-    """The file of `path`, which is a file or a folder that holds heads.safetensors. Raises InputError."""
-    place = Path(path).expanduser()
+    """The file of `path`: "tiny", a file, or a folder that holds heads.safetensors. Raises InputError."""
+    place = BUNDLED if path == "tiny" else Path(path).expanduser()
     place = place / FILE if place.is_dir() else place
     if not place.is_file():
         raise InputError(f"no retaining heads at {place}", HINT)

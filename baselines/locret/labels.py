@@ -1,7 +1,12 @@
 """What the heads learn from: how much any later query wanted each token of a prompt.
 
-The label of prompt token k and KV head j is the largest logit of k, after RoPE, scaled, before the softmax, over the
-queries of the answer and the query heads of j's group. The prompt is fed in chunks and the answer after it, block by
+The label of prompt token k and KV head j is the largest value of k over the queries of the answer and the query heads
+of j's group. `logit` (the paper): k's logit, after RoPE, scaled, before the softmax. `log_prob` (ours): the logarithm
+of what the softmax over all that the query sees gives to k. A logit is large too where a query gives all tokens large
+ones, and the maximum picks just those queries: on the bundled model, heads trained on logits choose no better than
+untrained ones.
+
+The prompt is fed in chunks and the answer after it, block by
 block, so nothing as large as answer x prompt is ever held for more than one layer and BLOCK queries.
 """
 
@@ -20,6 +25,7 @@ from d2o.engine import Engine
 from d2o.layer import Feed, KeepAll
 
 BLOCK = 64  # answer tokens at a time
+KINDS = ("logit", "log_prob")
 
 
 @dataclass
@@ -33,8 +39,9 @@ class Lesson:
 class Recorder(KeepAll):
     """Keeps everything, and the projections of the prompt and the labels by which later queries rate it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "logit") -> None:
         super().__init__()
+        self.kind = kind
         self.inputs: list[Tensor] = []  # of every chunk, on the CPU: they are larger than the cache
         self.labels: Tensor | None = None
 
@@ -46,14 +53,19 @@ class Recorder(KeepAll):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
         if not feed.prefill:
-            self._rate(q, scale, feed)
+            self._rate(q, k, scale)
         return super().attend(q, k, v, scale, feed)
 
-    def _rate(self, q: Tensor, scale: float, feed: Feed) -> None:
-        prompt = sum(len(part) for part in self.inputs)
-        keys = self.keys[0, :, :prompt]
+    def _rate(self, q: Tensor, k: Tensor, scale: float) -> None:
+        prompt, n = sum(len(part) for part in self.inputs), q.shape[2]
+        keys = torch.cat((self.keys[0, :, : self.used], k[0]), dim=1)
         grouped = q[0].reshape(keys.shape[0], -1, q.shape[3])  # [Hkv, g * n, D]
-        found = torch.matmul(grouped, keys.transpose(1, 2)).float().amax(1) * scale
+        logits = torch.matmul(grouped, keys.transpose(1, 2)).float() * scale
+        if self.kind == "log_prob":
+            future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+            future = torch.cat((future.new_zeros(n, self.used), future), dim=1).repeat(grouped.shape[1] // n, 1)
+            logits = logits.masked_fill(future, float("-inf")).log_softmax(dim=-1)
+        found = logits[:, :, :prompt].amax(1)
         self.labels = found if self.labels is None else torch.maximum(self.labels, found)
 
 

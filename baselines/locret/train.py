@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from baselines.locret import checkpoint
 from baselines.locret.data import Pair, read, tokenise
 from baselines.locret.heads import HIDDEN, new_heads, shape_of
-from baselines.locret.labels import Lesson, Recorder, labelled
+from baselines.locret.labels import KINDS, Lesson, Recorder, labelled
 from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
 from d2o.engine import Engine
 from d2o.errors import InputError
@@ -32,7 +33,8 @@ STATE, LOG = "state.pt", "train.csv"
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what is learnt. `longest`: tokens of a prompt; `chunk`: of one forward pass."""
+    """All that decides what is learnt. `longest`: tokens of a prompt; `chunk`: of one forward pass; `label`: what the
+    heads learn to foresee, see baselines/locret/labels.py."""
 
     data: str
     steps: int = 3000
@@ -47,10 +49,13 @@ class Settings:
     chunk: int = 1024
     chat: bool = False
     query: int = 0
+    label: str = "logit"
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "warmup": 0, "hidden": 1, "longest": 2, "chunk": 1, "query": 0}
+        if self.label not in KINDS:
+            raise InputError(f"train.label={self.label} is unknown", f"type train.label= one of {', '.join(KINDS)}")
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise InputError(f"train.{name}={getattr(self, name)} is too small", f"type train.{name}={smallest}")
@@ -94,7 +99,8 @@ class Run:
         self.pairs = read(settings.data)
         self.workers = Accelerator(cpu=loaded.model.device.type == "cpu")
         self.first = self.workers.is_main_process
-        self.engine = Engine(loaded.model, Recorder, 1, chunk=settings.chunk, window=settings.longest)
+        recorder = partial(Recorder, settings.label)
+        self.engine = Engine(loaded.model, recorder, 1, chunk=settings.chunk, window=settings.longest)
         self.heads = new_heads(shape_of(loaded.model), settings.hidden, settings.seed).to(self.engine.device)
         betas = settings.beta1, settings.beta2
         self.optimiser = torch.optim.AdamW(
