@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import InputError
-from eval.rows import Busy, RowFile
+from eval.rows import Busy, RowFile, is_held, read_rows
+from eval.shards import Shard, named, row_file, row_files, status_file
+from eval.state import Heartbeat, now, process, replace_json
 
 COMPARED = ("identity", "protocol_hash", "model_fingerprint")
-NOTED = ("versions", "device")  # may move the last bits of a logit, and are no reason to begin again
+NOTED = ("versions", "device", "git")  # may move the last bits of a logit, and are no reason to begin again
 
 
 @dataclass
 class Cell:
-    """An open cell, a context manager; this process is its only writer until it is left.
+    """An open cell or one shard of it, a context manager; this process is its only writer until it is left.
 
-    done, total: of the rows this run wants; fresh: rows this run has made; notes: what differs without being refused.
+    done, total: of the rows this run wants; whole: rows that the cell wants, all shards together; fresh: rows this run
+    has made; notes: what differs without being refused; elsewhere: rows of the cell's other files.
     """
 
     path: Path
@@ -34,30 +37,45 @@ class Cell:
     done: int
     total: int
     notes: list[str]
+    shard: Shard | None = None
+    whole: int = 0
+    elsewhere: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    command: str | None = None
     fresh: int = 0
     started: float = field(default_factory=time.monotonic)
+    beat: Heartbeat | None = None
 
     @classmethod
-    def open(cls, path: Path, config: dict[str, Any], ids: Sequence[str]) -> Cell:
-        """A cell that is to hold a row for each of `ids`.
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        ids: Sequence[str],
+        shard: Shard | None = None,
+        whole: int | None = None,
+        command: str | None = None,
+    ) -> Cell:
+        """A cell that is to hold a row for each of `ids`; `whole`: how many all its shards are to hold.
 
-        Raises InputError where another process writes this cell, or where it was begun with another config.
+        Raises InputError where another process writes these rows, or where the cell was begun with another config.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            file = RowFile(path / "predictions.jsonl")
+            file = RowFile(row_file(path, shard))
         except Busy as error:
-            what = f"cell {path} is being written by {_writer(path)}"
-            raise InputError(what, "wait until it ends, or name another folder with results_dir=") from error
+            raise _busy(path, shard) from error
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             what = f"cannot write to {path}: {error.strerror}"
             raise InputError(what, "name another folder with results_dir=") from error
         try:
-            notes = _keep_config(path, config, bool(file.rows))
+            elsewhere = _others(path, shard)
+            notes = _keep_config(path, config, bool(file.rows or elsewhere), named("", shard, ""))
         except BaseException:
             file.close()
             raise
-        return cls(path, file, sum(i in file.rows for i in ids), len(ids), notes)
+        done = sum(i in file.rows or i in elsewhere for i in ids)
+        whole = len(ids) if whole is None else whole
+        return cls(path, file, done, len(ids), notes, shard, whole, elsewhere, command)
 
     def __enter__(self) -> Cell:
         return self
@@ -66,12 +84,20 @@ class Cell:
         try:
             if error is None:
                 self.status("done")
+            elif isinstance(error, SystemExit):  # the job was put back into the queue, eval/jobs.py
+                self.status("queued")
             else:
-                self.status("failed", f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": "))
+                self.status("failed", one_line(error))
         except OSError as second:  # a full disk; what ended the run matters more
-            print(f"{self.path / 'status.json'} is out of date: {second}", file=sys.stderr)
+            print(f"{status_file(self.path, self.shard)} is out of date: {second}", file=sys.stderr)
         finally:
+            if self.beat:
+                self.beat.stop()
             self.file.close()
+
+    def row(self, identifier: str) -> dict[str, Any] | None:
+        """The row of that id, whichever file of the cell holds it."""
+        return self.file.rows.get(identifier) or self.elsewhere.get(identifier)
 
     def write(self, row: dict[str, Any]) -> None:
         self.file.append(row)
@@ -81,39 +107,48 @@ class Cell:
     def status(self, state: str, error: str | None = None) -> None:
         """state: queued | running | done | failed."""
         rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
-        replace_json(
-            self.path / "status.json",
-            {
-                "state": state,
-                "done": self.done,
-                "total": self.total,
-                "rows_per_second": round(rate, 4),
-                "error": error,
-                "pid": os.getpid(),
-                "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        )
+        place = status_file(self.path, self.shard)
+        status = {"done": self.done, "total": self.total, "whole": self.whole, "rows_per_second": round(rate, 4)}
+        replace_json(place, {**status_of(state, error), **status, "command": self.command})
+        if self.beat is None:
+            self.beat = Heartbeat(place)
 
 
-def replace_json(path: Path, value: Any) -> None:
-    """Write beside and rename: a reader sees the old file or the new one, never half of one. One writer at a time."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+def status_of(state: str, error: str | None = None) -> dict[str, Any]:
+    return {"state": state, "error": error, **process(), "updated": now()}
 
 
-def _keep_config(path: Path, config: dict[str, Any], has_rows: bool) -> list[str]:
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
+
+
+def _others(path: Path, shard: Shard | None) -> dict[str, dict[str, Any]]:
+    """Rows of the cell's other files. Raises InputError where a living process may make the rows that this one wants:
+    shards of one division are disjoint, all else overlaps."""
+    found: dict[str, dict[str, Any]] = {}
+    for other, file in row_files(path).items():
+        if other == shard:
+            continue
+        if (shard is None or other is None or other.of != shard.of) and is_held(file):
+            raise _busy(path, other)
+        found |= read_rows(file)[0]
+    return found
+
+
+def _busy(path: Path, shard: Shard | None) -> InputError:
+    part = f"shard {shard} of cell" if shard else "cell"
+    what = f"{part} {path} is being written by {_writer(status_file(path, shard))}"
+    return InputError(what, "wait until it ends, or name another folder with results_dir=")
+
+
+def _keep_config(path: Path, config: dict[str, Any], has_rows: bool, tag: str) -> list[str]:
     """Write config.json, or compare: raises where rows of two configs would mix, returns lesser differences."""
     place = path / "config.json"
     if not place.exists():
         if has_rows:
             what = f"{path} holds rows but no config.json to say what made them"
             raise InputError(what, "put the file back, or name another folder with results_dir=")
-        replace_json(place, config)
+        replace_json(place, config, tag)
         return []
     try:
         before = json.loads(place.read_text(encoding="utf-8"))
@@ -121,17 +156,17 @@ def _keep_config(path: Path, config: dict[str, Any], has_rows: bool) -> list[str
         what = f"{place} is not JSON: {error}"
         raise InputError(what, "put the file back, or name another folder with results_dir=") from error
     if not has_rows:
-        replace_json(place, config)
+        replace_json(place, config, tag)
         return []
     for difference in _differences(before, config, COMPARED):
         raise InputError(f"{path} was begun with {difference}", "name another folder with results_dir=")
     return _differences(before, config, NOTED)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
+def _differences(before: dict[str, Any], new_config: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
     found = []
     for key in keys:
-        old, new = before.get(key), now[key]
+        old, new = before.get(key), new_config.get(key)
         if isinstance(new, dict):
             old = old or {}
             for name in sorted({*old, *new}):
@@ -142,10 +177,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any], keys: tuple[str, .
     return found
 
 
-def _writer(path: Path) -> str:
+def _writer(status: Path) -> str:
     """Who holds the lock, as far as status.json knows: it is written just after the lock is taken."""
     try:
-        pid = json.loads((path / "status.json").read_text(encoding="utf-8"))["pid"]
+        pid = json.loads(status.read_text(encoding="utf-8"))["pid"]
         os.kill(pid, 0)
     except (OSError, ValueError, KeyError):
         return "another process"

@@ -47,7 +47,7 @@ def missing(cell: Cell, samples: list[Sample]) -> list[Sample]:
     """Samples without a row. Raises InputError where a row was made from another prompt than the data now holds."""
     todo = []
     for sample in samples:
-        row = cell.file.rows.get(sample.id)
+        row = cell.row(sample.id)
         if row is None:
             todo.append(sample)
         elif row.get("prompt_hash") != prompt_hash(sample):

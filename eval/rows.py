@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ class RowFile:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.rows = self._read()
+            _lock(self._fd)
+            self.rows, whole = read_rows(path)
+            if whole is not None:
+                os.ftruncate(self._fd, whole)
         except BlockingIOError as error:
             os.close(self._fd)
             raise Busy(str(path)) from error
@@ -55,24 +58,47 @@ class RowFile:
     def close(self) -> None:
         os.close(self._fd)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        data = self.path.read_bytes()
-        lines = data.split(b"\n")
+
+def read_rows(path: Path) -> tuple[dict[str, dict[str, Any]], int | None]:
+    """{id: row} in the order of the file, and the size of its whole lines where the last one is torn.
+
+    Raises InputError for a broken line in the middle.
+    """
+    lines = path.read_bytes().split(b"\n")
+    torn = lines.pop()
+    if lines and not torn and _decode(lines[-1]) is None:
         torn = lines.pop()
-        if lines and not torn and _decode(lines[-1]) is None:
-            torn = lines.pop()
-        rows: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(lines, 1):
-            row = _decode(line)
-            if row is None:
-                raise InputError(f"{self.path}: line {number} is no row", "delete that line, its row is made again")
-            if row["id"] in rows:
-                what = f"{self.path}: line {number} repeats id {row['id']!r}"
-                raise InputError(what, "delete one of the two lines")
-            rows[row["id"]] = row
-        if torn:
-            os.ftruncate(self._fd, sum(len(line) + 1 for line in lines))
-        return rows
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        row = _decode(line)
+        if row is None:
+            raise InputError(f"{path}: line {number} is no row", "delete that line, its row is made again")
+        if row["id"] in rows:
+            what = f"{path}: line {number} repeats id {row['id']!r}"
+            raise InputError(what, "delete one of the two lines")
+        rows[row["id"]] = row
+    return rows, sum(len(line) + 1 for line in lines) if torn else None
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process writes this file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(fd: int, tries: int = 4) -> None:
+    """Tried again for a moment: `is_held` of another process takes the lock as it looks."""
+    for left in reversed(range(tries)):
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(0.03)
 
 
 def encode_row(row: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from eval import shards
 from eval.errors import InputError
 from eval.scoring import scorers
 
@@ -41,6 +42,7 @@ class RunConfig:
     task: Any = MISSING
     budget: float = 0.2
     limit: int | None = None
+    shard: str | None = None
     seed: int = 0
     batch_size: int = 1
     results_dir: str = "results"
@@ -67,6 +69,7 @@ def check(cfg: Any, typed: Mapping[str, str]) -> None:
         return typed.get(key) or f"{key}={OmegaConf.select(cfg, key)}"
 
     _check_budget(cfg.budget, shown("budget"))
+    shards.parse(cfg.shard)
     for key, least in LEAST.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
