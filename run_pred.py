@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from d2o.models import LoadedModel
     from eval.cells import Cell
     from eval.compose import Composed
+    from eval.plan import Plan
     from eval.predict import Prompt
     from eval.samples import Sample
     from eval.tracking import Tracker
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
 
 
@@ -25,25 +25,20 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     """The cell's folder and what to say at its end. Bad input shows before anything is written, and a cell that is
     complete needs no model."""
     from eval.atlas import chosen
-    from eval.build import build
     from eval.cells import Cell
-    from eval.identity import folder
     from eval.measure import measures
-    from eval.predict import first, missing
+    from eval.plan import plan
+    from eval.predict import missing
     from eval.summary import figures, lines
     from eval.tracking import Tracker
 
     cfg, started = composed.cfg, time.monotonic()
-    task = build(cfg.task, "task")
-    protocol, samples = task.protocol(), first(task.rows(), cfg.limit)
-    method = build(cfg.method, "method")
-    if not method().budgeted:
-        cfg.budget = 1.0
-    if hasattr(task, "check_cell"):
-        task.check_cell(cfg.budget, method())
+    planned = plan(composed)
+    task, method, protocol, samples = planned.task, planned.method, planned.protocol, planned.own
     drawn = chosen(task, samples, cfg.atlas) if cfg.atlas else None
-    config = record(composed, task.name, protocol)
-    with Cell.open(folder(composed), config, [sample.id for sample in samples]) as cell:
+    config = record(planned)
+    whole, command = len(planned.samples), config["command"]
+    with Cell.open(planned.path, config, [s.id for s in samples], planned.shard, whole, command) as cell:
         for note in cell.notes:
             print(f"note: {cell.path} was begun with {note}", file=sys.stderr)
         todo = missing(cell, samples)
@@ -54,10 +49,12 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
                 make(cell, todo, task, method, cfg, tracker)
             if drawn:
                 write_drawn(cell, drawn, task, method, cfg)
-            rows = [cell.file.rows[sample.id] for sample in samples]
+            rows = [cell.row(sample.id) for sample in samples]
+            if not rows:
+                return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
             found = figures(rows, task.name, cfg.scorer, protocol)
             tracker.summary(found)
-            shown = show(cell, config, rows, tracker, bool(drawn) or measures(task))
+            shown = show(cell, config, rows, tracker, not planned.shard and (bool(drawn) or measures(task)))
     took = time.monotonic() - started
     return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol) + shown
 
@@ -162,26 +159,32 @@ def load_model(cfg: Any) -> LoadedModel:
     return _last[key]
 
 
-def record(composed: Composed, task_name: str, protocol: dict[str, Any]) -> dict[str, Any]:
+def record(planned: Plan) -> dict[str, Any]:
     """config.json: all that a reader of the rows may want to know about how they were made."""
-    from importlib.metadata import version
-
     from omegaconf import OmegaConf
 
+    from d2o.memory import device_name
     from d2o.models import fingerprint, resolve_device
     from eval.build import check_given
     from eval.identity import describe, digest, identity
+    from eval.plan import dataset_hash
+    from eval.provenance import origin
 
+    composed = planned.composed
+    device = resolve_device(composed.cfg.engine.device)
     check_given(composed.cfg.model, "model")
     return {
-        "cell": {**describe(composed), "scorer_task": task_name},
+        "cell": {**describe(composed), "scorer_task": planned.task.name},
         "identity": identity(composed.cfg),
         "config": OmegaConf.to_container(composed.cfg, resolve=True),
-        "protocol": protocol,
-        "protocol_hash": digest(protocol),
+        "protocol": planned.protocol,
+        "protocol_hash": digest(planned.protocol),
+        "dataset_hash": dataset_hash(planned.samples),
+        "dataset_rows": len(planned.samples),
         "model_fingerprint": fingerprint(composed.cfg.model),
-        "versions": {name: version(name) for name in PACKAGES},
-        "device": resolve_device(composed.cfg.engine.device),
+        "device": device,
+        "device_name": device_name(device),
+        **origin(composed.words),
     }
 
 

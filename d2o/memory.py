@@ -141,6 +141,11 @@ def hardware(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu()
+
+
 def _kernel(gpu: bool) -> str:
     if not gpu:
         return "scaled_dot_product_attention, flash for CPU"

@@ -36,6 +36,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   table=        {table}
   budget=       fraction of the prompt (<= 1), or slots per layer and KV head (> 1)
   limit=        only the first N rows
+  shard=        3/8: only the third of eight parts of the rows
   batch_size=   rows at once
   seed=         of whatever is drawn at random
   results_dir=  where the cells lie; the same command goes on where it stopped

@@ -27,11 +27,13 @@ FEW = 30  # names that still make a readable hint
 
 @dataclass(frozen=True)
 class Composed:
-    """One cell: `cfg` as asked for, `plain` the same choices with every knob at its default, `names` the choices."""
+    """One cell: `cfg` as asked for, `plain` the same choices with every knob at its default, `names` the choices,
+    `words` what was typed."""
 
     cfg: DictConfig
     plain: DictConfig
     names: dict[str, str]
+    words: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def compose_cell(words: list[str], config_dir: Path) -> Composed:
         if override not in choices:
             _check_type(override.key_or_group, cfg, plain)
     schema.check(cfg, {o.key_or_group: o.input_line for o in overrides})
-    return Composed(cfg, plain, names)
+    return Composed(cfg, plain, names, tuple(words))
 
 
 def _parse(word: str) -> Override:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import InputError
+from eval.shards import absent, row_files, status_file
+from eval.state import read_json
 
 FOREIGN_HINT = "each line is one JSON object with pred (or prediction), answers, all_classes, length"
 
@@ -31,6 +33,37 @@ def read_predictions(
             if line.strip():
                 yield _row(line, f"{path}, line {number}", scored)
             line = following
+
+
+def cell_rows(folder: Path, note: Callable[[str], None], scored: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of all files of the cell. Raises InputError for a row that two of them hold."""
+    files = row_files(folder)
+    held: dict[Any, Path] = {}
+    for file in files.values():
+        for row in read_predictions(file, ours=True, note=note, scored=scored):
+            identifier = row.get("id")
+            if len(files) > 1 and identifier is not None:
+                other = held.setdefault(identifier, file)
+                if other != file:
+                    what = f"{folder}: row {identifier!r} is in {other.name} and in {file.name}"
+                    raise InputError(what, "delete the line from one of them")
+            yield row
+
+
+def wanted(folder: Path) -> int | None:
+    """Rows that the cell, all shards together, is to hold; None where nobody said."""
+    found = [read_json(status_file(folder, shard)) or {} for shard in row_files(folder)]
+    sizes = [status.get("whole", status.get("total")) for status in found]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def note_gaps(folder: Path, rows: int, note: Callable[[str], None]) -> None:
+    """One line for a cell in shards of which rows are missing."""
+    files, whole = list(row_files(folder)), wanted(folder)
+    lacking = absent(files) if whole is None or rows < whole else []
+    if any(files) and (lacking or whole is not None and rows < whole):
+        begun = f"shard {', '.join(lacking)} of it was not begun" if lacking else "a shard of it is not done"
+        note(f"{folder}: {rows} of {whole if whole is not None else '?'} rows, {begun}")
 
 
 def _torn(line: bytes) -> bool:

@@ -12,8 +12,9 @@ from eval.aggregate import by_bucket
 from eval.bootstrap import Interval, mean_interval, paired
 from eval.errors import InputError
 from eval.longbench import BUCKETS, SETS, SETS_E
-from eval.predictions import read_predictions
+from eval.predictions import cell_rows, note_gaps, read_predictions, wanted
 from eval.scoring import Score, protocol_of, score_rows
+from eval.shards import FILE
 
 Note = Callable[[str], None]
 TEXTS = ("pred", "answers", "all_classes", "prompt_hash")  # of a row: what no figure is drawn from
@@ -83,7 +84,7 @@ def find_cells(results_dir: Path) -> list[Path]:
 
 def cell_folders(results_dir: Path) -> list[Path]:
     """The cells' folders, sorted; none where there is none."""
-    return sorted(path.parent for path in results_dir.rglob("predictions.jsonl"))
+    return sorted({path.parent for path in results_dir.rglob("predictions*.jsonl") if FILE.fullmatch(path.name)})
 
 
 def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) -> list[CellResult]:
@@ -129,11 +130,11 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
     protocol = config.get("protocol")
     measures = bool(protocol) and "figures" in protocol  # its rows hold figures, and a prediction only with a metric
     scored = not measures or "metric" in protocol
-    rows = read_predictions(folder / "predictions.jsonl", ours=True, note=note, scored=scored)
-    rows = _tap(rows, realised, ids)
+    rows = _tap(cell_rows(folder, note, scored), realised, ids)
     if measures or keep:
         rows = list(rows)
     score = score_rows(str(task), rows, scorer, protocol) if scored else Score(None, len(rows))
+    note_gaps(folder, len(ids), note)
     edges = (protocol or {}).get("buckets") or []
     return CellResult(
         folder=name,
@@ -141,7 +142,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         score=score,
         buckets=by_bucket(score, edges) if edges else {},
         realised=sum(realised) / len(realised) if realised else None,
-        total=(_json(folder / "status.json") or {}).get("total"),
+        total=wanted(folder),
         protocol_hash=config.get("protocol_hash"),
         question=(protocol or {}).get("question"),
         ids=ids,

@@ -45,8 +45,8 @@ def parse(word: str | None) -> Shard | None:
         raise InputError(f"shard={word} is no part of a whole", "write shard=1/8, the first of eight")
     index, of = int(found[1]), int(found[2])
     if not 1 <= index <= of:
-        most = max(of, 1)
-        raise InputError(f"shard={word}: there is no part {index} of {of}", f"write shard=1/{most} to shard={most}/{most}")
+        of = max(of, 1)
+        raise InputError(f"shard={word}: there is no such part", f"write shard=1/{of} to shard={of}/{of}")
     return Shard(index, of)
 
 
@@ -77,4 +77,5 @@ def _shard(path: Path) -> Shard | None:
 def absent(shards: list[Shard | None]) -> list[str]:
     """The shards that nobody has begun, of each division that somebody has."""
     there = {shard for shard in shards if shard}
-    return [str(Shard(i, of)) for of in sorted({s.of for s in there}) for i in range(1, of + 1) if Shard(i, of) not in there]
+    every = [Shard(i, of) for of in sorted({shard.of for shard in there}) for i in range(1, of + 1)]
+    return [str(shard) for shard in every if shard not in there]

@@ -32,10 +32,11 @@ class Tracker:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        cell = config["cell"]
+        cell, shard = config["cell"], config["config"].get("shard")
+        part = [f"shard {shard}"] if shard else []
         self.options = {
-            "id": digest([cell, config["identity"], config["protocol_hash"]])[:16],
-            "name": "/".join(str(cell[key]) for key in ("model", "method", "variant", "budget", "task")),
+            "id": digest([cell, config["identity"], config["protocol_hash"], *part])[:16],
+            "name": "/".join([*(str(cell[key]) for key in ("model", "method", "variant", "budget", "task")), *part]),
             "project": cfg.project,
             "group": cfg.group,
             "config": dict(config),

@@ -1,0 +1,72 @@
+"""What a cell is going to be, known without a model: its folder, its rows, and which of them are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import shards
+from eval.build import build
+from eval.identity import folder
+from eval.predict import first, prompt_hash
+from eval.rows import read_rows
+from eval.samples import Sample
+from eval.shards import Shard
+
+if TYPE_CHECKING:
+    from eval.compose import Composed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`samples`: the rows of the whole cell; `own`: those of this shard of it, all of them without one."""
+
+    composed: Composed
+    task: Any
+    method: Callable[..., Any]
+    protocol: dict[str, Any]
+    samples: list[Sample]
+    own: list[Sample]
+    shard: Shard | None
+    path: Path
+
+    @property
+    def key(self) -> tuple[Path, Shard | None]:
+        """The same for two sets of words that make the same rows."""
+        return self.path, self.shard
+
+    def missing(self) -> list[Sample]:
+        """Own rows that no file of the cell holds yet; opens nothing for writing. Raises InputError for torn files."""
+        there = {i for file in shards.row_files(self.path).values() for i in read_rows(file)[0]}
+        return [sample for sample in self.own if sample.id not in there]
+
+
+def plan(composed: Composed) -> Plan:
+    """Builds task and method and reads the task's rows; writes nothing.
+
+    Raises InputError for all that can be wrong with them. A method that evicts nothing has one budget, 1.
+    """
+    cfg = composed.cfg
+    task = build(cfg.task, "task")
+    protocol, samples = task.protocol(), first(task.rows(), cfg.limit)
+    method = build(cfg.method, "method")
+    if not method().budgeted:
+        cfg.budget = 1.0
+    if hasattr(task, "check_cell"):
+        task.check_cell(cfg.budget, method())
+    shard = shards.parse(cfg.shard)
+    own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
+    return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
+
+
+def dataset_hash(samples: Sequence[Sample]) -> str:
+    """Of ids, prompts and answers, in their order: what the rows of a cell were asked."""
+    found = hashlib.sha256()
+    for sample in samples:
+        line = [sample.id, prompt_hash(sample), sample.answers, sample.all_classes]
+        found.update(json.dumps(line).encode() + b"\n")
+    return found.hexdigest()
