@@ -25,8 +25,8 @@ EXPLAINED = (
 
 
 def figures(rows: Rows) -> dict[str, float | None]:
-    """Ratios to the full cache and readings at the largest point that both reached (batch x prompt), and the largest
-    batches at the longest prompt that was searched."""
+    """Ratios to the full cache and readings at the largest point that both reached (batch x prompt), the most tokens
+    per second of any point and its batch, and the largest batches at the longest prompt that was searched."""
     points = [row for row in rows if row["kind"] == "point" and not row["oom"] and not row["full_oom"]]
     found: dict[str, float | None] = {}
     top = max(points, key=lambda row: (row["batch"] * row["prompt"], row["new"]), default=None)
@@ -36,6 +36,10 @@ def figures(rows: Rows) -> dict[str, float | None]:
         found[f"at_{key}"] = None if top is None else top[key]
     for key in ("ttft_s", "tpot_s", "tokens_per_s"):
         found[key] = None if top is None else top[key]["median"]
+    quick = [row for row in rows if row["kind"] == "point" and not row["oom"]]
+    most = max(quick, key=lambda row: row["tokens_per_s"]["median"], default=None)
+    found["most_tokens_per_s"] = None if most is None else most["tokens_per_s"]["median"]
+    found["most_batch"] = None if most is None else most["batch"]
     searched = max((r for r in rows if r["kind"] == "largest"), key=lambda r: r["prompt"], default={})
     for key in ("largest_batch", "full_largest_batch"):
         found[key] = searched.get(key)

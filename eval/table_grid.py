@@ -134,19 +134,20 @@ def _kinds(values: Mapping[str, Value], method: Part) -> list[str]:
 
 
 def _marks(filled: Filled, model: Part, columns: Sequence[Column], kind: str) -> dict[tuple, str]:
-    """{(method, budget, column): best or second}, as shown, among the methods of a budget but the full cache."""
+    """{(method, budget, column): best or second}, as shown, among the methods of a budget but the full cache; one
+    without a budget takes part in all of them."""
     found: dict[tuple, str] = {}
-    groups: dict[tuple, list[tuple[str, float]]] = {}
+    lines = [(method, budget) for method, budget in _lines(filled, model) if not is_full(method)]
     for column in columns:
-        for method, budget in _lines(filled, model):
-            value = getattr(_at(filled, model, method, budget, column), kind)
-            if value is not None and not is_full(method):
-                groups.setdefault((budget, column), []).append((method.label, round(value, column.digits)))
-    for (budget, column), group in groups.items():
-        ranked = sorted({value for _, value in group}, reverse=not column.lower)
-        for label, value in group:
-            if len(ranked) > 1 and value in ranked[:2]:
-                found[label, budget, column.label] = BEST if value == ranked[0] else SECOND
+        shown = {(m.label, b): getattr(_at(filled, model, m, b, column), kind) for m, b in lines}
+        for budget in {budget for _, budget in lines if budget is not None} or {None}:
+            group = {
+                key: round(v, column.digits) for key, v in shown.items() if v is not None and key[1] in (None, budget)
+            }
+            ranked = sorted(set(group.values()), reverse=not column.lower)
+            for key, value in group.items():
+                if len(ranked) > 1 and value in ranked[:2]:
+                    found.setdefault((*key, column.label), BEST if value == ranked[0] else SECOND)
     return found
 
 

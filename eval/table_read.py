@@ -10,8 +10,9 @@
     published:
       - {source: a paper, budget: 0.2, tasks: [NrtvQA], scores: {Llama-2-7B: {D2O: [16.04]}}}
 
-A list of names is short for an axis whose values are called as what they run. The full cache has no budget. A model may
-bring `budgets` of its own. Numbers are published as they stand in their source; `scale: 100` makes per cent of them.
+A list of names is short for an axis whose values are called as what they run. The full cache has no budget, nor has a
+method with `budgets: []`; a model may bring `budgets` of its own. Numbers are published as they stand in their source;
+`scale: 100` makes per cent of them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import InputError
-from eval.table_spec import AXES, Mean, Part, TableSpec, is_full
+from eval.table_spec import AXES, Mean, Part, TableSpec
 
 KEYS = ("title", *AXES, "budgets", "words", "means", "published")
-PART_KEYS = {"models": ("words", "budgets"), "methods": ("words",), "tasks": ("words", "figure", "better", "digits")}
+PART_KEYS = {
+    "models": ("words", "budgets"),
+    "methods": ("words", "budgets"),
+    "tasks": ("words", "figure", "better", "digits"),
+}
 BLOCK_KEYS = ("source", "budget", "tasks", "scores", "scale")
 
 
@@ -90,7 +95,9 @@ def _part(key: str, label: str, value: Any, config_dir: Path) -> Part:
     group, more = AXES[key], value if isinstance(value, dict) else {"words": value}
     _known(more, PART_KEYS[key], f"key of {label!r}")
     words = None if more.get("words") is None else _words(more, "words")
-    budgets = _budgets(more["budgets"]) if more.get("budgets") else None
+    budgets = None if more.get("budgets") is None else _budgets(more["budgets"])
+    if key == "methods" and budgets:
+        raise InputError(f"{label!r} of methods has budgets of its own", "write budgets: [] where it has none")
     if more.get("better") not in (None, "higher", "lower"):
         raise InputError(f"better: {more['better']} of {label!r} is unknown", "better is higher or lower")
     part = Part(label, words, budgets, more.get("figure"), more.get("better") == "lower", more.get("digits", 2))
@@ -126,7 +133,7 @@ def _publish(table: TableSpec, block: Any, labels: list[str]) -> None:
                 what = f"{len(row)} published numbers of {model}, {method} for {len(columns)} tasks"
                 raise InputError(what, "give one for each, null for what is unknown")
             budgets = table.budgets_of(models[model], methods[method])
-            budget = None if is_full(methods[method]) else block.get("budget", budgets[0])
+            budget = None if None in budgets else block.get("budget", budgets[0])
             if budget not in budgets:
                 what = f"budget {budget} of {model}, {method} is none of {list(budgets)}"
                 raise InputError(what, "add it to budgets")

@@ -12,6 +12,8 @@ AXES = {"models": "model", "methods": "method", "tasks": "task"}
 class Part:
     """One value of an axis. `words`: what run_pred.py is told for it, None where nothing can be run.
 
+    `budgets`: of a model, in place of the table's; of a method, () where it has none, as the full cache.
+
     Of a task: `figure` names a figure of a task that measures (None: the score), `lower` says that less is better,
     `digits` how many decimals are shown.
     """
@@ -79,7 +81,7 @@ class TableSpec:
                         yield Slot(model, method, budget, task)
 
     def budgets_of(self, model: Part, method: Part) -> Sequence[float | None]:
-        return (None,) if is_full(method) else model.budgets or self.budgets
+        return (None,) if method.budgets == () or is_full(method) else model.budgets or self.budgets
 
 
 def is_full(method: Part) -> bool:
