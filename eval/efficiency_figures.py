@@ -31,7 +31,7 @@ def figures(rows: Rows) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     top = max(points, key=lambda row: (row["batch"] * row["prompt"], row["new"]), default=None)
     for key in RATIOS:
-        found[f"{_short(key)}_ratio"] = None if top is None else ratio(top, key)
+        found[ratio_name(key)] = None if top is None else ratio(top, key)
     for key in ("batch", "prompt", "new"):
         found[f"at_{key}"] = None if top is None else top[key]
     for key in ("ttft_s", "tpot_s", "tokens_per_s"):
@@ -45,6 +45,11 @@ def figures(rows: Rows) -> dict[str, float | None]:
         found[key] = searched.get(key)
     found["out_of_memory"] = sum(row["kind"] == "point" and row["oom"] for row in rows)
     return found
+
+
+def ratio_name(key: str) -> str:
+    """ttft_s -> ttft_ratio, tokens_per_s -> tokens_per_s_ratio."""
+    return f"{key if key == 'tokens_per_s' else key.removesuffix('_s')}_ratio"
 
 
 def ratio(row: Mapping[str, Any], key: str) -> float | None:
@@ -89,7 +94,7 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
         if row["kind"] == "point":
             kept = {key: row[key] for key in (*shape, "oom", "full_oom", *spent)}
             values = {prefix + key: _value(row[prefix + key]) for key in read for prefix in ("", "full_")}
-            ratios = {f"{_short(key)}_ratio": ratio(row, key) for key in RATIOS}
+            ratios = {ratio_name(key): ratio(row, key) for key in RATIOS}
             points.append({**kept, **values, **ratios, **{key: row[key] for key in machine}})
         else:
             kept = ("prompt", "new", "memory_gb", "largest_batch", "full_largest_batch", "largest_capped")
@@ -116,7 +121,3 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
 
 def _value(reading: Any) -> float | None:
     return reading["median"] if isinstance(reading, Mapping) else reading
-
-
-def _short(key: str) -> str:
-    return key if key == "tokens_per_s" else key.removesuffix("_s")

@@ -27,6 +27,11 @@ class Curves:
     def labels(self) -> list[str]:
         return [*self.lines, *([FULL] if self.full else [])]
 
+    @property
+    def is_curve(self) -> bool:
+        """Two budgets or more: of one, a table says it better."""
+        return len({budget for line in self.lines.values() for budget in line}) > 1
+
 
 def scored(cells: Sequence[CellData]) -> list[CellData]:
     return [cell for cell in cells if cell.result.score.value is not None]

@@ -55,10 +55,10 @@ def _budget(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> lis
     found = []
     for family in dict.fromkeys(cell.family for cell in cells):
         group = [cell for cell in cells if cell.family == family]
-        curves = plot_budget.by_task(group)
+        curves = [one for one in plot_budget.by_task(group) if one.is_curve]
         if len(curves) > 1:
             mean = plot_budget.mean_over_tasks(group, family)
-            panels = [(f"{family}-mean", mean, mean.title)] * bool(mean.lines)
+            panels = [(f"{family}-mean", mean, mean.title)] * mean.is_curve
         else:
             panels = []
         for name, one, title in [*panels, *((one.title, one, one.title) for one in curves)]:
@@ -112,7 +112,7 @@ def _efficiency(model: str, cells: Sequence[CellData], labels: Sequence[str]) ->
 
 def _held(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
     return [
-        Picture("held", f"held-{model}-b{budget:g}", f"{model}: slots held per layer at budget {budget:g}",
+        Picture("held", f"held-{model}-b{budget:g}", f"{model}: slots held per layer at budget {budget_name(budget)}",
                 lambda budget=budget, held=held: plot_held.held_figure(budget, held, labels))
         for budget, held in plot_held.held_by_budget(cells).items()
     ]  # fmt: skip

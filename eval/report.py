@@ -19,9 +19,10 @@ from eval.plot_style import style
 from eval.plots import ATLASES, pictures
 from eval.report_tables import (
     Table,
+    atlas_tables,
     cells_table,
     figure_tables,
-    merge_tables,
+    point_tables,
     provenance_tables,
     score_tables,
 )
@@ -35,14 +36,14 @@ SECTIONS = {
     "budget": ("Score against budget", "Bands: 95 % bootstrap over rows. Dashed: the full cache."),
     "needle": ("Needle in a haystack", "Recall: does the answer stand in the prediction. Survival: the share of the "
                "needle's slots still held after the eviction, mean over layers. One colour scale, 0 to 100."),
-    "ppl": ("Perplexity under eviction", "Mean negative log-likelihood of a token, in nats, over its position."),
-    "efficiency": ("Efficiency", "Medians of repeated runs with a fixed number of new tokens; the full cache runs on "
-                   "the same attention kernel."),
+    "ppl": ("Perplexity under eviction", "Mean negative log-likelihood of a token, in nats, over its position. KL in "
+            "nats and top-1 in per cent: against the full cache."),
+    "efficiency": ("Efficiency", "Medians of repeated runs with a fixed number of new tokens. x: over the full cache, "
+                   "which runs on the same attention kernel; a cell is shown at the largest point that both reached."),
     "held": ("Slots per layer", "Held at the end of the prefill, as a share of the prompt, mean over heads and rows."),
     "atlas": ("Cache atlas", "One row of one cell: what became of every position, a line per layer and head. Vertical "
               "line: the end of the prompt. Marks above: the needles."),
-    "figures": ("Measurements", "What the rows of tasks say that measure more than a score. Ratios (x): over the full "
-                "cache on the same kernel. KL in nats and top-1 in per cent: against the full cache."),
+    "figures": ("Measurements", "What the rows of other tasks say that measure more than a score."),
     "cells": ("Cells", "Every cell with the config that made it and its rows."),
     "provenance": ("Provenance", "What made the rows, as their config.json says."),
 }  # fmt: skip
@@ -84,11 +85,12 @@ def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str
                 sections[picture.kind].figures.append((picture.title, sheet.svg(picture.draw(), picture.title)))
     scored = [cell for cell in cells if cell.result.score.value is not None]
     sections["scores"].tables = score_tables(scored)
-    sections["figures"].tables = figure_tables(cells)
-    atlases = [(cell, read_atlas(cell.path)) for cell in cells]
-    for cell, atlas in [(cell, atlas) for cell, atlas in atlases if atlas][:ATLASES]:
-        sections["atlas"].tables += merge_tables(cell, atlas)
-    if sum(atlas is not None for _, atlas in atlases) > ATLASES:
+    for key, table in figure_tables(cells):
+        sections[key if key in sections else "figures"].tables.append(table)
+    sections["efficiency"].tables += point_tables(cells)
+    atlases = [(cell, atlas) for cell in cells if (atlas := read_atlas(cell.path))]
+    sections["atlas"].tables = atlas_tables(atlases[:ATLASES])
+    if len(atlases) > ATLASES:
         note(f"the report draws the first {ATLASES} atlases; the others lie beside their cells as atlas.json")
     links = {cell.result.folder: _link(results_dir / cell.result.folder, home) for cell in cells}
     sections["cells"].tables = [cells_table(cells, links)]

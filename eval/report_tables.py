@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from eval import efficiency_figures
 from eval.atlas import NAMES, largest_targets, shares
 from eval.bootstrap import Interval, means_interval
 from eval.series import CellData, budget_name, mean_of
@@ -23,13 +24,13 @@ class Cell:
 
 @dataclass
 class Table:
-    """`left`: how many columns are names; the others are numbers."""
+    """`left`: how many columns are names; the others are numbers. `folded`: a click away."""
 
     title: str
     header: Sequence[str]
     rows: list[list[Cell]] = field(default_factory=list)
     left: int = 1
-    note: str = ""
+    folded: bool = False
 
 
 def budget_cell(cell: CellData) -> Cell:
@@ -56,18 +57,43 @@ def score_tables(cells: Sequence[CellData]) -> list[Table]:
     return [_scores(title, group) for title, group in groups.items()]
 
 
-def figure_tables(cells: Sequence[CellData]) -> list[Table]:
-    """Per measuring task: a line per cell, a column per figure."""
+def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
+    """Per measuring task: the module that reads its rows, and a line per cell, a column per figure."""
     tables = []
     for task in dict.fromkeys(cell.task for cell in cells if cell.result.figures):
         group = [cell for cell in cells if cell.task == task]
         names = list(dict.fromkeys(name for cell in group for name in cell.result.figures))
+        names = [name for name in names if any(cell.result.figures.get(name) is not None for cell in group)]
         table = Table(task, ["method", "model", "budget", *names], left=2)
         for cell in group:
             shown = [num(cell.result.figures.get(name)) for name in names]
             table.rows.append([Cell(cell.label), Cell(cell.model), budget_cell(cell), *shown])
-        tables.append(table)
+        module = str((group[0].config.get("protocol") or {}).get("figures"))
+        tables.append((module.removeprefix("eval.").removesuffix("_figures"), table))
     return tables
+
+
+def point_tables(cells: Sequence[CellData]) -> list[Table]:
+    """Efficiency point by point: medians, and their ratios to the full cache on the same kernel."""
+    ms, mib = 1e3, 1 / 2**20
+    readings = {"TTFT ms": ("ttft_s", ms), "TPOT ms": ("tpot_s", ms), "tokens/s": ("tokens_per_s", 1),
+                "KV MiB": ("kv_bytes", mib), "prefill peak MiB": ("prefill_peak", mib),
+                "decode peak MiB": ("decode_peak", mib)}  # fmt: skip
+    header = ["method", "model", "budget", "batch", "prompt", "new"]
+    header += [name for one in readings for name in (one, f"{one.removesuffix(' ms').removesuffix(' MiB')} x")]
+    table = Table("every point", [*header, "scoring ms"], left=2)
+    for cell in cells:
+        if (cell.config.get("protocol") or {}).get("figures") != "eval.efficiency_figures":
+            continue
+        for point in efficiency_figures.records(cell.rows)["efficiency"]:
+            line = [Cell(cell.label), Cell(cell.model), budget_cell(cell)]
+            line += [Cell(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
+            for key, scale in readings.values():
+                value, against = point[key], point[efficiency_figures.ratio_name(key)]
+                line.append(Cell("out of memory") if point["oom"] else num(None if value is None else value * scale))
+                line.append(Cell("full: oom") if point["full_oom"] and not point["oom"] else num(against))
+            table.rows.append([*line, num(point["scoring_s"] and ms * point["scoring_s"], 1)])
+    return [table]
 
 
 def _scores(title: str, cells: Sequence[CellData]) -> Table:
@@ -134,17 +160,21 @@ def mebibytes(size: float | None) -> float | None:
     return None if size is None else size / 2**20
 
 
-def merge_tables(cell: CellData, atlas: dict[str, Any]) -> list[Table]:
-    """What became of the positions, layer by layer; who took in most."""
-    fates = Table(f"{cell.name}, {cell.task}: per cent of positions", ["layer", *NAMES])
-    for layer, parts in enumerate(shares(atlas)):
-        fates.rows.append([Cell(str(layer), layer), *(num(100 * part, 1) for part in parts)])
+def atlas_tables(atlases: Sequence[tuple[CellData, dict[str, Any]]]) -> list[Table]:
+    """What became of the positions, layer by layer; a click away, who took in most."""
+    fates = Table("per cent of positions", ["method", "task", "layer", *NAMES], left=2)
+    tables = [fates]
     header = ["layer", "head", "position", "merged into it", "largest weight", "of position"]
-    merges = Table(f"{cell.name}, {cell.task}: who was merged into whom, largest first", header)
-    for one in largest_targets(atlas):
-        whole = [Cell(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
-        merges.rows.append([*whole, num(one["weight"], 3), Cell(str(one["from"]), one["from"])])
-    return [fates, merges] if merges.rows else [fates]
+    for cell, atlas in atlases:
+        for layer, parts in enumerate(shares(atlas)):
+            shown = [num(100 * part, 1) for part in parts]
+            fates.rows.append([Cell(cell.name), Cell(cell.task), Cell(str(layer), layer), *shown])
+        merges = Table(f"{cell.name}, {cell.task}: who was merged into whom, largest first", header, folded=True)
+        for one in largest_targets(atlas):
+            whole = [Cell(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
+            merges.rows.append([*whole, num(one["weight"], 3), Cell(str(one["from"]), one["from"])])
+        tables.append(merges)
+    return tables
 
 
 def provenance_tables(cells: Sequence[CellData]) -> list[Table]:

@@ -94,7 +94,8 @@ def efficiency(results: Path, method: str, budget: float) -> Path:
         for batch in (1, 2, 4, 8):
             row = {"id": f"b{batch}-p{prompt}-n32", "kind": "point", "batch": batch, "prompt": prompt, "new": 32,
                    "oom": batch == 8 and method == "full", "full_oom": batch == 8, "scoring_s": 0.02, "observe_s": 0.01,
-                   "evict_s": 0.01, "dtype": "float32", "device": "cpu", "kernel": "sdpa"}  # fmt: skip
+                   "evict_s": 0.01, "dtype": "float32", "device": "cpu", "kernel": "sdpa",
+                   "threads": 2}  # fmt: skip
             for prefix, share in (("", budget), ("full_", 1.0)):
                 gone = row["oom"] if prefix == "" else row["full_oom"]
                 speed = 60 * batch**0.7 / (0.5 + share * prompt / 1024)
@@ -109,7 +110,7 @@ def efficiency(results: Path, method: str, budget: float) -> Path:
                     row |= {k: None for k in row if k.startswith(prefix) and k.endswith(("_s", "peak", "bytes"))}
             rows.append(row | ledger(method, budget))
     rows.append({"id": "largest-p2048-n32", "kind": "largest", "prompt": 2048, "new": 32, "largest_batch": 40,
-                 "full_largest_batch": 9, "largest_capped": False, "tried": [[1, True]],
+                 "full_largest_batch": 9, "memory_gb": 4.0, "largest_capped": False, "tried": [[1, True]],
                  **ledger(method, budget)})  # fmt: skip
     return write_cell(results, method, budget, "efficiency", rows, {"figures": "eval.efficiency_figures"})
 

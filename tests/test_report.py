@@ -63,7 +63,7 @@ def test_every_kind_of_figure_and_table_is_in_it(small):
     page = small[1]
     sections = re.findall(r'<section id="(\w+)">', page)
     drawn = ["budget", "needle", "ppl", "efficiency", "held", "atlas"]
-    assert sections == ["scores", *drawn, "figures", "cells", "provenance"]
+    assert sections == ["scores", *drawn, "cells", "provenance"]
     for key in drawn:
         assert "<svg" in re.search(rf'<section id="{key}">.*?</section>', page, re.S)[0], key
     ids = re.findall(r' id="([^"]+)"', page)
@@ -78,6 +78,17 @@ def test_the_same_cells_give_the_same_bytes(small, tmp_path):
     elsewhere = report(results, tmp_path / "other" / "page.html")
     links = re.findall(r'href="([^"#:]+predictions.jsonl)"', elsewhere)
     assert links and all((tmp_path / "other" / unquote(link)).is_file() for link in links)
+
+
+def test_efficiency_stands_there_point_by_point_with_ratios(small):
+    section = re.search(r'<section id="efficiency">.*?</section>', small[1], re.S)[0]
+    table = re.search(r"<h3>every point</h3>.*?</table>", section, re.S)[0]
+    names = re.findall(r"<th[^>]*><button>(.*?)</button>", table)
+    rows = [dict(zip(names, re.findall(r"<td[^>]*>(.*?)</td>", row), strict=True)) for row in table.split("<tr>")[2:]]
+    (row,) = (r for r in rows if (r["method"], r["budget"], r["batch"], r["prompt"]) == ("d2o", "50 %", "4", "1024"))
+    assert (row["KV MiB"], row["KV x"], row["TTFT x"]) == ("8.00", "0.50", "1.00")
+    gone = {(r["TTFT ms"], r["TTFT x"]) for r in rows if r["batch"] == "8"}
+    assert ("out of memory", "") in gone and any(x == "full: oom" for _, x in gone), "a result, not a blank"
 
 
 def test_names_are_text_and_no_markup(tmp_path):
