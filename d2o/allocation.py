@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from d2o.budget import Budget
 from d2o.errors import InputError
 
 LEAST, MOST = 0.01, 1.0  # the clamp of R
@@ -30,24 +31,25 @@ def ratios(metric: Tensor, rho: float) -> Tensor:
 
 
 def realised_slots(
-    weights: list[float], rho: float, length: int, protected: set[int], name: str = "d2o", hint: str = D2O_HINT
+    weights: list[float], budget: Budget, length: int, protected: set[int], name: str = "d2o", hint: str = D2O_HINT
 ) -> list[int]:
-    """Slots per layer, proportional to `weights`, that add up to rho * length * layers with protected layers whole.
+    """Slots per layer, proportional to `weights`, that add up to what layers of equal slots would hold, with protected
+    layers whole.
 
     A layer gets at least 1 % of the prompt and at most all of it; what the caps leave over goes to the others. `name`
     and `hint` are the method's, for the InputError of a budget that the protected layers exceed.
     """
     layers = len(weights)
-    total = math.floor(rho * length * layers + 1e-9) - len(protected) * length
+    total = budget.slots(length) * layers - len(protected) * length
     free = [layer for layer in range(layers) if layer not in protected]
     least = max(1, math.ceil(LEAST * length - 1e-9))
     if total < least * len(free):
-        needed = (len(protected) * length + least * len(free)) / (length * layers)
+        needed = -(-(len(protected) * length + least * len(free)) // layers)  # slots per layer
         why = f"{len(protected)} protected layers of {layers}" if protected else f"layers, at least {LEAST:.0%} each"
         raise InputError(
-            f"budget {rho:g} is too small for {name}'s {why}",
-            f"the smallest that works for {length} tokens is budget={math.ceil(needed * 1000) / 1000:g}, or type "
-            f"{hint}",
+            f"budget {budget.value} is too small for {name}'s {why}",
+            f"the smallest that works for {length} tokens is budget={math.ceil(needed / length * 1000) / 1000:g}, "
+            f"or type {hint}",
         )
     exact = _water_fill({layer: weights[layer] for layer in free}, total, least, length)
     slots = {layer: math.floor(value + 1e-9) for layer, value in exact.items()}

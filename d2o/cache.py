@@ -98,7 +98,7 @@ class KVCache(Cache):
         for b in range(len(self.prompt)):
             seen = self.seen[b]
             requested = [float(min(layer.slots[b], seen)) for layer in self.layers]
-            ledger = Ledger(self.budget.value, seen, requested, self._held(b), kv_bytes_prefill=self._bytes())
+            ledger = Ledger(self.budget, seen, requested, self._held(b), kv_bytes_prefill=self._bytes())
             ledger.check(self.layers[0].nominal)
             self.ledgers.append(ledger)
 

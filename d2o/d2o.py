@@ -132,7 +132,7 @@ class D2O(KVLayer):
             n = length + (self.compress_at == "first_decode")
             slots = [self.nominal_slots(float(r), n) for r in ratios(metric, rho)]
         else:
-            slots = realised_slots(torch.softmax(-metric.double(), dim=0).tolist(), rho, length, protected)
+            slots = realised_slots(torch.softmax(-metric.double(), dim=0).tolist(), budget, length, protected)
         return [UNLIMITED if layer in protected else given for layer, given in enumerate(slots)]
 
     def nominal_slots(self, ratio: float, n: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Engine:
         self,
         model: nn.Module,
         method: Callable[[], KVLayer],
-        budget: float,
+        budget: float | str,
         *,
         chunk: int | None = None,
         seed: int = 0,
@@ -64,6 +64,8 @@ class Engine:
             expected = probe.stock_logits(model)
             attach(model)
             probe.check(self, expected)
+        if self.budget.size and method().budgeted:
+            self.budget = replace(self.budget, token_bytes=probe.token_bytes(self))
         if method().slot_positions:
             self.rotation = find_rotation(self)
 

@@ -70,7 +70,7 @@ class Lab:
         self,
         loaded: LoadedModel,
         method: Callable[[], KVLayer],
-        budget: float,
+        budget: float | str,
         *,
         chunk: int | None = None,
         seed: int = 0,

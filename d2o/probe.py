@@ -54,3 +54,11 @@ def _full_cache_logits(engine: Engine) -> Tensor:
     cache.finish_prefill(TOKENS - 2 * CHUNK)
     parts.append(engine.extend(cache, ids[:, 2 * CHUNK :]))
     return torch.cat(parts, dim=1)
+
+
+def token_bytes(engine: Engine) -> int:
+    """Bytes of the keys and values of one token in all layers, read off a cache that was fed one."""
+    cache = engine.new_cache(KeepAll, Budget(1))
+    cache.begin_prefill([1])
+    engine.forward(cache, _ids(engine.model)[:, :1], Feed([1], prefill=True, last=True, prompt=[1]), 1)
+    return sum(x[:, :, :1].nbytes for layer in cache.layers for x in (layer.keys, layer.values))

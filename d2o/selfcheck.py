@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from d2o.attention import is_attached
-from d2o.budget import Budget
 from d2o.engine import Engine
 from d2o.errors import InputError
 from d2o.kernels import attend_lse, column_sums, column_sums_plain
@@ -126,7 +125,7 @@ class SelfCheck:
 
     def held(self, run: Engine, cache: object) -> dict[str, float | None]:
         ledger, layers = cache.close_ledger(0), cache.layers
-        wanted = min(LENGTHS[0], Budget(run.budget.value).slots(LENGTHS[0]))
+        wanted = min(LENGTHS[0], run.budget.slots(LENGTHS[0]))
         mean = sum(ledger.held_prefill) / len(layers)
         slot = [sum(x.shape[-1] * x.element_size() for x in (layer.keys, layer.values)) for layer in layers]
         heads = layers[0].positions.shape[1]

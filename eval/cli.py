@@ -34,7 +34,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   model=        {model}
   task=         {task}
   table=        {table}
-  budget=       fraction of the prompt (<= 1), or slots per layer and KV head (> 1)
+  budget=       fraction of the prompt (<= 1), slots per layer and KV head (> 1), or bytes of all layers (64MiB)
   limit=        only the first N rows
   shard=        3/8: only the third of eight parts of the rows
   batch_size=   rows at once

@@ -139,9 +139,11 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
-    """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that."""
+    """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
+    may also be a size, which schema.check reads.
+    """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
-    if after is None or before is None:
+    if key == "budget" or after is None or before is None:
         return
     if isinstance(before, bool) and not isinstance(after, bool):
         raise InputError(f"{key}={after} is neither true nor false", f"write {key}={str(before).lower()}")

@@ -16,8 +16,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from eval.bootstrap import means_interval
+from eval.equal import footnote, mark_uneven
 from eval.results import CellResult, compare_with_full, read_cell
-from eval.tables import AGAINST, COLUMNS, against, count, markdown, names, number, realised
+from eval.tables import AGAINST, COLUMNS, against, count, markdown, mean_realised, names, number, realised
 
 
 def expand(jobs: list[list[str]], config_dir: Path) -> tuple[list[list[str]], bool]:
@@ -64,25 +65,25 @@ def table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> 
     """Scores per task beside the compared method's, with the paired interval of the difference, and their means."""
     results = [result for folder in folders if (result := read_cell(folder, folder.name, scorer, note)) is not None]
     compare_with_full(results)
+    mark_uneven(results)
     header = [*COLUMNS, "task", "realised", "rows", "score", *AGAINST]
     rows = []
     for run in dict.fromkeys(tuple(names(result)) for result in results):
         cells = [result for result in results if tuple(names(result)) == run]
         for cell in cells:
-            shown = [cell.task, realised(cell.realised), count(cell), number(cell.score.value)]
+            shown = [cell.task, realised(cell.realised, cell), count(cell), number(cell.score.value)]
             rows.append([*run, *shown, *against(cell)])
         if len(cells) > 1:
             rows.append([*run, "mean", *_mean(cells, results)])
-    return markdown(header, rows, left=5)
+    return markdown(header, rows, left=5) + footnote(results)
 
 
 def _mean(cells: Sequence[CellResult], results: Sequence[CellResult]) -> list[str]:
     """Realised budget, rows and score over the tasks, and the difference with its interval where all have one."""
     values = [cell.score.value for cell in cells if cell.score.value is not None]
-    held = [cell.realised for cell in cells if cell.realised is not None]
     full = {result.task: result.by_id for result in results if result.cell.get("method") == "full"}
     shown = [
-        realised(sum(held) / len(held) if held else None),
+        realised(mean_realised(cells), *cells),
         str(sum(cell.score.n for cell in cells)),
         number(sum(values) / len(values) if values else None),
     ]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from eval.budgets import short_name
+
 if TYPE_CHECKING:
     from eval.compose import Composed
 
@@ -70,11 +72,7 @@ def folder(composed: Composed) -> Path:
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
         OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
     asked = identity(cfg)
-    name = f"{cell['method']}-{cell['variant']}-b{number(cfg.budget)}"
+    name = f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
     if asked != identity(plain):
         name += f"-{digest(asked)[:8]}"
     return Path(cfg.results_dir) / cell["model"] / name / cell["task"]
-
-
-def number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else repr(float(value))

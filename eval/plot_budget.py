@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.bootstrap import Interval, means_interval
+from eval.budgets import budget_name, kind
 from eval.plot_style import FULL, legend_below, line_style, panels
-from eval.series import CellData, budget_name
+from eval.series import CellData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes of keys and values"}
 
 
 @dataclass
@@ -38,11 +41,11 @@ def scored(cells: Sequence[CellData]) -> list[CellData]:
 
 
 def by_task(cells: Sequence[CellData]) -> list[Curves]:
-    """A panel per task; budgets in slots apart from budgets in parts of the prompt."""
+    """A panel per task; parts of the prompt, slots and bytes apart."""
     found = []
     for task in dict.fromkeys(cell.task for cell in scored(cells)):
         group = [cell for cell in scored(cells) if cell.task == task]
-        found += [curves for curves in (_curves(task, group, slots) for slots in (False, True)) if curves.lines]
+        found += [curves for curves in (_curves(task, group, one) for one in AXES) if curves.lines]
     return found
 
 
@@ -54,10 +57,10 @@ def mean_over_tasks(cells: Sequence[CellData], family: str) -> Curves:
     return _curves(title, cells, None, tasks)
 
 
-def _curves(title: str, cells: Sequence[CellData], slots: bool | None, tasks: Sequence[str] = ("",)) -> Curves:
+def _curves(title: str, cells: Sequence[CellData], which: str | None, tasks: Sequence[str] = ("",)) -> Curves:
     points: dict[tuple[str, float], dict[str, list[float]]] = {}
     for cell in cells:
-        if cell.method == FULL or slots is None or (cell.budget > 1) == slots:
+        if cell.method == FULL or which is None or kind(cell.budget) == which:
             key = (FULL, 1.0) if cell.method == FULL else (cell.label, cell.budget)
             points.setdefault(key, {})[cell.task] = cell.result.score.per_row
     curves = Curves(title, {}, None)
@@ -101,7 +104,7 @@ def _panel(ax: Axes, curves: Curves, labels: Sequence[str]) -> None:
         if curves.full.low is not None:
             ax.axhspan(curves.full.low, curves.full.high, color=look["color"], alpha=0.1, linewidth=0)
     ax.set_title(curves.title)
-    ax.set_xlabel("budget")
+    ax.set_xlabel(AXES["parts"])
     top = max([one.high or one.value for line in curves.lines.values() for one in line.values()]
               + ([curves.full.high or curves.full.value] if curves.full else []))  # fmt: skip
     ax.set_ylim((-3, 103) if top > 60 else (0, 1.08 * max(top, 1)))
@@ -119,9 +122,8 @@ def budget_axis(ax: Axes, budgets: Sequence[float]) -> None:
     for budget in budgets:
         if not ticks or budget / ticks[-1] > 1.35:
             ticks.append(budget)
-    ax.set_xticks(ticks, [budget_name(budget).replace(" slots", "") for budget in ticks])
+    ax.set_xticks(ticks, [budget_name(budget).removesuffix(" slots") for budget in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(budgets[0] / 1.15, budgets[-1] * 1.15)
-    if budgets[0] > 1:
-        ax.set_xlabel("slots per layer and head")
+    ax.set_xlabel(AXES[kind(budgets[0])])

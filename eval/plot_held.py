@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eval.budgets import budget_name
 from eval.plot_style import FULL, legend_below, line_style, panels
-from eval.series import CellData, budget_name, mean_layers
+from eval.series import CellData, mean_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

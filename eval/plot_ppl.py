@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from eval.budgets import budget_name
 from eval.plot_style import FULL, legend_below, line_style, panels
-from eval.series import CellData, budget_name
+from eval.series import CellData
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from eval import plot_atlas, plot_budget, plot_efficiency, plot_held, plot_needle, plot_ppl
 from eval.atlas import read_atlas
+from eval.budgets import budget_name
 from eval.plot_style import save, style
 from eval.results import CellResult
 from eval.scoring import Score
-from eval.series import CellData, budget_name
+from eval.series import CellData
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

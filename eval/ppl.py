@@ -104,11 +104,11 @@ class Perplexity:
             spec = json.dumps({"segment": i, **made_of}, sort_keys=True)
             yield Sample(f"ppl-{self.mode}-{self.length}-{self.seed}-{i}", spec, [], None, None, meta={"segment": i})
 
-    def check_cell(self, budget: float, method: Any) -> None:
+    def check_cell(self, budget: float | str, method: Any) -> None:
         """What a method and a budget must be for this task, before a model is loaded. Raises InputError."""
         if self.mode != "stream" or not method.budgeted:
             return
-        if budget < 1:
+        if not isinstance(budget, str) and budget < 1:
             hint = "write a number of slots, for example budget=512"
             raise InputError(f"budget={budget:g} is a share of a prompt, and a stream has none", hint)
         if budget == 1:

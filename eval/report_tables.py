@@ -9,8 +9,11 @@ from typing import Any
 from eval import efficiency_figures
 from eval.atlas import NAMES, largest_targets, shares
 from eval.bootstrap import Interval, means_interval
-from eval.series import CellData, budget_name, mean_of
-from eval.tables import against, count, number
+from eval.budgets import budget_name
+from eval.equal import footnote
+from eval.results import CellResult
+from eval.series import CellData, mean_of
+from eval.tables import against, count, mean_realised, number, realised
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,16 @@ class Table:
 
 
 def budget_cell(cell: CellData) -> Cell:
-    return Cell("") if cell.method == "full" else Cell(budget_name(cell.budget), cell.budget)
+    return Cell("") if cell.method == "full" else Cell(budget_name(cell.budget), float(cell.budget))
 
 
 def num(value: float | None, digits: int = 2) -> Cell:
     return Cell("" if value is None else f"{value:.{digits}f}", value)
+
+
+def held(value: float | None, *cells: CellResult) -> Cell:
+    """The realised budget, marked where one of `cells` is no equal comparison."""
+    return Cell(realised(value, *cells), value)
 
 
 def difference(found: Interval | None) -> list[Cell]:
@@ -47,6 +55,10 @@ def difference(found: Interval | None) -> list[Cell]:
         return [Cell(""), Cell("")]
     bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
     return [Cell(f"{found.value:+.2f}", found.value), Cell(bounds, found.low)]
+
+
+def note(cells: Sequence[CellData]) -> str:
+    return footnote(cell.result for cell in cells).strip()
 
 
 def score_tables(cells: Sequence[CellData]) -> list[Table]:
@@ -64,10 +76,11 @@ def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
         group = [cell for cell in cells if cell.task == task]
         names = list(dict.fromkeys(name for cell in group for name in cell.result.figures))
         names = [name for name in names if any(cell.result.figures.get(name) is not None for cell in group)]
-        table = Table(task, ["method", "model", "budget", *names], left=2)
+        table = Table(task, ["method", "model", "budget", "realised", *names], left=2, note=note(group))
         for cell in group:
             shown = [num(cell.result.figures.get(name)) for name in names]
-            table.rows.append([Cell(cell.label), Cell(cell.model), budget_cell(cell), *shown])
+            first = [Cell(cell.label), Cell(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
+            table.rows.append([*first, *shown])
         module = str((group[0].config.get("protocol") or {}).get("figures"))
         tables.append((module.removeprefix("eval.").removesuffix("_figures"), table))
     return tables
@@ -104,13 +117,14 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
         lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
     several = len(tasks) > 1
     compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
-    table = Table(title, ["method", "budget", *compared, *tasks], left=1)
+    table = Table(title, ["method", "budget", "realised", *compared, *tasks], left=1, note=note(cells))
     for (label, _), found in lines.items():
         whole = len(found) == len(tasks)
         mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None
         pairs = [_paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
         is_full = next(iter(found.values())).method == "full"
-        row = [Cell(label), budget_cell(next(iter(found.values())))]
+        there = [cell.result for cell in found.values()]
+        row = [Cell(label), budget_cell(next(iter(found.values()))), held(mean_realised(there), *there)]
         row += [num(mean.value if mean else None)] if several else []
         row += difference(None if is_full else means_interval(pairs))
         table.rows.append(row + [num(found[t].result.score.value if t in found else None) for t in tasks])
@@ -125,7 +139,7 @@ def cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
     """Every cell with its files; `links` {folder: relative address}."""
     header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
               "tokens/s", "KV MiB", "files", ""]  # fmt: skip
-    table = Table("all cells", header, left=3)
+    table = Table("all cells", header, left=3, note=note(cells))
     for cell in cells:
         result, link = cell.result, links[cell.result.folder]
         compared = against(result)
@@ -136,7 +150,7 @@ def cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
                 Cell(cell.model),
                 Cell(cell.label),
                 budget_cell(cell),
-                num(result.realised, 4),
+                held(result.realised, result),
                 Cell(count(result), result.score.n),
                 Cell(number(result.score.value), result.score.value),
                 Cell(compared[0], None if result.against is None else result.against.value),

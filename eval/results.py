@@ -10,6 +10,8 @@ from typing import Any
 
 from eval.aggregate import by_bucket
 from eval.bootstrap import Interval, mean_interval, paired
+from eval.budgets import kind, read_budget
+from eval.equal import mark_uneven
 from eval.errors import InputError
 from eval.longbench import BUCKETS, SETS, SETS_E
 from eval.predictions import cell_rows, note_gaps, read_predictions, wanted
@@ -27,6 +29,7 @@ class CellResult:
     `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
     the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with;
     `pairs`: the differences it is the mean of, 0..1.
+    `uneven`: it holds more than what it is compared with (eval/equal.py).
     `question`: when it was fed (eval/checks.py), None where a task has none.
     `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
     their own names. `rows`: without their texts, where they were to be kept.
@@ -45,6 +48,7 @@ class CellResult:
     figures: dict[str, float | None] = field(default_factory=dict)
     measured: dict[str, float | None] = field(default_factory=dict, repr=False)
     question: str | None = None
+    uneven: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -93,6 +97,7 @@ def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) 
     found = [read_cell(path, str(path.relative_to(results_dir)), scorer, note, keep) for path in folders]
     results = [result for result in found if result is not None]
     compare_with_full(results)
+    mark_uneven(results)
     return sorted(results, key=_order)
 
 
@@ -183,11 +188,11 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _order(result: CellResult) -> tuple:
     cell = result.cell
-    budget = cell.get("budget")
+    budget = read_budget(cell.get("budget") or 1.0)
     return (
         result.title,
         *(str(cell.get(key)) for key in ("model", "method", "variant")),
-        float(budget or 0),
+        (kind(budget), budget),
         result.folder,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.budgets import Bytes, budget_name, read_budget
 from eval.results import CellResult
 
 
@@ -37,8 +38,8 @@ class CellData:
         return "longbench_e" if task.startswith("longbench_e_") else task.partition("_")[0]
 
     @property
-    def budget(self) -> float:
-        return float(self.result.cell.get("budget") or 1)
+    def budget(self) -> float | Bytes:
+        return read_budget(self.result.cell.get("budget") or 1.0)
 
     @property
     def name(self) -> str:
@@ -48,11 +49,6 @@ class CellData:
     def needles(self, row_id: str) -> Sequence[Sequence[int]]:
         """[first, last + 1] of the needles' positions in a row's prompt, none where it has none."""
         return next((row["needles"] for row in self.rows if row.get("id") == row_id and "needles" in row), ())
-
-
-def budget_name(budget: float) -> str:
-    """A fraction in per cent, slots as they are."""
-    return f"{100 * budget:g} %" if budget <= 1 else f"{budget:g} slots"
 
 
 def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellData]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eval.budgets import short_name
 from eval.measure import average, figures_module
 from eval.progress import clock
 from eval.scoring import score_rows
@@ -30,7 +31,7 @@ def figures(rows: list[Mapping[str, Any]], task: str, scorer: str, protocol: Map
 
 def lines(
     cell: str,
-    budget: float,
+    budget: float | str,
     found: Mapping[str, Any],
     scorer: str,
     fresh: int,
@@ -47,7 +48,7 @@ def lines(
         shown = {header: found[key] for key, header in measured.COLUMNS.items() if found[key] is not None}
         lines["figures"] = ", ".join(f"{header} {_short(value)}" for header, value in shown.items())
     lines["rows"] = f"{found['rows']} ({fresh} new{cut})"
-    lines["budget"] = f"{budget:g} requested" + ("" if held is None else f", {held:.4f} realised")
+    lines["budget"] = f"{short_name(budget)} requested" + ("" if held is None else f", {held:.4f} realised")
     lines["speed"] = (
         f"{_rate(found['new_tokens'], found['decode_s'])} tokens/s decoding, "
         f"{_rate(found['prompt_tokens'], found['prefill_s'])} tokens/s reading prompts"

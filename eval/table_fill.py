@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.aggregate import mean
 from eval.bootstrap import Interval, mean_interval, means_interval
+from eval.equal import mark_uneven
 from eval.errors import InputError
 from eval.results import CellResult, Note, cell_folders, compare_with_full, read_cell, read_config
 from eval.scoring import Score
@@ -30,6 +31,7 @@ class Value:
     rows: int = 0
     total: int = 0
     realised: float | None = None
+    uneven: bool = False  # of its comparison, eval/equal.py
     result: CellResult | None = field(default=None, repr=False)
 
     @property
@@ -72,7 +74,9 @@ def fill(
     results = {key: result for key, one in placed.items() if (result := read(one.path)) is not None}
     if not mix_protocols:
         _refuse_mixed(results)
-    compare_with_full([*{id(result): result for result in results.values()}.values()])
+    distinct = [*{id(result): result for result in results.values()}.values()]
+    compare_with_full(distinct)
+    mark_uneven(distinct)
     filled = Filled(table, scorer)
     for slot in table.slots():
         filled.values[slot.key] = _value(slot, table.published.get(slot.key), results.get(slot.key))
@@ -97,6 +101,7 @@ def _value(slot: Slot, published: float | None, result: CellResult | None) -> Va
     if result is None:
         return Value(published)
     score, about = result.score, {"realised": result.realised, "result": result, "rows": result.score.n}
+    about["uneven"] = result.uneven
     about["total"] = score.n if result.total is None else result.total
     if slot.task.figure is not None:
         return Value(published, _figure(result, slot.task.figure), **about)
@@ -129,6 +134,7 @@ def _mean(over: Sequence[Value], bucket: str | None) -> Value:
         rows=sum(score.n for score in scores),
         total=sum(score.n for score in scores) if bucket else sum(value.total for value in over),
         realised=sum(held) / len(held) if held else None,
+        uneven=any(value.uneven for value in over),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.bootstrap import Interval
+from eval.budgets import plain
 from eval.table_fill import Filled, Value
 from eval.table_grid import BEST, SECOND, Entry, Grid, grids, notes
 from eval.tables import markdown
@@ -17,7 +18,7 @@ from eval.tables import markdown
 ANSI = {BEST: "\033[1m", SECOND: "\033[4m"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 FIELDS = ("table", "model", "method", "budget", "task", "published", "source", "measured", "low", "high", "difference",
-          "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "protocol_hash", "folder")  # fmt: skip
+          "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven", "protocol_hash", "folder")  # fmt: skip
 STYLE = """\
 body{font:14px/1.5 system-ui,sans-serif;max-width:max-content;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;border-top:2px solid;border-bottom:2px solid}
@@ -116,9 +117,9 @@ def _record(filled: Filled, key: tuple, value: Value) -> list[Any]:
     model, method, budget, task = key
     result = value.result
     return [
-        filled.table.name, model, method, budget, task, value.published, filled.table.cited.get(key), value.measured,
+        filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key), value.measured,
         *_bounds(value.interval)[1:], value.difference, *_bounds(value.against),
-        value.rows, value.total, value.realised, result and result.protocol_hash, result and result.folder,
+        value.rows, value.total, value.realised, value.uneven, result and result.protocol_hash, result and result.folder,
     ]  # fmt: skip
 
 

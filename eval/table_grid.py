@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.bootstrap import Interval
-from eval.series import budget_name
+from eval.budgets import budget_name
+from eval.equal import FOOTNOTE
 from eval.table_fill import Filled, Value
 from eval.table_spec import Part, is_full
 from eval.tables import realised
@@ -61,6 +62,8 @@ def notes(filled: Filled) -> list[str]:
     said = ["best bold, second underlined, within a budget; the full cache is not counted"]
     if any(value.against for value in (*filled.values.values(), *filled.means.values())):
         said.append("vs full: mean difference over the rows that both have; 95 % intervals are bootstrapped over rows")
+    if any(value.uneven for value in filled.values.values()):
+        said.append(FOOTNOTE)
     sources = dict.fromkeys(filled.table.cited.values())
     return [*said, *(f"published: {source}" for source in sources)]
 
@@ -103,7 +106,7 @@ def _long(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
         grid.rules.add(len(grid.rows))
         for method, budget in _lines(filled, model):
             value, key = _at(filled, model, method, budget, column), (method.label, budget, column.label)
-            row = [column.label, method.label, _budget(budget), realised(value.realised), _rows(value)]
+            row = [column.label, method.label, _budget(budget), realised(value.realised, value), _rows(value)]
             entries = [*map(Entry, row)]
             for kind in ("published", "measured") if said else ("measured",):
                 entries.append(Entry(_text(getattr(value, kind), column, kind), marks[kind].get(key, "")))
@@ -157,7 +160,7 @@ def _about(values: Mapping[str, Value]) -> tuple[str, str]:
     held = [value.realised for value in cells if value.realised is not None]
     rows, total = (sum(getattr(value, key) for value in cells) for key in ("rows", "total"))
     whole = Value(rows=rows, total=total)
-    return realised(sum(held) / len(held) if held else None), _rows(whole)
+    return realised(sum(held) / len(held) if held else None, *cells), _rows(whole)
 
 
 def _rows(value: Value) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.budgets import read_budget, short_name
 from eval.errors import InputError
 from eval.table_read import read_table
 from eval.table_spec import AXES, Part, Slot, TableSpec
@@ -56,7 +57,7 @@ def slot_words(slot: Slot, table: TableSpec, given: Sequence[str] = ()) -> list[
     """One cell's words; what is `given` wins over what the table says."""
     own = [*(slot.model.words or ()), *(slot.method.words or ()), *(slot.task.words or ()), *table.words]
     if slot.budget is not None:
-        own.append(f"budget={slot.budget:g}")
+        own.append(f"budget={short_name(slot.budget)}")
     own.append(f"wandb.group={table.name}")
     if _value("model.path", given) is not None and any(word.startswith(HUB) for word in own):
         own = ["model=path", *(word for word in own if not word.startswith(HUB))]
@@ -67,14 +68,18 @@ def slot_words(slot: Slot, table: TableSpec, given: Sequence[str] = ()) -> list[
 def _of_budget(slots: list[Slot], asked: str, table: TableSpec) -> list[Slot]:
     """Those of one budget, and the full cache."""
     budgets = sorted({*table.budgets, *(b for model in table.models for b in model.budgets or ())})
-    try:
-        budget = float(asked)
-    except ValueError:
-        budget = None
+    budget = read_budget(_typed(asked))
     if budget not in budgets:
-        hint = f"its budgets are {', '.join(f'{b:g}' for b in budgets)}"
+        hint = f"its budgets are {', '.join(map(short_name, budgets))}"
         raise InputError(f"table={table.name} has no budget {asked}", hint)
     return [slot for slot in slots if slot.budget in (None, budget)]
+
+
+def _typed(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _check_asked(asked: str, group: str, parts: Sequence[Part], name: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.budgets import read_budget
 from eval.errors import InputError
 from eval.identity import model_name
 from eval.table_spec import Part, Slot, TableSpec
@@ -46,7 +47,7 @@ def match(
             continue
         asked, fitting = _asked(slot, table, tuple(where), config_dir), []
         for one in named.get(_names(slot, config_dir), ()):
-            if slot.budget is not None and _number(one.cell.get("budget")) != slot.budget:
+            if slot.budget is not None and read_budget(one.cell.get("budget") or 1.0) != slot.budget:
                 continue
             difference = _difference(one.identity, asked)
             if difference is None:
@@ -130,6 +131,3 @@ def _flatten(node: Any, prefix: str) -> dict[str, Any]:
         return {prefix.rstrip("."): node}
     return {k: v for key, child in node.items() for k, v in _flatten(child, f"{prefix}{key}.").items()}
 
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None

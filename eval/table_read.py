@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.budgets import plain, read_budget
 from eval.errors import InputError
 from eval.table_spec import AXES, Mean, Part, TableSpec
 
@@ -133,7 +134,7 @@ def _publish(table: TableSpec, block: Any, labels: list[str]) -> None:
                 what = f"{len(row)} published numbers of {model}, {method} for {len(columns)} tasks"
                 raise InputError(what, "give one for each, null for what is unknown")
             budgets = table.budgets_of(models[model], methods[method])
-            budget = None if None in budgets else block.get("budget", budgets[0])
+            budget = None if None in budgets else read_budget(block.get("budget", plain(budgets[0])))
             if budget not in budgets:
                 what = f"budget {budget} of {model}, {method} is none of {list(budgets)}"
                 raise InputError(what, "add it to budgets")
@@ -153,12 +154,10 @@ def _put(table: TableSpec, key: tuple, number: Any, block: dict[str, Any]) -> No
 
 def _budgets(given: Any) -> tuple[float, ...]:
     values = given if isinstance(given, list) else [given]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise InputError(f"budget {value!r} is not a positive number", "write a fraction or a number of slots")
-    if len({float(value) for value in values}) < len(values):
+    budgets = tuple(read_budget(value, f"budget {value!r}") for value in values)
+    if len(set(budgets)) < len(values):
         raise InputError(f"budgets {values} name one twice", "delete one of the two")
-    return tuple(float(value) for value in values)
+    return budgets
 
 
 def _words(given: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.aggregate import longbench_e_means, longbench_means
+from eval.equal import FOOTNOTE, MARK, footnote, mark
 from eval.results import CellResult
 from eval.scoring import rounded
 
@@ -45,7 +46,7 @@ def cells_table(results: Sequence[CellResult]) -> str:
         scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.figures for r in group) else []
         figures = list(dict.fromkeys(name for r in group for name in r.figures))
         rows = [
-            [*names(r), realised(r.realised), count(r)]
+            [*names(r), realised(r.realised, r), count(r)]
             + [number(r.score.value) for _ in scored]
             + (against(r) if compared else [])
             + [_bucket(r, label) for label in labels]
@@ -53,7 +54,7 @@ def cells_table(results: Sequence[CellResult]) -> str:
             for r in group
         ]
         header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *figures]
-        parts.append(f"{title}\n\n" + markdown(header, rows, left=3))
+        parts.append(f"{title}\n\n" + markdown(header, rows, left=3) + footnote(group))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
 
@@ -76,8 +77,15 @@ def against(result: CellResult) -> list[str]:
     return [f"{found.value:+.2f}{only}", bounds]
 
 
-def realised(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def realised(value: float | None, *cells: Any) -> str:
+    """Marked where one of `cells` is no equal comparison."""
+    return "" if value is None else f"{value:.4f}{mark(cells)}"
+
+
+def mean_realised(cells: Sequence[CellResult]) -> float | None:
+    """Over the cells that say what they hold."""
+    held = [cell.realised for cell in cells if cell.realised is not None]
+    return sum(held) / len(held) if held else None
 
 
 def count(result: CellResult) -> str:
@@ -105,7 +113,8 @@ def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
         kept = {name: value for name, value in means.items() if value is not None}
         if kept:
             record = dict(zip(COLUMNS, names(group[0]), strict=True))
-            records.append({**record, "run": run, "n": sum(r.score.n for r in group), "means": kept})
+            held = {"budget_realised": mean_realised(group), "uneven": any(r.uneven for r in group)}
+            records.append({**record, "run": run, "n": sum(r.score.n for r in group), **held, "means": kept})
     return records
 
 
@@ -118,11 +127,13 @@ def set_of(task: str, prefix: str = "longbench_") -> str | None:
 
 def _means_table(records: Sequence[dict[str, Any]]) -> str:
     labels = list(dict.fromkeys(label for record in records for label in record["means"]))
-    rows = [
-        [*(record[key] for key in COLUMNS), str(record["n"]), *(number(record["means"].get(label)) for label in labels)]
-        for record in records
-    ]
-    return "means\n\n" + markdown([*COLUMNS, "rows", *labels], rows, left=3)
+    rows = []
+    for record in records:
+        held = realised(record["budget_realised"]) + MARK * record["uneven"]
+        means = [number(record["means"].get(label)) for label in labels]
+        rows.append([*(record[key] for key in COLUMNS), held, str(record["n"]), *means])
+    below = f"\n\n{FOOTNOTE}" if any(record["uneven"] for record in records) else ""
+    return "means\n\n" + markdown([*COLUMNS, "realised", "rows", *labels], rows, left=3) + below
 
 
 def folder_table(results: Sequence[CellResult]) -> str:
@@ -145,6 +156,7 @@ def cell_record(result: CellResult) -> dict[str, Any]:
         "question": result.question,
         "folder": result.folder,
         "budget_realised": result.realised,
+        "uneven": result.uneven,
         "n": result.score.n,
         "total": result.total,
         "score": rounded(result.score.value),

@@ -16,9 +16,11 @@ from eval.errors import InputError  # noqa: E402
 
 
 def main(words: list[str]) -> None:
+    from eval.budgets import budget_name
+    from eval.equal import MARK, footnote
     from eval.plot_budget import mean_over_tasks
     from eval.results import score_cells
-    from eval.series import budget_name, load_cells
+    from eval.series import load_cells
     from eval.tables import markdown
 
     given = {"results_dir": "results", "task": ""}
@@ -35,10 +37,12 @@ def main(words: list[str]) -> None:
         raise InputError(f"no finished cells of task={given['task']} under {folder}", f"task= is one of {known}")
     curves = mean_over_tasks(cells, "")
     budgets = sorted({budget for line in curves.lines.values() for budget in line})
-    rows = [[label, *(shown(line.get(budget)) for budget in budgets)] for label, line in curves.lines.items()]
+    uneven = {(cell.label, cell.budget) for cell in cells if cell.result.uneven}
+    rows = [[label, *(shown(line.get(b)) + MARK * ((label, b) in uneven and b in line) for b in budgets)]
+            for label, line in curves.lines.items()]  # fmt: skip
     if curves.full is not None:
         rows.append(["full", *[""] * (len(budgets) - 1), shown(curves.full)])
-    print(markdown(["method", *map(budget_name, budgets)], rows))
+    print(markdown(["method", *map(budget_name, budgets)], rows) + footnote(cell.result for cell in cells))
 
 
 def shown(interval) -> str:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, PAGE = ROOT / "configs" / "method", ROOT / "docs" / "methods.md"
 HEAD = """# Methods
 
-Written by `python scripts/methods.py --write` from the docstrings and configs. A budget is a fraction of the prompt, or
-slots per layer and KV head; `python scripts/selfcheck.py` checks every method on a model of yours.
+Written by `python scripts/methods.py --write` from the docstrings and configs. A budget is a fraction of the prompt,
+slots per layer and KV head, or bytes; `python scripts/selfcheck.py` checks every method on a model of yours.
 """
 
 

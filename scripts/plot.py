@@ -53,6 +53,7 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     """{title: a function that draws}: what there is of this kind, one line of colours for all."""
     from eval import plot_atlas, plot_budget, plot_efficiency, plot_held, plot_needle, plot_ppl
     from eval.atlas import read_atlas
+    from eval.budgets import budget_name
     from eval.plots import labels_of
 
     labels = labels_of(cells)
@@ -71,10 +72,11 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     if kind in ("speed", "memory"):
         draw = plot_efficiency.speed_figure if kind == "speed" else plot_efficiency.memory_figure
         groups = plot_efficiency.groups(cells).items()
-        return {f"budget {budget:g}": lambda group=group: draw(group, labels) for budget, group in groups}
+        return {f"budget {budget_name(budget)}": lambda group=group: draw(group, labels) for budget, group in groups}
     if kind == "held":
         by_budget = plot_held.held_by_budget(cells).items()
-        return {f"budget {b:g}": lambda b=b, held=held: plot_held.held_figure(b, held, labels) for b, held in by_budget}
+        draw = plot_held.held_figure
+        return {f"budget {budget_name(b)}": lambda b=b, held=held: draw(b, held, labels) for b, held in by_budget}
     atlases = [(f"{c.name}, {c.task}", c, a) for c in cells if (a := read_atlas(c.path))]
     draw = plot_atlas.atlas_figure
     return {title: lambda c=c, a=a, title=title: draw(a, title, c.needles(a["id"])) for title, c, a in atlases}
@@ -97,7 +99,9 @@ def read_words(words: list[str]) -> dict[str, str]:
 
 def wanted(cell: Any, given: dict[str, str]) -> bool:
     """Whether a cell fits every pattern; the full cache has no budget, and is always wanted beside the others."""
-    names = {"task": cell.result.task, "model": cell.model, "method": cell.method, "budget": f"{cell.budget:g}"}
+    from eval.budgets import short_name
+
+    names = {"task": cell.result.task, "model": cell.model, "method": cell.method, "budget": short_name(cell.budget)}
     free = ("method", "budget") if cell.method == "full" else ()
     return all(key in free or any(fnmatch(name, p) for p in given[key].split(",")) for key, name in names.items())
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from zoo import FAMILIES, prompt
 
+from baselines.h2o import H2O
+from baselines.knorm import KNorm
 from d2o.budget import Budget
 from d2o.engine import Engine
 from d2o.errors import InputError
@@ -16,8 +18,9 @@ from eval.build import build
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "method"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-LENGTHS, LAYERS, NEW = (400, 333), 8, 4
-TURNED = {"knorm": {"skip_layers": 1}}  # two whole layers of eight are more than a small budget
+LENGTHS, LAYERS, NEW = (400, 133), 8, 4
+TOKEN_BYTES = 1024  # 8 layers, 2 KV heads of 8, keys and values in float32
+ASKED = {"60KiB": 60, "200.5KiB": 200}
 
 
 @functools.cache
@@ -31,7 +34,7 @@ def model():
 def method(name, **knobs):
     node = OmegaConf.load(CONFIGS / f"{name}.yaml")
     try:
-        return build(OmegaConf.merge(node, TURNED.get(name, {}), knobs), "method")
+        return build(OmegaConf.merge(node, knobs), "method")
     except InputError as error:
         pytest.skip(str(error))
 
@@ -41,21 +44,46 @@ def ledgers(factory, budget):
     return [g.ledger for g in Engine(model(), factory, budget).generate(prompts, NEW)]
 
 
+@pytest.mark.parametrize("budget", [0.15, 0.2, 0.5, 0.9, 100, 350, "60KiB", "200.5KiB"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
-def test_the_realised_budget_is_the_one_asked_for(name):
-    for budget in (0.15, 0.2, 0.5, 0.9, 100, 350):
-        for n, ledger in zip(LENGTHS, ledgers(method(name), budget), strict=True):
-            wanted = min(1.0, budget if budget <= 1 else budget / n)
-            assert abs(ledger.realised - wanted) * n <= 1  # a fraction of a slot per layer is all that rounding takes
-            assert abs(ledger.realised - wanted) <= 0.01 * wanted + 1 / n
+def test_the_realised_budget_is_the_one_asked_for(name, budget):
+    """Parts, slots and bytes, one prompt long and one short: no method holds more or less than the others."""
+    for n, ledger in zip(LENGTHS, ledgers(method(name), budget), strict=True):
+        wanted = min(n, ASKED[budget] if isinstance(budget, str) else Budget(budget).slots(n))
+        assert abs(sum(ledger.held_prefill) - wanted * LAYERS) <= 1
+        assert abs(ledger.realised / (wanted / n) - 1) <= 0.01
+        if isinstance(budget, str) and n > wanted:
+            size = sum(ledger.held_prefill) * TOKEN_BYTES / LAYERS
+            assert Budget(budget).size * 0.98 - TOKEN_BYTES < size <= Budget(budget).size
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("full", "knorm")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
 def test_small_budgets(name):
     """Down to one slot per layer and head; protected windows and sinks give way."""
-    for budget in (0.05, 8, 2) if name != "d2o" else (0.05, 8):  # its layers hold at least 1 % of the prompt
+    for budget in (0.05, 8, 2, "2KiB") if name != "d2o" else (0.05, 8):  # its layers hold at least 1 % of the prompt
         for n, ledger in zip(LENGTHS, ledgers(method(name), budget), strict=True):
-            assert sum(ledger.held_prefill) == pytest.approx(Budget(budget).slots(n) * LAYERS, abs=LAYERS)
+            slots = 2 if isinstance(budget, str) else Budget(budget).slots(n)
+            assert sum(ledger.held_prefill) == pytest.approx(slots * LAYERS, abs=LAYERS)
+
+
+def test_bytes_are_those_of_the_stored_keys_and_values():
+    """What `Budget` divides by is what the storages of a cache take, whatever the family stores."""
+    for family in ("llama_gqa", "falcon_new", "falcon_multi_query", "phi3"):
+        torch.manual_seed(0)
+        run = Engine(AutoModelForCausalLM.from_config(FAMILIES[family]()), functools.partial(H2O), "24KiB")
+        (row,) = run.generate([prompt(200)], 1)
+        slots = int(24 * 1024 // run.budget.token_bytes)
+        assert row.ledger.held_prefill == [slots] * run.layers
+        assert row.ledger.kv_bytes_prefill == (slots + 1) * run.budget.token_bytes  # and the slot that a step writes
+
+
+def test_a_size_below_one_token_is_refused():
+    with pytest.raises(InputError, match="less than one token takes in all layers, 1024 bytes") as error:
+        ledgers(method("h2o"), "1023B")
+    assert error.value.hint == "write budget=1024B or more"
+    for bad in ("64MB", "64", "MiB", "-1MiB", "1.0001KiB", "0KiB", "64MiB "):
+        with pytest.raises(InputError, match="is no size"):
+            Budget(bad)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +97,17 @@ def test_what_does_not_meet_its_budget_says_so(name, knobs):
     assert factory().nominal and abs(first.realised - 0.2) > 0.002
 
 
+def test_knorm_skips_what_the_budget_allows():
+    rows = KNorm().row_slots(Budget(0.2), 1000, 32)
+    assert rows[:2] == [1000, 1000] and max(rows[2:]) < 200 and sum(rows) == 32 * 200
+    assert KNorm().row_slots(Budget(0.1), 1000, 32)[:2] == [1000, 71]
+    assert KNorm().row_slots(Budget(0.05), 1000, 32) == [50] * 32
+    assert KNorm().row_slots(Budget(0.2), 1000, 4) == [200] * 4
+    with pytest.raises(InputError, match="budget 0.05 is too small for knorm's 2 protected layers"):
+        KNorm(2).row_slots(Budget(0.05), 1000, 32)
+
+
 def test_knorm_pays_for_its_skipped_layers():
-    ledger = ledgers(method("knorm"), 0.2)[0]
+    ledger = ledgers(method("knorm", skip_layers=1), 0.2)[0]
     assert ledger.held_prefill[0] == LENGTHS[0]
     assert max(ledger.held_prefill[1:]) - min(ledger.held_prefill[1:]) <= 1

@@ -103,6 +103,8 @@ def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
 def test_the_folder_says_what_the_cell_is():
     assert folder("method=h2o", "budget=0.20") == "results/random_llama/h2o-default-b0.2/mini_single"
     assert folder("method=d2o", "budget=512") == "results/random_llama/d2o-paper-b512/mini_single"
+    for size in ("64MiB", "65536KiB", "0.0625GiB"):  # one budget however it is typed
+        assert folder("method=h2o", f"budget={size}") == "results/random_llama/h2o-default-b64MiB/mini_single"
     assert folder("method=d2o", "method.variant=official").startswith("results/random_llama/d2o-official-b0.2/")
 
 

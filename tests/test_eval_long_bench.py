@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import eval_long_bench
+from eval.equal import FOOTNOTE
 from eval.errors import InputError
 from eval.longbench import SETS, SETS_E, scoring_protocol
 
 ROOT = Path(__file__).resolve().parents[1]
+ANSWERS = {"passage_retrieval_en": "Paragraph 1", "passage_retrieval_zh": "段落1"}  # other sets take any word
 
 
 def row(i: int, pred: str, answer: str = "red", **more) -> dict:
@@ -70,6 +72,28 @@ def test_the_table_of_all_cells(tmp_path, capsys):
     assert record["scorer"] == "official" and record["means"] == []
 
 
+def test_unequal_budgets_are_marked_in_every_table(tmp_path, capsys):
+    for method, held in (("h2o", 0.2), ("d2o", 0.203)):
+        for name in SETS:
+            answer = ANSWERS.get(name, "red")
+            cell(tmp_path, f"longbench_{name}", [row(1, answer, answer, budget_realised=held)], method=method)
+    run(f"results_dir={tmp_path}", f"json={tmp_path / 'out.json'}")
+    text = capsys.readouterr().out
+    shown = {(line[1], line[4]) for line in table_rows(text) if line[1] in ("h2o", "d2o")}
+    assert shown == {("h2o", "0.2000"), ("d2o", "0.2030*")}
+    assert text.count(FOOTNOTE) == len(SETS) + 1  # a table per set, and the means
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert {c["method"]: c["uneven"] for c in record["cells"]} == {"h2o": False, "d2o": True}
+    assert {m["method"]: m["uneven"] for m in record["means"]} == {"h2o": False, "d2o": True}
+
+
+def test_a_budget_in_bytes_is_one_of_its_own(tmp_path, capsys):
+    for budget in (2.0**20, 0.2, "1MiB"):
+        cell(tmp_path, "longbench_trec", [row(1, "red", budget_realised=0.1)], budget=budget)
+    run(f"results_dir={tmp_path}")
+    assert [line[3] for line in table_rows(capsys.readouterr().out)[1:]] == ["1MiB", "0.2", "1048576.0"]
+
+
 def test_a_turned_knob_is_told_apart(tmp_path, capsys):
     folder = cell(tmp_path, "longbench_trec", [row(1, "red")]).parent
     cell(tmp_path, "longbench_trec", [row(1, "blue")], budget=0.3).parent.rename(f"{folder}-0a1b2c3d")
@@ -78,9 +102,8 @@ def test_a_turned_knob_is_told_apart(tmp_path, capsys):
 
 
 def test_means_where_every_set_is_there(tmp_path, capsys):
-    answers = {"passage_retrieval_en": "Paragraph 1", "passage_retrieval_zh": "段落1"}
     for name in SETS:
-        cell(tmp_path, f"longbench_{name}", [row(1, answers.get(name, "red"), answers.get(name, "red"))])
+        cell(tmp_path, f"longbench_{name}", [row(1, ANSWERS.get(name, "red"), ANSWERS.get(name, "red"))])
     run(f"results_dir={tmp_path}", f"json={tmp_path / 'out.json'}")
     assert "means" in capsys.readouterr().out
     (mean,) = json.loads((tmp_path / "out.json").read_text())["means"]

@@ -1,9 +1,11 @@
 """A task that is a group: what it becomes, and the table at its end."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from eval.equal import FOOTNOTE
 from eval.group import expand, table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -31,8 +33,6 @@ def test_a_plain_task_is_left_alone():
 
 @pytest.mark.parametrize("score", [0, 1])
 def test_the_table_compares_row_by_row(tmp_path, score):
-    import json
-
     folders = []
     for method, right in (("full", [1, 1, 1, 1]), ("h2o", [1, score, 1, score])):
         for task in ("mini_single", "mini_code"):
@@ -53,3 +53,24 @@ def test_the_table_compares_row_by_row(tmp_path, score):
     columns = [part.strip() for part in mean[0].strip("|").split("|")]
     assert columns[6] == "8" and columns[7] == ("100.00" if score else "50.00")
     assert columns[8] == ("+0.00" if score else "-50.00")
+
+
+@pytest.mark.parametrize(("held", "marked"), [(0.505, False), (0.506, True)])
+def test_methods_that_hold_more_than_others_are_marked(tmp_path, held, marked):
+    folders = [write(tmp_path, method, one) for method, one in (("full", 1.0), ("h2o", 0.5), ("d2o", held))]
+    text = table(folders, "official", lambda note: pytest.fail(note))
+    column = {line.split("|")[2].strip(): line.split("|")[6].strip() for line in text.splitlines() if "| m " in line}
+    assert column == {"full": "1.0000", "h2o": "0.5000", "d2o": f"{held:.4f}" + "*" * marked}
+    assert text.endswith(FOOTNOTE) == marked
+
+
+def write(results, method, held):
+    folder = results / method / "mini_single"
+    folder.mkdir(parents=True)
+    budget = 1.0 if method == "full" else 0.5
+    cell = {"model": "m", "method": method, "variant": "default", "budget": budget, "task": "mini_single", "seed": 0}
+    config = {"cell": cell, "protocol": {"metric": "eval.mini_metrics:exact"}, "protocol_hash": "p"}
+    (folder / "config.json").write_text(json.dumps(config))
+    row = {"id": "0", "pred": " amber.", "answers": ["amber"], "budget_realised": held}
+    (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    return folder

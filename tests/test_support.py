@@ -31,12 +31,12 @@ def test_slots_of_a_budget(value, length, slots):
 
 def test_a_ledger_that_does_not_add_up_names_layer_and_numbers():
     with pytest.raises(RuntimeError, match="layer 1 was given 10 slots per head and holds 13"):
-        Ledger(0.1, 100, [10, 10], [10, 13]).check(nominal=False)
+        Ledger(Budget(0.1), 100, [10, 10], [10, 13]).check(nominal=False)
     with pytest.raises(RuntimeError, match="0.1 of 100 tokens is 10 slots .* hold 25 on average"):
-        Ledger(0.1, 100, [10, 40], [10, 40]).check(nominal=False)
-    Ledger(0.1, 100, [10, 40], [10, 40]).check(nominal=True)
+        Ledger(Budget(0.1), 100, [10, 40], [10, 40]).check(nominal=False)
+    Ledger(Budget(0.1), 100, [10, 40], [10, 40]).check(nominal=True)
     with pytest.raises(RuntimeError, match="after decoding layer 0 should hold 10 slots per head, not 12"):
-        Ledger(0.1, 100, [10], [10], [12]).check_decode([10])
+        Ledger(Budget(0.1), 100, [10], [10], [12]).check_decode([10])
 
 
 def test_a_method_that_cheats_is_caught():
