@@ -46,6 +46,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   method.*, model.*, task.*   the keys in configs/<group>/<name>.yaml
 
 options:
+  --methods [NAME ...]   the card of every method: paper, reference, defaults, intended differences, goldens
   -m, --multirun   one cell for every combination of the lists given, one after the other
   -c, --cfg        print the config of the cell and stop
   -h, --help       this text

@@ -18,7 +18,8 @@ from eval.tables import markdown
 ANSI = {BEST: "\033[1m", SECOND: "\033[4m"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 FIELDS = ("table", "model", "method", "budget", "task", "published", "source", "measured", "low", "high", "difference",
-          "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven", "protocol_hash", "folder")  # fmt: skip
+          "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven",
+          "protocol_hash", "folder")  # fmt: skip
 STYLE = """\
 body{font:14px/1.5 system-ui,sans-serif;max-width:max-content;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;border-top:2px solid;border-bottom:2px solid}
@@ -117,9 +118,9 @@ def _record(filled: Filled, key: tuple, value: Value) -> list[Any]:
     model, method, budget, task = key
     result = value.result
     return [
-        filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key), value.measured,
-        *_bounds(value.interval)[1:], value.difference, *_bounds(value.against),
-        value.rows, value.total, value.realised, value.uneven, result and result.protocol_hash, result and result.folder,
+        filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key),
+        value.measured, *_bounds(value.interval)[1:], value.difference, *_bounds(value.against), value.rows,
+        value.total, value.realised, value.uneven, result and result.protocol_hash, result and result.folder,
     ]  # fmt: skip
 
 

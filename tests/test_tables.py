@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from eval.bootstrap import paired_interval
+from eval.compose import configs
+from eval.equal import FOOTNOTE
 from eval.errors import InputError
 from eval.table_fill import fill
 from eval.table_formats import render
 from eval.table_grid import grids
+from eval.table_jobs import table_jobs
 from eval.table_read import read_table
 from tests.made_cells import SCORED, ledger, ppl, write_cell
 
@@ -256,3 +259,35 @@ def test_bad_input_of_the_command(words, what):
     with pytest.raises(InputError, match=what) as caught:
         eval_long_bench.main(words)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("tasks", [3, 1])
+def test_unequal_budgets_are_marked(folder, results, tasks):
+    folder(TABLE[: TABLE.index("means:")].replace("b: task=mini_code, c: task=mini_passage, d: null", "" if tasks == 1
+           else "b: task=mini_code, c: task=mini_passage, d: null, e: null"))  # fmt: skip
+    assert FOOTNOTE not in render(filled(folder_as_it_is(results), results), "markdown")
+    place = next((results / "tiny").glob("snapkv*/mini_single/predictions.jsonl"))
+    place.write_text(place.read_text().replace('"budget_realised": 0.2', '"budget_realised": 0.2021'))
+    found = filled(folder_as_it_is(results), results)
+    shown = {part for line in lines(render(found, "markdown")) for part in line if "*" in part and part[0] == "0"}
+    assert shown == {"0.2021*"} and FOOTNOTE in render(found, "markdown")
+    rows = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    assert {row["method"] for row in rows if row["uneven"] == "True"} == {"SnapKV"}
+
+
+def folder_as_it_is(results):
+    return lambda: results.parent
+
+
+def test_budgets_in_bytes(folder, results):
+    config = made(results, "h2o", 0.3, "mini_single", "1110", {"seed": 0}) / "config.json"
+    config.write_text(config.read_text().replace('"budget": 0.3', '"budget": "1MiB"'))
+    folder(TABLE[: TABLE.index("published:")].replace("[0.1, 0.2]", "[0.2, 1024KiB]"))
+    found = filled(folder_as_it_is(results), results)
+    rows = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    assert {row["budget"]: row["measured"] for row in rows if (row["method"], row["task"]) == ("H2O", "a")} == {
+        "0.2": "50.0", "1MiB": "75.0"}  # fmt: skip
+    with configs(CONFIGS):
+        (job,) = [job for job in table_jobs(read_table("small", results.parent), ["budget=1MiB", "method=h2o"])
+                  if "task=mini_single" in job]  # fmt: skip
+    assert "budget=1MiB" in job
