@@ -46,7 +46,8 @@ Predict what is missing of one cell (model x method x task) and print its score.
   method.*, model.*, task.*   the keys in configs/<group>/<name>.yaml
 
 options:
-  --methods [NAME ...]   the card of every method: paper, reference, defaults, intended differences, goldens
+  --methods [NAME ...]
+                   the cards of methods: paper, reference, variant, defaults, intended differences, goldens
   -m, --multirun   one cell for every combination of the lists given, one after the other
   -c, --cfg        print the config of the cell and stop
   -h, --help       this text
@@ -64,6 +65,11 @@ def main(argv: list[str], run: Run, config_dir: Path) -> int:
         return 0
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if "--methods" in argv:
+            from eval.cards import cards
+
+            print(cards([word for word in argv if word != "--methods"], config_dir))
+            return 0
         return _main(argv, run, config_dir)
     except BaseException as error:
         return report(error)
