@@ -33,6 +33,7 @@ class Table:
     header: Sequence[str]
     rows: list[list[Cell]] = field(default_factory=list)
     left: int = 1
+    note: str = ""  # below it
     folded: bool = False
 
 
