@@ -126,7 +126,7 @@ PROBE = """<script>
 const column = (table, i) => [...table.tBodies[0].rows].map(row => row.cells[i].textContent.trim());
 const found = {sorted: {}, wide: document.documentElement.scrollWidth - document.documentElement.clientWidth};
 const tables = [...document.querySelectorAll("table")];
-const table = tables.find(t => t.rows[0].textContent.includes("realised"));
+const table = tables.find(t => t.rows[0].textContent.includes("files"));
 [...table.tHead.rows[0].cells].forEach((th, i) => {
   const button = th.querySelector("button");
   if (!button) return;
