@@ -77,7 +77,7 @@ def budget_figure(all_curves: Sequence[Curves], labels: Sequence[str], columns: 
     """A panel per entry; `labels` are all there are, so that a method has one colour in every figure of a report."""
     shown = [label for label in labels if any(label in curves.labels for curves in all_curves)]
     width, height = (4.6, 3.0) if columns == 1 else (2.6, 2.0)
-    figure, axes = panels(len(all_curves), columns, width, height, len(shown))
+    figure, axes = panels(len(all_curves), columns, width, height, shown)
     for ax, curves in zip(axes, all_curves, strict=True):
         _panel(ax, curves, labels)
     for ax in axes[::columns]:

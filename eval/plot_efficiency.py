@@ -43,7 +43,7 @@ def speed_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
     shapes = sorted({(p["prompt"], p["new"]) for rows, _ in drawn.values() for p in rows})
     if len(shapes) > PANELS:
         shapes = [shapes[round(i * (len(shapes) - 1) / (PANELS - 1))] for i in range(PANELS)]
-    figure, axes = panels(len(shapes), 2, 4.6 if len(shapes) == 1 else 2.6, 2.6, len(drawn))
+    figure, axes = panels(len(shapes), 2, 4.6 if len(shapes) == 1 else 2.6, 2.6, drawn)
     for ax, shape in zip(axes, shapes, strict=True):
         for label, (rows, prefix) in sorted(drawn.items()):
             own = sorted((p for p in rows if (p["prompt"], p["new"]) == shape), key=lambda p: p["batch"])
@@ -61,7 +61,7 @@ def memory_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
     """Resident keys and values, and the peak of the prefill, which eviction hardly makes smaller; the least batch."""
     drawn = lines(cells)
     batch = min(p["batch"] for rows, _ in drawn.values() for p in rows)
-    figure, axes = panels(2, 2, 2.6, 2.6, len(drawn))
+    figure, axes = panels(2, 2, 2.6, 2.6, drawn)
     for ax, (key, title) in zip(axes, MEMORY.items(), strict=True):
         for label, (rows, prefix) in sorted(drawn.items()):
             sizes = {p["prompt"]: p[prefix + key] / 2**20 for p in rows if p["batch"] == batch and p.get(prefix + key)}

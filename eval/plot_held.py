@@ -35,7 +35,7 @@ def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
 
 def held_figure(budget: float, held: Held, labels: Sequence[str]) -> Figure:
     """A line per method over the layers; `labels` are all there are, for one colour in every figure."""
-    figure, (ax,) = panels(1, 1, 4.6, 2.6, len(held))
+    figure, (ax,) = panels(1, 1, 4.6, 2.6, held)
     for i, (label, layers) in enumerate(held.items()):
         look = line_style(label, labels) | {"linewidth": 1.1}
         if len(layers) >= len(held):  # uniform budgets lie on one another: markers take turns, so that all are seen

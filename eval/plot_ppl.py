@@ -63,7 +63,7 @@ def nll_curve(rows: Sequence[dict[str, Any]], key: str) -> Curve:
 
 def nll_figure(curves: Curves, labels: Sequence[str]) -> Figure:
     """`labels` are all there are, so that a method has one colour in every figure of a report."""
-    figure, (ax,) = panels(1, 1, 4.6, 3.0, len(curves.lines))
+    figure, (ax,) = panels(1, 1, 4.6, 3.0, curves.lines)
     for label, line in sorted(curves.lines.items()):
         look = line_style(label, labels) | {"markersize": 3 if len(line) <= 20 else 0}
         ax.plot([at for at, _ in line], [nll for _, nll in line], label=label, **look)

@@ -7,7 +7,7 @@ colours, a dash say it again. A figure is at most 5 inches wide, so that its let
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,16 @@ def line_style(label: str, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def panels(count: int, columns: int, width: float, height: float, legend: int = 0) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` equal panels, `width` x `height` inches each, with room for `legend` labels below."""
+def panels(
+    count: int, columns: int, width: float, height: float, legend: Iterable[str] = ()
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` equal panels, `width` x `height` inches each, with room for the labels of a legend below."""
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
-    rows, below = -(-count // columns), 0.19 * legend_rows(legend, columns * width) + (0.1 if legend else 0)
+    labels = list(legend)
+    lines = -(-len(labels) // legend_columns(labels, columns * width))
+    rows, below = -(-count // columns), 0.19 * lines + (0.1 if labels else 0)
     whole = columns * width, rows * height + below
     figure = Figure(figsize=whole)
     left, right, bottom, top = 0.55, 0.12, 0.43, 0.28
@@ -76,18 +80,16 @@ def panels(count: int, columns: int, width: float, height: float, legend: int = 
     return figure, axes
 
 
-def legend_rows(count: int, width: float) -> int:
-    return -(-count // legend_columns(width))
-
-
-def legend_columns(width: float) -> int:
-    return max(2, int(width / 1.35))
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """As many as fit into `width` inches: a handle, and letters of a sixteenth of an inch."""
+    entry = max(1.35, 0.5 + max(map(len, labels), default=0) / 16)
+    return max(1, int(width / entry))
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels under them, each label once."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    columns = legend_columns(figure.get_figwidth())
+    columns = legend_columns(list(entries), figure.get_figwidth())
     figure.legend(
         entries.values(), entries.keys(), loc="lower left", ncols=columns, bbox_to_anchor=(0.02, 0.0),
         borderaxespad=0.2, columnspacing=1.2, handlelength=2.4, labelspacing=0.35,
