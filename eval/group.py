@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from eval.bootstrap import means_interval
 from eval.equal import footnote, mark_uneven
 from eval.results import CellResult, compare_with_full, read_cell
+from eval.series import load_cells
 from eval.tables import AGAINST, COLUMNS, against, count, markdown, mean_realised, names, number, realised
 
 
@@ -63,13 +64,17 @@ def _group(task: str, config_dir: Path) -> dict[str, Any] | None:
 
 def table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> str:
     """Scores per task beside the compared method's, with the paired interval of the difference, and their means."""
-    results = [result for folder in folders if (result := read_cell(folder, folder.name, scorer, note)) is not None]
+    results = [result for folder in folders if (result := read_cell(folder, str(folder), scorer, note)) is not None]
     compare_with_full(results)
     mark_uneven(results)
+    labels = {id(cell.result): cell.label for cell in load_cells(results, Path())}
     header = [*COLUMNS, "task", "realised", "rows", "score", *AGAINST]
     rows = []
-    for run in dict.fromkeys(tuple(names(result)) for result in results):
-        cells = [result for result in results if tuple(names(result)) == run]
+    runs: dict[tuple[str, ...], list[CellResult]] = {}
+    for result in results:
+        model, _, variant, budget = names(result)
+        runs.setdefault((model, labels[id(result)], variant, budget), []).append(result)
+    for run, cells in runs.items():
         for cell in cells:
             shown = [cell.task, realised(cell.realised, cell), count(cell), number(cell.score.value)]
             rows.append([*run, *shown, *against(cell)])

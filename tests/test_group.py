@@ -74,3 +74,20 @@ def write(results, method, held):
     row = {"id": "0", "pred": " amber.", "answers": ["amber"], "budget_realised": held}
     (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
     return folder
+
+
+def test_methods_that_differ_in_a_knob_have_a_mean_each(tmp_path):
+    folders = []
+    for recent, right in ((0.5, 1), (0.25, 0)):
+        for task in ("mini_single", "mini_code"):
+            folder = tmp_path / str(recent) / task
+            folder.mkdir(parents=True)
+            cell = {"model": "m", "method": "h2o", "variant": "default", "budget": 0.5, "task": task, "seed": 0}
+            config = {"cell": cell, "protocol": {"metric": "eval.mini_metrics:exact"}, "protocol_hash": task}
+            (folder / "config.json").write_text(json.dumps({**config, "identity": {"method.recent": recent}}))
+            row = {"id": "0", "pred": " amber." if right else " no.", "answers": ["amber"], "budget_realised": 0.5}
+            (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+            folders.append(folder)
+    lines = table(folders, "official", lambda note: pytest.fail(note)).splitlines()
+    means = [[part.strip() for part in line.strip("|").split("|")] for line in lines if "| mean" in line]
+    assert [(mean[1], mean[7]) for mean in means] == [("h2o recent=0.5", "100.00"), ("h2o recent=0.25", "0.00")]
