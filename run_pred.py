@@ -27,9 +27,10 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     from eval.atlas import chosen
     from eval.cells import Cell
     from eval.measure import measures
+    from eval.mirror import mirror
     from eval.plan import plan
     from eval.predict import missing
-    from eval.summary import figures, lines
+    from eval.summary import lines
     from eval.tracking import Tracker
 
     cfg, started = composed.cfg, time.monotonic()
@@ -42,7 +43,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
         for note in cell.notes:
             print(f"note: {cell.path} was begun with {note}", file=sys.stderr)
         todo = missing(cell, samples)
-        with Tracker(cfg.wandb, Path(cfg.results_dir), config) as tracker:
+        with Tracker(cfg.wandb, Path(cfg.results_dir), config, cell.path, cell.done) as tracker:
             if todo:
                 cell.status("queued")
                 make = measure_missing if measures(task) else predict_missing
@@ -52,24 +53,16 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
             rows = [cell.row(sample.id) for sample in samples]
             if not rows:
                 return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
-            found = figures(rows, task.name, cfg.scorer, protocol)
-            tracker.summary(found)
-            shown = show(cell, config, rows, tracker, not planned.shard and (bool(drawn) or measures(task)))
+            found = mirror(tracker, config, rows, cell.path, cfg.scorer)
+            shown = keep_figures(cell, config, rows) if not planned.shard and (drawn or measures(task)) else ""
     took = time.monotonic() - started
     return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol) + shown
 
 
-def show(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]], tracker: Tracker, keep: bool) -> str:
-    """Figures and tables of a cell go to the tracker; `keep`: the figures are written beside its rows too, and what is
-    returned names them."""
-    from eval.measure import figures_module
+def keep_figures(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The figures of a cell beside its rows; what is returned names them."""
     from eval.plots import cell_figures, write_figures
 
-    tracker.images(lambda: cell_figures(config, rows, cell.path))
-    if measured := figures_module(config["protocol"]):
-        tracker.tables(lambda: measured.records(rows))
-    if not keep:
-        return ""
     folder = cell.path / "figures"
     files = write_figures(cell_figures(config, rows, cell.path), folder)
     return "\n".join([f"\n\nfigures in {folder}:", *(f"  {file.name}" for file in files)])

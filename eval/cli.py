@@ -119,13 +119,14 @@ def is_input_error(error: BaseException) -> bool:
 def _main(argv: list[str], run: Run, config_dir: Path) -> int:
     args = _parse(argv)
     from eval.compose import configs, split_sweep
-    from eval.group import expand
+    from eval.group import expand, one_sweep
     from eval.table_jobs import expand_tables
 
     with configs(config_dir):
         asked = split_sweep(args.overrides) if args.multirun else [args.overrides]
         asked, tables = expand_tables(asked, config_dir)
         jobs, grouped = expand(asked, config_dir)
+        jobs = one_sweep(jobs)
         composed, codes = _compose_all(jobs, config_dir)
     if args.cfg:
         from omegaconf import OmegaConf

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from eval.bootstrap import means_interval
 from eval.equal import footnote, mark_uneven
+from eval.identity import digest
 from eval.results import CellResult, compare_with_full, read_cell
 from eval.series import load_cells
 from eval.tables import AGAINST, COLUMNS, against, count, markdown, mean_realised, names, number, realised
@@ -40,6 +41,15 @@ def expand(jobs: list[list[str]], config_dir: Path) -> tuple[list[list[str]], bo
                 if job not in expanded:
                     expanded.append(job)
     return expanded, grouped
+
+
+def one_sweep(jobs: list[list[str]]) -> list[list[str]]:
+    """The jobs of a sweep that goes to W&B with one group, a name for what was asked, where none is given."""
+    told = any(word.startswith("wandb.mode=") for words in jobs for word in words)
+    if len(jobs) < 2 or not told:
+        return jobs
+    name = f"wandb.group=sweep-{digest(sorted(map(sorted, jobs)))[:8]}"
+    return [words if _value("wandb.group", words) is not None else [*words, name] for words in jobs]
 
 
 def _compared(words: list[str], method: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The command as a whole, on a random model and a LongBench set of a few short rows."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -146,6 +145,7 @@ def test_bad_data_is_refused_before_anything_is_written(words, data, tmp_path, c
 
 def test_wandb_offline_mirrors_the_rows_and_a_missing_key_costs_nothing(words, tmp_path, capsys, monkeypatch):
     pytest.importorskip("wandb")
+    monkeypatch.setattr("eval.tracking._gone", "")
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -155,24 +155,6 @@ def test_wandb_offline_mirrors_the_rows_and_a_missing_key_costs_nothing(words, t
     assert err.count("W&B goes offline: no key is set") == 1 and "Traceback" not in err
     assert len(rows_of(words)) == 2
     assert len(list((tmp_path / "results" / "wandb").glob("offline-run-*/*.wandb"))) == 1
-
-
-def test_wandb_online_gets_config_rows_and_summary(words, tmp_path, shared):
-    """Against the loopback stand-in for the server; in a process of its own, since wandb keeps the server's address."""
-    spec = importlib.util.spec_from_file_location("wandb_stub", shared / "examples" / "wandb" / "wandb_stub.py")
-    stub = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stub)
-    server = stub.Stub().start()
-    env = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
-    line = [sys.executable, str(ROOT / "run_pred.py"), *words, "wandb.mode=online", "wandb.group=g", "limit=3"]
-    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    server.shutdown()
-    assert done.returncode == 0 and "W&B" not in done.stderr, done.stderr
-    ((_, sent),) = server.runs.items()
-    assert sent["groupName"] == "g" and sent["displayName"] == "random_llama/h2o/default/0.2/longbench_trec"
-    assert json.loads(sent["config"])["config"]["value"]["budget"] == 0.2
-    history = json.dumps(server.stream)
-    assert history.count("budget_realised") >= 3 and "score" in history
 
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):

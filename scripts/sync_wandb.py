@@ -1,0 +1,126 @@
+"""Send finished cells to Weights & Biases again: what a run could not send, or cells that were made without it.
+
+    python scripts/sync_wandb.py results_dir=results
+    python scripts/sync_wandb.py results_dir=results project=d2o group=sweep1 table=d2o_longbench
+
+A cell is always the same run, so sending it twice changes nothing: cells whose rows are there already are skipped
+(wandb.json beside the rows says so), `force=true` sends them over what is there. `table=` sends the table too, in every
+format, as an artifact. The address and the key are W&B's own: WANDB_BASE_URL, WANDB_API_KEY or `wandb login`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.errors import InputError  # noqa: E402
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+KEYS = {"results_dir": "results", "project": "", "group": "", "table": "", "scorer": "official", "force": "false"}
+
+
+@dataclass
+class Target:
+    """Where runs go, as the wandb: part of a run's config."""
+
+    project: str
+    group: str | None
+    mode: str = "online"
+
+
+def main(words: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in words):
+        print(__doc__, end="")
+        return 0
+    from eval.results import find_cells
+
+    given = read(words)
+    table = _table(given) if given["table"] else None
+    counts = {"sent": 0, "there": 0, "unfinished": 0}
+    for folder in find_cells(Path(given["results_dir"])):
+        state, what = send(folder, given)
+        counts[state] += 1
+        print(f"{state:<10}  {folder}{what}", flush=True)
+    if table is not None:
+        from eval.table_artifact import send_table
+
+        send_table(table, Target(given["project"] or "d2o", given["group"] or None), Path(given["results_dir"]))
+        print(f"{'sent':<10}  table={given['table']}")
+    print(", ".join(f"{n} {state}" for state, n in counts.items()), file=sys.stderr)
+    return 0
+
+
+def read(words: list[str]) -> dict[str, str]:
+    given = dict(KEYS)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in KEYS or not equals:
+            raise InputError(f"cannot read {word!r}", f"keys are {', '.join(KEYS)}")
+        given[key] = value
+    if given["force"] not in ("true", "false"):
+        raise InputError(f"force={given['force']} is neither true nor false", "write force=true")
+    return given
+
+
+def send(folder: Path, given: dict[str, str]) -> tuple[str, str]:
+    """sent | there | unfinished, and what to say of it. Raises Unsent where the server does not take it."""
+    from eval.mirror import mirror
+    from eval.predictions import cell_rows, wanted
+    from eval.results import read_config
+    from eval.state import read_json
+    from eval.tracking import MARK, Tracker, Unsent, first_line, mark, run_id
+
+    config = read_config(folder)
+    if config is None:
+        return "unfinished", ": no config.json"
+    config["config"] = {**config["config"], "shard": None}  # the shards of a cell are one run here
+    target = _target(config, given)
+    known = mark(folder, {"id": run_id(config), "project": target.project, "group": target.group})
+    if given["force"] == "false" and read_json(folder / MARK) == known:
+        return "there", ""
+    scored = "metric" in config["protocol"]
+    rows = list(cell_rows(folder, lambda text: print(f"note: {text}", file=sys.stderr), scored))
+    whole = wanted(folder)
+    if whole is None or len(rows) < whole:
+        return "unfinished", f": {len(rows)} of {'?' if whole is None else whole} rows"
+    with Tracker(target, Path(given["results_dir"]), config, folder, again=True) as tracker:
+        for row in rows:
+            tracker.row(row)
+        mirror(tracker, config, rows, folder, given["scorer"])
+    if tracker.error is not None:
+        raise Unsent(f"{folder}: {first_line(tracker.error)}")
+    return "sent", ""
+
+
+def _target(config: dict[str, Any], given: dict[str, str]) -> Target:
+    before = config["config"].get("wandb") or {}
+    return Target(given["project"] or before.get("project") or "d2o", given["group"] or before.get("group"))
+
+
+def _table(given: dict[str, str]) -> Any:
+    """Filled before anything is sent, so that a slip of the hand costs nothing."""
+    from eval.table_fill import fill
+    from eval.table_read import read_table
+
+    def note(text: str) -> None:
+        print(f"note: {text}", file=sys.stderr)
+
+    return fill(read_table(given["table"], CONFIGS), Path(given["results_dir"]), CONFIGS, given["scorer"], note)
+
+
+if __name__ == "__main__":
+    from eval.cli import report
+    from eval.tracking import Unsent
+
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Unsent as error:
+        print(f"error: W&B does not take {error}", file=sys.stderr)
+        print("hint: nothing on the disk was changed; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(report(error))
