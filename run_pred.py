@@ -182,4 +182,6 @@ def record(planned: Plan) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], run_cell, Path(__file__).parent / "configs"))
+    import run_pred  # by its name, which a pickled job finds again
+
+    sys.exit(main(sys.argv[1:], run_pred.run_cell, Path(__file__).parent / "configs"))

@@ -43,6 +43,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   scorer=       official | fixed
   engine.*      chunk, dtype, device
   wandb.*       mode (disabled | offline | online), project, group
+  hydra/launcher=   local | joblib | slurm: every cell a job of its own; hydra.launcher.* are its knobs
   method.*, model.*, task.*   the keys in configs/<group>/<name>.yaml
 
 options:
@@ -120,30 +121,36 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
     args = _parse(argv)
     from eval.compose import configs, split_sweep
     from eval.group import expand, one_sweep
+    from eval.launcher import take
+    from eval.sweep import compose_all, launch_all, run_all
     from eval.table_jobs import expand_tables
 
+    launcher, words = take(args.overrides, config_dir)
     with configs(config_dir):
-        asked = split_sweep(args.overrides) if args.multirun else [args.overrides]
+        asked = split_sweep(words) if args.multirun else [words]
         asked, tables = expand_tables(asked, config_dir)
         jobs, grouped = expand(asked, config_dir)
         jobs = one_sweep(jobs)
-        composed, codes = _compose_all(jobs, config_dir)
+        composed, codes = compose_all(jobs, config_dir, report)
     if args.cfg:
         from omegaconf import OmegaConf
 
-        print("---\n".join(OmegaConf.to_yaml(cell.cfg) for _, cell in composed), end="")
+        print("---\n".join(OmegaConf.to_yaml(cell.cfg) for cell in composed), end="")
         return max(codes, default=0)
     if codes and len(asked) == 1:
         return max(codes)  # a slip of the hand in a group must not start its other half
-    folders, failed = _run_all(jobs, composed, run, quiet=grouped or bool(tables))
+    if launcher:
+        folders, failed = launch_all(composed, launcher, run, config_dir, report)
+    else:
+        folders, failed = run_all(jobs, composed, run, report, quiet=grouped or bool(tables))
     codes += failed
     if grouped and folders:
         from eval.group import table
 
-        print(table(folders, composed[0][1].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
+        print(table(folders, composed[0].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
     for name in tables if folders else ():
-        _print_table(name, config_dir, composed[0][1].cfg)
-    if len(asked) > 1 or (grouped and composed):
+        _print_table(name, config_dir, composed[0].cfg)
+    if getattr(launcher, "wait", True) and (len(asked) > 1 or launcher or (grouped and composed)):
         print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
     return 0 if not codes else 2 if set(codes) == {2} else 1
 
@@ -157,41 +164,6 @@ def _print_table(name: str, config_dir: Path, cfg: Any) -> None:
         print(f"note: {text}", file=sys.stderr)
 
     print(render(fill(read_table(name, config_dir), Path(cfg.results_dir), config_dir, cfg.scorer, note), "terminal"))
-
-
-def _compose_all(jobs: list[list[str]], config_dir: Path) -> tuple[list[tuple[list[str], Composed]], list[int]]:
-    """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
-    from eval.compose import compose_cell
-
-    composed, codes, said = [], [], set()
-    for words in jobs:
-        try:
-            composed.append((words, compose_cell(words, config_dir)))
-        except InputError as error:
-            codes.append(2 if str(error) in said else report(error))
-            said.add(str(error))
-    return composed, codes
-
-
-def _run_all(
-    jobs: list[list[str]], composed: list[tuple[list[str], Composed]], run: Run, quiet: bool
-) -> tuple[list[Path], list[int]]:
-    """Run cell after cell, whatever becomes of one; folders of those that are done, exit codes of the others."""
-    folders, codes, said = [], [], set()
-    for i, (words, cell) in enumerate(composed, 1):
-        if len(jobs) > 1:
-            swept = [word for word in words if any(word not in other for other in jobs)]
-            print(f"[{i}/{len(composed)}] {' '.join(swept)}", file=sys.stderr, flush=True)
-        try:
-            path, text = run(cell)
-        except Exception as error:
-            codes.append(2 if is_input_error(error) and str(error) in said else report(error))
-            said.add(str(error))
-            continue
-        folders.append(path)
-        if not quiet:
-            print(text, flush=True)
-    return folders, codes
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,65 @@
+"""The cells of one command: composed, planned, run here one after the other or handed to a launcher."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.compose import Composed, compose_cell
+from eval.errors import InputError
+
+Run = Callable[[Composed], tuple[Path, str]]
+Report = Callable[[BaseException], int]
+
+
+def compose_all(jobs: Sequence[list[str]], config_dir: Path, report: Report) -> tuple[list[Composed], list[int]]:
+    """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
+    return _each(jobs, lambda words: compose_cell(words, config_dir), report)
+
+
+def run_all(
+    jobs: Sequence[list[str]], composed: Sequence[Composed], run: Run, report: Report, quiet: bool
+) -> tuple[list[Path], list[int]]:
+    """Run cell after cell, whatever becomes of one; folders of those that are done, exit codes of the others."""
+    number = iter(range(1, len(composed) + 1))
+
+    def one(cell: Composed) -> Path:
+        if len(jobs) > 1:
+            swept = [word for word in cell.words if any(word not in other for other in jobs)]
+            print(f"[{next(number)}/{len(composed)}] {' '.join(swept)}", file=sys.stderr, flush=True)
+        path, text = run(cell)
+        if not quiet:
+            print(text, flush=True)
+        return path
+
+    return _each(composed, one, report)
+
+
+def launch_all(
+    composed: Sequence[Composed], launcher: Any, run: Run, config_dir: Path, report: Report
+) -> tuple[list[Path], list[int]]:
+    """As `run_all`, by a launcher. Cells that cannot be planned are refused before anything is submitted."""
+    from eval.launch import launch
+    from eval.plan import plan
+
+    plans, codes = _each(composed, plan, report)
+    if not plans or codes and len(composed) == len(codes):
+        return [], codes
+    outcome = launch(plans, launcher, run, config_dir)
+    if outcome.left:
+        print(f"{outcome.left} jobs submitted; `python scripts/status.py` shows them", file=sys.stderr)
+    return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)
+
+
+def _each(items: Sequence[Any], make: Callable[[Any], Any], report: Report) -> tuple[list[Any], list[int]]:
+    made, codes, said = [], [], set()
+    for item in items:
+        try:
+            made.append(make(item))
+        except Exception as error:
+            known = isinstance(error, InputError) or isinstance(error, ValueError) and hasattr(error, "hint")
+            codes.append(2 if known and str(error) in said else report(error))
+            said.add(str(error))
+    return made, codes
