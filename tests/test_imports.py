@@ -11,7 +11,7 @@ ARROWS = {
     "d2o": {"d2o"},
     "eval": {"eval"},
     "baselines": {"baselines", "d2o"},
-    "run_pred": {"d2o", "eval"},
+    "run_pred": {"run_pred", "d2o", "eval"},
     "eval_long_bench": {"eval"},
     "scripts": {"d2o", "eval", "scripts"},
 }
