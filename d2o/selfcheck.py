@@ -41,12 +41,13 @@ LIMITS = {"again": 0.0, "held": 1.0, "bytes": 0.05}
 
 @dataclass
 class Check:
-    """`value` None: the check does not apply."""
+    """`value` None: the check does not apply. `where`: the first place at which something differs, in words."""
 
     method: str
     what: str
     value: float | None
     limit: float
+    where: str = ""
 
     @property
     def ok(self) -> bool:
@@ -68,16 +69,19 @@ class SelfCheck:
             self.stock = model(torch.tensor([self.texts[0]], device=self.device), use_cache=False).logits[0].float()
         self.limit = CLOSE[next(model.parameters()).dtype]
         self.oracle = Oracle(model)
+        self.where: dict[str, str] = {}  # of the last method, by check
 
     def method(self, name: str, factory: Callable[[], KVLayer]) -> tuple[list[Check], float]:
         """The checks of one method, and the budget under which they ran."""
         budget = next((b for b in BUDGETS if self._accepts(factory, b)), BUDGETS[-1]) if factory().budgeted else 1
+        self.where = {}
         found = {"full": self.full(factory)} | self.evicting(factory, budget)
-        return [Check(name, what, found[what], LIMITS.get(what, self.limit)) for what in CHECKS], budget
+        limits = {what: LIMITS.get(what, self.limit) for what in CHECKS}
+        return [Check(name, what, found[what], limits[what], self.where.get(what, "")) for what in CHECKS], budget
 
     def full(self, factory: Callable[[], KVLayer]) -> float:
         run, n = Engine(self.model, factory, len(self.texts[0])), LENGTHS[0]
-        return apart(self.forced(run, 0)[0], self.stock[n - 1 :])
+        return self.differ("full", self.forced(run, 0)[0], self.stock[n - 1 :])
 
     def evicting(self, factory: Callable[[], KVLayer], budget: float) -> dict[str, float | None]:
         run = Engine(self.model, factory, budget)
@@ -89,12 +93,14 @@ class SelfCheck:
         found: dict[str, float | None] = {"mask": None}
         if plain:
             expected = self.oracle.logits(self.texts[0], run_masks(LENGTHS[0], steps))[LENGTHS[0] - 1 :]
-            found["mask"] = apart(logits, expected)
-        found["batch"] = max(apart(a, b) for a, (b, _, _) in zip(self.batch(run), alone, strict=True))
-        found["chunk"] = apart(self.forced(Engine(self.model, factory, budget, chunk=CHUNK), 0)[0], logits)
+            found["mask"] = self.differ("mask", logits, expected)
+        pairs = zip(self.batch(run), alone, strict=True)
+        found["batch"] = max(self.differ("batch", a, b, row) for row, (a, (b, _, _)) in enumerate(pairs))
+        chunked = self.forced(Engine(self.model, factory, budget, chunk=CHUNK), 0)[0]
+        found["chunk"] = self.differ("chunk", chunked, logits)
         fresh, _ = run.prefill([self.texts[0][: LENGTHS[0]]])
         fed = torch.tensor([self.texts[0][LENGTHS[0] :]], device=self.device)
-        found["question"] = apart(run.extend(fresh, fed)[0], logits[1:])
+        found["question"] = self.differ("question", run.extend(fresh, fed)[0], logits[1:], first=LENGTHS[0])
         found["again"] = self.again(run)
         return found | self.held(run, cache)
 
@@ -116,6 +122,16 @@ class SelfCheck:
             logits.append(run.step(cache, torch.tensor(fed, device=self.device)))
         return list(torch.stack(logits, dim=1))
 
+    def differ(self, what: str, a: Tensor, b: Tensor, row: int = 0, first: int | None = None) -> float:
+        """`apart` of logits `[n, vocab]` after the tokens from position `first` on (the last of the prompt), noting the
+        first that is off."""
+        start = LENGTHS[row] - 1 if first is None else first
+        off = [i for i in range(a.shape[0]) if not apart(a[i], b[i]) <= self.limit]
+        if off:
+            text = f"logits differ after {len(off)} of {a.shape[0]} tokens, first after token {start + off[0]}"
+            self.where.setdefault(what, f"{text}, prompt of {LENGTHS[row]} tokens")
+        return apart(a, b)
+
     def again(self, run: Engine) -> float:
         """Tokens that differ between two orders of the samples."""
         prompts = [text[:n] for text, n in zip(self.texts, LENGTHS, strict=True)]
@@ -131,6 +147,8 @@ class SelfCheck:
         heads = layers[0].positions.shape[1]
         needed = sum(h * heads * s for h, s in zip(ledger.held_decode, slot, strict=True))
         spare = sum(heads * s for s in slot)  # the slot in which a step writes before it evicts
+        self.where["held"] = f"{wanted} slots were asked for, the layers hold {ledger.held_prefill}"
+        self.where["bytes"] = f"{needed:g} are needed, {ledger.kv_bytes_decode} are held"
         off = max(0.0, ledger.kv_bytes_decode - spare - needed, needed - ledger.kv_bytes_decode) / needed
         free = layers[0].nominal or not layers[0].budgeted
         return {"held": None if free else abs(mean - wanted), "bytes": off}

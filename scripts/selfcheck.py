@@ -48,8 +48,12 @@ def main(words: list[str]) -> int:
 
 
 def check(words: list[str]) -> int:
+    from eval.errors import InputError
+
     names = next((w.split("=", 1)[1].split(",") for w in words if w.startswith("methods=")), None)
     rest = [w for w in words if not w.startswith("methods=") and w != "families"]
+    if "families" in words and rest:
+        raise InputError(f"{rest[0]!r} beside families, which brings its own models", "leave one of them out")
     methods, bad = build_methods(names), []
     for name, model in families() if "families" in words else [bundled_or_given(rest)]:
         bad += show(name, model, methods)
@@ -76,7 +80,7 @@ def show(name: str, model, methods: dict) -> list[str]:
             continue
         shown = ["-" if c.value is None else f"{c.value:.1e}" + ("" if c.ok else " FAIL") for c in checks]
         print(f"| {method} | {budget:g} | {' | '.join(shown)} |", flush=True)
-        bad += [f"{name}, {method}: {c.what} is {c.value:.1e}, above {c.limit:.1e}" for c in checks if not c.ok]
+        bad += [f"{name}, {method}: {said(c)}" for c in checks if not c.ok]
     twin = {"column sums against their plain twin": kernels(parameter.device, parameter.dtype)}
     if "h2o" in methods:
         twin["h2o's evictions against its formula"] = found.scores(methods["h2o"])
@@ -86,6 +90,11 @@ def show(name: str, model, methods: dict) -> list[str]:
         bad += [] if value <= limit else [f"{name}: {what}: {value:.1e}, above {limit:.1e}"]
     print(f"{time.monotonic() - began:.0f} s\n", flush=True)
     return bad
+
+
+def said(check) -> str:
+    """What failed, by how much and where."""
+    return f"{check.what} is {check.value:.1e}, above {check.limit:.1e}" + (f": {check.where}" if check.where else "")
 
 
 def build_methods(names: list[str] | None) -> dict:

@@ -94,4 +94,7 @@ def test_the_command_fails_with_what_differs(capsys, monkeypatch):
     monkeypatch.setattr(selfcheck, "families", lambda: [("small", build("llama_gqa"))])
     monkeypatch.setattr(selfcheck, "build_methods", lambda names: {"h2o": functools.partial(H2O)})
     assert selfcheck.main(["families"]) == 1
-    assert "FAILED small, h2o: mask is" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAILED small, h2o: mask is" in out and "first after token 9" in out and "prompt of 96 tokens" in out
+    assert selfcheck.main(["families", "model=tiny"]) == 2
+    assert "'model=tiny' beside families" in capsys.readouterr().err
