@@ -83,7 +83,10 @@ def show(name: str, model, methods: dict) -> list[str]:
         bad += [f"{name}, {method}: {said(c)}" for c in checks if not c.ok]
     twin = {"column sums against their plain twin": kernels(parameter.device, parameter.dtype)}
     if "h2o" in methods:
-        twin["h2o's evictions against its formula"] = found.scores(methods["h2o"])
+        try:
+            twin["h2o's evictions against its formula"] = found.scores(methods["h2o"])
+        except Exception as error:  # as above: its own row says error already
+            bad.append(f"{name}: h2o's evictions against its formula: {type(error).__name__}: {error}")
     for what, value in twin.items():
         limit = found.limit
         print(f"{what}: {value:.1e}{'' if value <= limit else ' FAIL'}")

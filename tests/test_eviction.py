@@ -1,0 +1,168 @@
+"""The cut, the step and the merge against lists and loops; no model."""
+
+import math
+
+import pytest
+import torch
+
+from d2o import merge
+from d2o.eviction import Eviction
+
+HEADS, DIM = 2, 4
+PROMPTS, STEPS = (12, 5, 9), 10
+
+
+def score(position: int, head: int) -> float:
+    """Importance with ties, unlike in the heads."""
+    return ((position * 7 + 3 * head) % 5) / 4
+
+
+class Scored(Eviction):
+    """Importance is a function of the position; what leaves is written down."""
+
+    def __init__(self, slots, sinks, recent, merges=False):
+        super().__init__()
+        self.slots, self.sinks, self.recent_slots, self.merges = list(slots), sinks, recent, merges
+        self.left = [[[] for _ in range(HEADS)] for _ in slots]
+
+    def recent(self, slots):
+        return self.recent_slots
+
+    def importance(self):
+        return torch.tensor([[[score(p, h) if p >= 0 else 9 for p in head] for h, head in enumerate(row)]
+                             for row in self.positions.tolist()])  # fmt: skip
+
+    def absorb(self, evicted, kept, rows):
+        for b, row in zip(range(*rows.indices(len(self.slots))), evicted.positions.tolist(), strict=True):
+            for h, head in enumerate(row):
+                self.left[b][h] += [p for p in head if p >= 0]
+        assert not (evicted.positions.unsqueeze(-1) == kept.positions.unsqueeze(-2)).logical_and(
+            evicted.positions.unsqueeze(-1) >= 0
+        ).any(), "what leaves is not among what stays"
+
+    def fill(self):
+        lengths = list(PROMPTS)
+        x = torch.zeros(len(lengths), HEADS, max(lengths), DIM)
+        self.allocate_storage(x, x, max(lengths) + 1)
+        self.append(x, x, lengths)
+
+    def step(self):
+        x = torch.zeros(len(self.slots), HEADS, 1, DIM)
+        self.make_space(self.used + 1)
+        self.now = self.now + 1
+        self.write(x, x, self.now)
+        self.seen, self.held = [s + 1 for s in self.seen], [h + 1 for h in self.held]
+        self.make_room(self.used)
+
+    def found(self):
+        return [[sorted(p for p in head if p >= 0) for head in row] for row in self.positions.tolist()]
+
+
+def leaves(held: list[int], slots: int, sinks: int, recent: int, head: int) -> list[int]:
+    """Which of the positions `held` (ascending) leave, one after the other, until `slots` are left."""
+    recent = min(recent, slots)
+    sinks = min(sinks, slots - recent)
+    free = [p for p in held if p >= sinks and p <= held[-1] - recent]
+    free.sort(key=lambda p: (score(p, head), -p))
+    return sorted(free[: max(0, len(held) - slots)])
+
+
+@pytest.mark.parametrize(("sinks", "recent"), [(0, 0), (2, 3), (4, 4), (1, 20)])
+@pytest.mark.parametrize("slots", [(6, 8, 9), (1, 2, 3), (5, 5, 5)])
+def test_the_cut_and_every_step_leave_what_lists_say(slots, sinks, recent):
+    layer = Scored(slots, sinks, recent, merges=True)
+    layer.fill()
+    layer.compress(reserve=STEPS)
+    layer.arm()
+    expected, gone = [], [[[] for _ in range(HEADS)] for _ in slots]
+    for b, (n, s) in enumerate(zip(PROMPTS, slots, strict=True)):
+        expected.append([])
+        for h in range(HEADS):
+            gone[b][h] = leaves(list(range(n)), s, sinks, recent, h)
+            expected[b].append([p for p in range(n) if p not in gone[b][h]])
+            assert layer.positions[b, h, : len(expected[b][h])].tolist() == expected[b][h], "ascending, from slot 0"
+    assert layer.found() == expected and layer.left == gone
+    assert layer.capacity == max(min(s + 1, min(n, s) + STEPS) for n, s in zip(PROMPTS, slots, strict=True))
+    for i in range(STEPS):
+        order = [[head.clone() for head in row] for row in layer.positions]
+        layer.step()
+        for b, (n, s) in enumerate(zip(PROMPTS, slots, strict=True)):
+            for h in range(HEADS):
+                now = [*expected[b][h], n + i]
+                if len(now) > s:
+                    out = step_victim(order[b][h].tolist(), n + i, s, sinks, recent, h)
+                    gone[b][h].append(out)
+                    now.remove(out)
+                expected[b][h] = now
+        assert layer.found() == expected and layer.left == gone
+        assert layer.held == [len(row[0]) for row in expected]
+
+
+def step_victim(order: list[int], new: int, slots: int, sinks: int, recent: int, head: int) -> int:
+    """The least important position that may leave; of equals the one in the first slot."""
+    recent = min(recent, slots)
+    sinks = min(sinks, slots - recent)
+    slot = order.index(-1) if -1 in order else len(order)
+    order = [*order[:slot], new, *order[slot + 1 :]]
+    free = [p for p in order if p >= sinks and p <= new - recent]
+    return min(free, key=lambda p: (score(p, head), order.index(p)))
+
+
+def test_a_cut_that_waited_keeps_the_room_that_was_announced():
+    layer = Scored((20, 20, 20), 0, 0)
+    layer.fill()
+    layer.pending, layer.reserve = True, 6
+    layer.arm()
+    layer.make_room(layer.used)
+    assert not layer.pending and layer.capacity == 12 + 6
+
+
+# ---- merge
+
+
+def entries(seed: int, e: int, c: int = 6):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, HEADS, n, DIM, generator=draw) * (1 + torch.rand(2, HEADS, n, 1, generator=draw))
+            for n in (e, c)]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("e", [1, 7])
+def test_the_nearest_kept_key_by_cosine(e, known, monkeypatch):
+    monkeypatch.setattr(merge, "SIMILARITIES", 60)  # several pieces
+    leaving, kept = entries(0, e)
+    filled = torch.tensor([True, False, True, True, False, True]).expand(2, HEADS, -1)
+    kept[:, :, 1] = leaving[:, :, 0]  # an empty slot that would be nearest
+    best, slot = merge.nearest(leaving, kept, kept.norm(dim=-1) if known else None, filled)
+    cosine = torch.nn.functional.cosine_similarity(leaving.unsqueeze(3), kept.unsqueeze(2), dim=-1)
+    expected = cosine.masked_fill(~filled.unsqueeze(2), -2).max(dim=-1)
+    torch.testing.assert_close(best, expected.values)
+    assert torch.equal(slot, expected.indices)
+
+
+@pytest.mark.parametrize("variant", ["exponential", "average"])
+@pytest.mark.parametrize("e", [1, 7])
+def test_a_merge_is_the_weighted_mean_of_the_formula(e, variant):
+    leaving, kept = entries(1, e)
+    draw = torch.Generator().manual_seed(2)
+    target = torch.randint(0, 5, (2, HEADS, e), generator=draw)
+    cosine = torch.rand(2, HEADS, e, generator=draw) * 2 - 1
+    for merged in (torch.rand(2, HEADS, e, generator=draw) < 0.6, torch.zeros(2, HEADS, e, dtype=torch.bool)):
+        ours, expected = kept.clone(), kept.clone()
+        for b in range(2):
+            for h in range(HEADS):
+                for c in range(6):
+                    those = [i for i in range(e) if merged[b, h, i] and target[b, h, i] == c]
+                    m = [float(cosine[b, h, i]) for i in those]
+                    w = [math.exp(x) for x in m] if variant == "exponential" else m
+                    own = math.e if variant == "exponential" else 1.0
+                    total = own + (sum(w) if variant == "exponential" else len(those))
+                    new = own * kept[b, h, c] + sum(x * leaving[b, h, i] for x, i in zip(w, those, strict=True))
+                    expected[b, h, c] = new / total if those else kept[b, h, c]
+        if variant == "exponential":
+            merge.merge_exponential(ours, leaving, target, cosine, merged, math.e)
+        else:
+            merge.merge_average(ours, leaving, target, cosine, merged)
+        torch.testing.assert_close(ours, expected)
+        untouched = ~torch.zeros(2, HEADS, 6).scatter_add(2, target, merged.float()).bool()
+        assert torch.equal(ours[untouched], kept[untouched]), "bit by bit"
