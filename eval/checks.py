@@ -37,7 +37,7 @@ def numbers(key: str, value: Any, low: float, high: float, hint: str) -> list[An
         raise InputError(f"task.{key}={value} is no list of numbers", f"write {hint}")
     for v in values:
         if not low <= v <= high:
-            raise InputError(f"task.{key}={v} is outside {low:g} to {high:g}", f"write {hint}")
+            raise InputError(f"task.{key}={v} is outside {low} to {high}", f"write {hint}")
     if len(set(values)) < len(values):
         raise InputError(f"task.{key}={value} names a value twice", f"write {hint}")
     return values

@@ -69,7 +69,7 @@ class Needle:
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.lengths, self.depths = lengths or STEPS, STEPS if depths is None else depths
+        self.lengths, self.depths = (STEPS if steps is None else steps for steps in (lengths, depths))
         self.repeats, self.seed = repeats, seed
         self.needles, self.needle, self.ask, self.answer = needles, needle, ask, answer
         self.haystack, self.question, self.chat, self.new = haystack, question, chat, max_new_tokens

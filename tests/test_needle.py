@@ -248,6 +248,7 @@ def test_only_the_context_is_cut():
         (["task.lengths=[20]"], "leaves"),
         (["task.lengths=[99999]"], "task.lengths=99999 does not fit"),
         (["task.lengths=[0]"], "task.lengths=0"),
+        (["task.lengths=[]"], "task.lengths=[] is no list of numbers"),
         (["task.lengths=[512,512]"], "names a value twice"),
         (["task.lengths=long"], "task.lengths=long is no list of numbers"),
         (["task.needle='The key is 7.'"], "task.ask and task.answer not given"),

@@ -19,6 +19,7 @@ from eval.errors import InputError
 from eval.ppl import Perplexity
 from eval.ppl_figures import by_position, figures, table
 from eval.ppl_rows import buckets, pace
+from scripts import own_text
 from tests.zoo import Oracle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,12 +135,20 @@ def test_bundled_text_differs_by_segment_and_seed():
 def stories(shared, tmp_path_factory):
     """stories260K, trained on 512 positions, and some thousand tokens of its own stories in a file."""
     loaded = load(str(shared / "models" / "stories260K"), device="cpu")
-    torch.manual_seed(0)
-    begin = torch.full((10, 1), loaded.tokenizer.bos_token_id)
-    told = loaded.model.generate(begin, do_sample=True, temperature=0.8, max_new_tokens=400, pad_token_id=0)
     path = tmp_path_factory.mktemp("stories") / "stories.txt"
-    path.write_text("\n".join(loaded.tokenizer.decode(row, skip_special_tokens=True) for row in told))
+    own_text.main([f"model={shared / 'models' / 'stories260K'}", f"out={path}", "texts=12"])
     return loaded, str(path)
+
+
+def test_a_models_own_texts_are_the_same_twice_and_bad_words_are_refused(shared, tmp_path):
+    model = f"model={shared / 'models' / 'stories260K'}"
+    for name in "ab":
+        own_text.main([model, f"out={tmp_path / name}.txt", "texts=2", "tokens=40"])
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text().strip() + "\n"
+    for words in (["texts=0"], ["tokens=x"], ["tokens=9999"], ["text=1"], ["out=/nowhere/x.txt"]):
+        with pytest.raises(InputError) as caught:
+            own_text.main([model, f"out={tmp_path}/c.txt", *words])
+        assert caught.value.hint and not (tmp_path / "c.txt").exists()
 
 
 @pytest.mark.parametrize("positions", ["slot", "original"])
