@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,10 +73,6 @@ class SlurmBackend:
     name = "slurm"
 
     def __init__(self, options: Slurm, folder: Path) -> None:
-        for program in ("sbatch", "squeue", "srun"):
-            if shutil.which(program) is None:
-                hint = "run it where jobs are submitted, or take hydra/launcher=local"
-                raise InputError(f"hydra/launcher=slurm: there is no {program} here", hint)
         from submitit import SlurmExecutor
 
         _find_us()
@@ -101,18 +96,23 @@ class SlurmBackend:
 
     def alive(self) -> set[str]:
         """Raises InputError where Slurm does not answer."""
-        line = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
-        try:
-            done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-        except subprocess.TimeoutExpired as error:
-            raise InputError("squeue does not answer", "try again; jobs that run go on") from error
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["squeue failed"]
-            raise InputError(f"cannot ask Slurm: {lines[-1]}", "try again; jobs that run go on")
-        return set(done.stdout.split())
+        return slurm_jobs()
 
     def stop(self) -> None:
         """Jobs go on."""
+
+
+def slurm_jobs() -> set[str]:
+    """Ids of this user's jobs that wait or run, `12_3` for one of an array. Raises InputError for no answer."""
+    line = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i"]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        raise InputError("squeue does not answer", "try again; jobs that run go on") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["squeue failed"]
+        raise InputError(f"cannot ask Slurm: {lines[-1]}", "try again; jobs that run go on")
+    return set(done.stdout.split())
 
 
 def _parameters(options: Slurm) -> dict[str, Any]:

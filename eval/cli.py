@@ -121,8 +121,8 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
     args = _parse(argv)
     from eval.compose import configs, split_sweep
     from eval.group import expand, one_sweep
-    from eval.launcher import take
-    from eval.sweep import compose_all, launch_all, run_all
+    from eval.launcher import check, take
+    from eval.sweep import compose_all, launch_all, remember, run_all
     from eval.table_jobs import expand_tables
 
     launcher, words = take(args.overrides, config_dir)
@@ -139,6 +139,9 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
         return max(codes, default=0)
     if codes and len(asked) == 1:
         return max(codes)  # a slip of the hand in a group must not start its other half
+    check(launcher)
+    if args.multirun or launcher:
+        remember(composed)
     if launcher:
         folders, failed = launch_all(composed, launcher, run, config_dir, report)
     else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.errors import InputError
 from eval.plan import Plan
 from eval.rows import is_held
 from eval.shards import Shard, named, row_file, status_file
@@ -65,10 +66,14 @@ class CellJob:
 
 
 def queue(plan: Plan, command: str) -> None:
-    """status.json of a cell that is about to be submitted."""
+    """status.json of a cell that is about to be submitted. Raises InputError for a folder that cannot be written to."""
     from eval.cells import status_of
 
-    plan.path.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        what = f"cannot write to {plan.path}: {error.strerror}"
+        raise InputError(what, "name another folder with results_dir=") from error
     counts = {"done": len(plan.own) - len(plan.missing()), "total": len(plan.own), "whole": len(plan.samples)}
     status = {**status_of("queued"), **counts, "rows_per_second": 0.0, "command": command}
     replace_json(status_file(plan.path, plan.shard), status)

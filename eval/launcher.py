@@ -6,6 +6,7 @@ The words are taken off the command line before a cell is composed: they change 
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -68,6 +69,14 @@ def take(words: Sequence[str], config_dir: Path) -> tuple[Launcher | None, list[
     if turned and not named:
         raise InputError(f"{turned[0]!r} without a launcher", f"write {GROUP}={' | '.join(KINDS)} beside it")
     return (_read(named[-1], turned, config_dir) if named else None), rest
+
+
+def check(launcher: Launcher | None) -> None:
+    """Raises InputError for Slurm on a machine that has none."""
+    for program in ("sbatch", "squeue", "srun") if isinstance(launcher, Slurm) else ():
+        if shutil.which(program) is None:
+            hint = f"run it where jobs are submitted, or take {GROUP}=local"
+            raise InputError(f"{GROUP}=slurm: there is no {program} here", hint)
 
 
 def _read(name: str, turned: Sequence[str], config_dir: Path) -> Launcher:

@@ -48,19 +48,25 @@ class Plan:
 def plan(composed: Composed) -> Plan:
     """Builds task and method and reads the task's rows; writes nothing.
 
-    Raises InputError for all that can be wrong with them. A method that evicts nothing has one budget, 1.
+    Raises InputError for all that can be wrong with them.
     """
     cfg = composed.cfg
     task = build(cfg.task, "task")
     protocol, samples = task.protocol(), first(task.rows(), cfg.limit)
-    method = build(cfg.method, "method")
-    if not method().budgeted:
-        cfg.budget = 1.0
+    method = settle(composed)
     if hasattr(task, "check_cell"):
         task.check_cell(cfg.budget, method())
     shard = shards.parse(cfg.shard)
     own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
     return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
+
+
+def settle(composed: Composed) -> Callable[..., Any]:
+    """The method; one that evicts nothing has one budget, 1. Raises InputError."""
+    method = build(composed.cfg.method, "method")
+    if not method().budgeted:
+        composed.cfg.budget = 1.0
+    return method
 
 
 def dataset_hash(samples: Sequence[Sample]) -> str:

@@ -37,10 +37,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def process() -> dict[str, Any]:
-    """Who runs: process, machine, and the job of a cluster where it is one."""
+    """Who runs, and from where: process, machine, the job of a cluster where it is one, the folder."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "job": job}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "job": job, "cwd": os.getcwd()}
 
 
 def now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from eval.compose import Composed, compose_cell
 from eval.errors import InputError
+from eval.provenance import command
 
 Run = Callable[[Composed], tuple[Path, str]]
 Report = Callable[[BaseException], int]
@@ -51,6 +53,33 @@ def launch_all(
     if outcome.left:
         print(f"{outcome.left} jobs submitted; `python scripts/status.py` shows them", file=sys.stderr)
     return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)
+
+
+def remember(composed: Sequence[Composed]) -> None:
+    """Leave the list of a sweep's cells under results_dir, for the board to know what is missing. A cell that cannot
+    be built is left out: its error comes when it is run."""
+    from eval.board import SWEEPS
+    from eval.identity import digest, folder
+    from eval.plan import settle
+    from eval.state import replace_json
+
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for cell in composed:
+        try:
+            settle(cell)
+        except InputError:
+            continue
+        place, words = cell.cfg.results_dir, command(cell.words)
+        path = str(folder(cell).relative_to(place))
+        found = {"path": path, "shard": cell.cfg.shard, "command": words, "cwd": os.getcwd()}
+        cells.setdefault(place, []).append(found)
+    for place, found in cells.items():
+        target = Path(place) / SWEEPS
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            replace_json(target / f"{digest(found)[:16]}.json", {"cells": found}, f".{os.getpid()}")
+        except OSError as error:  # the cells will say it better
+            print(f"note: no list of this sweep in {target}: {error.strerror}", file=sys.stderr)
 
 
 def _each(items: Sequence[Any], make: Callable[[Any], Any], report: Report) -> tuple[list[Any], list[int]]:

@@ -111,7 +111,7 @@ def test_a_model_folder_must_be_a_decoder_with_everything(capsys, tmp_path):
 
 def test_a_sweep_reports_bad_cells_and_runs_the_others(capsys, tmp_path):
     ran = []
-    words = ["-m", *CHEAP[::2], "method=random,d20,full", "budget=.1,.2"]
+    words = ["-m", *CHEAP[::2], "method=random,d20,full", "budget=.1,.2", f"results_dir={tmp_path}"]
 
     def run(cell):
         ran.append((cell.names["method"], cell.cfg.budget))
@@ -129,13 +129,13 @@ def test_a_slip_in_a_group_runs_nothing(capsys):
     assert err.count("error: unknown method 'd20'") == 1 and err.count("\n") == 2
 
 
-def test_a_failing_cell_stops_no_other_and_is_told_apart_from_bad_input(capsys):
+def test_a_failing_cell_stops_no_other_and_is_told_apart_from_bad_input(capsys, tmp_path):
     def run(cell):
         if cell.cfg.budget == 0.1:
             raise RuntimeError("layer 3 was given 12 slots")
         return ROOT, "done"
 
-    code = main(["-m", *CHEAP, "budget=.1,.2"], run, CONFIGS)
+    code = main(["-m", *CHEAP, "budget=.1,.2", f"results_dir={tmp_path}"], run, CONFIGS)
     err = capsys.readouterr().err
     assert code == 1 and "error: RuntimeError: layer 3 was given 12 slots" in err and "1 of 2 cells done" in err
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,3 +112,38 @@ def test_a_disk_that_fills_up_costs_no_row(tmp_path):
     assert errors.startswith("error: the disk is full") and "Traceback" not in errors and errors.count("\n") == 2
     assert 0 < len(read(tmp_path / "predictions.jsonl")) < 60
     assert start(tmp_path).wait() == 0 and len(read(tmp_path / "predictions.jsonl")) == 60
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own of 128 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(line, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_full_disk_the_same_command_finishes_once_there_is_room(small_disk):
+    """Rows of 3 KB, 60 of them: the disk is full at the 30th or so."""
+    other = small_disk / "other"
+    other.write_bytes(b"x" * 40_000)
+    cell = small_disk / "cell"
+    process = start(cell)
+    assert process.wait() == 1
+    errors = process.stderr.read().splitlines()
+    assert [line.split(":")[0] for line in errors if "out of date" not in line] == ["error", "hint"], errors
+    assert "the disk is full" in errors[-2] and "the same command goes on" in errors[-1]
+    kept = (cell / "predictions.jsonl").read_text()
+    assert 0 < len(read(cell / "predictions.jsonl")) < 60 and kept.endswith("\n")
+    assert start(cell).wait() == 1  # still full
+    assert (cell / "predictions.jsonl").read_text().startswith(kept)
+    other.unlink()
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert start(cell).wait() == 0
+    rows = read(cell / "predictions.jsonl")
+    assert len(rows) == len({row["id"] for row in rows}) == 60
+    assert (cell / "predictions.jsonl").read_text().startswith(kept)
+    assert json.loads((cell / "status.json").read_text())["state"] == "done"
