@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def remember(composed: Sequence[Composed]) -> None:
 
     cells: dict[str, list[dict[str, Any]]] = {}
     for cell in composed:
+        cell = replace(cell, cfg=cell.cfg.copy())  # what is settled here is settled again by the run itself
         try:
             settle(cell)
         except InputError:
