@@ -20,8 +20,8 @@ A row is one point of the grid batch x prompt x new tokens. Besides batch, promp
     weights_bytes   bytes of the model's weights
 
     kind "largest"  largest_batch and full_largest_batch: most rows whose prefill and first steps fit into memory_gb
-                    (the whole GPU where none is given), None where not even one does; largest_capped: the search ended
-                    at task.most_batch; tried, full_tried: [[batch, fits], ...]
+                    (the whole GPU where none is given), None where not even one does; largest_capped,
+                    full_largest_capped: the search ended at task.most_batch; tried, full_tried: [[batch, fits], ...]
 
 The fields that every row holds are there too: prompt_tokens and new_tokens (one row of the batch), prefill_s, decode_s
 (medians, divided by the batch), truncated; budget_realised and slots are those of the first row of the batch.
@@ -147,10 +147,10 @@ class Efficiency:
                 return tried[-1][1]
 
             found[f"{prefix}largest_batch"] = largest(fits, self.most_batch)
+            found[f"{prefix}largest_capped"] = found[f"{prefix}largest_batch"] == self.most_batch
             found[f"{prefix}tried"] = tried
         return {
             **found,
-            "largest_capped": found["largest_batch"] == self.most_batch,
             "memory_gb": self.memory_gb,
             "prompt_tokens": meta["prompt"],
             "new_tokens": 0,

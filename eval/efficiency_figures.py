@@ -70,11 +70,13 @@ def table(rows: Rows) -> str:
         parts.append(EXPLAINED)
     for row in rows:
         if row["kind"] == "largest":
-            capped = " or more" if row["largest_capped"] else ""
             limit = "the whole GPU" if row["memory_gb"] is None else f"{row['memory_gb']:g} GiB"
-            own, full = (row[key] or "none" for key in ("largest_batch", "full_largest_batch"))
+            own, full = (
+                f"{row[f'{prefix}largest_batch'] or 'none'}" + " or more" * row[f"{prefix}largest_capped"]
+                for prefix in ("", "full_")
+            )
             shape = f"{row['prompt']} + {row['new']} tokens"
-            parts.append(f"largest batch of {shape} in {limit}: {own}{capped}, full cache {full}")
+            parts.append(f"largest batch of {shape} in {limit}: {own}, full cache {full}")
     last = rows[-1]
     versions = ", ".join(f"{name} {v}" for name, v in last["versions"].items())
     peaks = last["memory_by"] or "not read"
@@ -97,7 +99,8 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
             ratios = {ratio_name(key): ratio(row, key) for key in RATIOS}
             points.append({**kept, **values, **ratios, **{key: row[key] for key in machine}})
         else:
-            kept = ("prompt", "new", "memory_gb", "largest_batch", "full_largest_batch", "largest_capped")
+            kept = ("prompt", "new", "memory_gb", "largest_batch", "full_largest_batch", "largest_capped",
+                    "full_largest_capped")  # fmt: skip
             searches.append({key: row[key] for key in kept})
     return {"efficiency": points, "largest_batch": searches}
 

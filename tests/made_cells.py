@@ -110,8 +110,8 @@ def efficiency(results: Path, method: str, budget: float) -> Path:
                     row |= {k: None for k in row if k.startswith(prefix) and k.endswith(("_s", "peak", "bytes"))}
             rows.append(row | ledger(method, budget))
     rows.append({"id": "largest-p2048-n32", "kind": "largest", "prompt": 2048, "new": 32, "largest_batch": 40,
-                 "full_largest_batch": 9, "memory_gb": 4.0, "largest_capped": False, "tried": [[1, True]],
-                 **ledger(method, budget)})  # fmt: skip
+                 "full_largest_batch": 9, "memory_gb": 4.0, "largest_capped": False, "full_largest_capped": False,
+                 "tried": [[1, True]], **ledger(method, budget)})  # fmt: skip
     return write_cell(results, method, budget, "efficiency", rows, {"figures": "eval.efficiency_figures"})
 
 

@@ -131,6 +131,9 @@ def test_the_largest_batch_under_a_limit_on_a_cpu():
     assert 1 <= search["full_largest_batch"] < 60 and 1 <= search["largest_batch"] < 60
     assert not search["largest_capped"] and {fits for _, fits in search["tried"]} == {True, False}
     assert "largest batch of 1000 + 2 tokens in 0.06 GiB" in table(rows)
+    ended = search | {"largest_batch": 64, "largest_capped": True, "full_largest_batch": 5}
+    assert "0.06 GiB: 64 or more, full cache 5\n" in table([ended])
+    assert "full cache 64 or more\n" in table([ended | {"full_largest_batch": 64, "full_largest_capped": True}])
     with limited(loaded.model, 0.06), pytest.raises((RuntimeError, MemoryError)) as error:
         torch.zeros(GIB // 4)
     assert is_out_of_memory(error.value)
