@@ -13,6 +13,7 @@ from eval.bootstrap import Interval, mean_interval, paired
 from eval.budgets import kind, read_budget
 from eval.equal import mark_uneven
 from eval.errors import InputError
+from eval.kept_rows import KeptRows
 from eval.longbench import BUCKETS, SETS, SETS_E
 from eval.predictions import cell_rows, note_gaps, read_predictions, wanted
 from eval.scoring import Score, protocol_of, score_rows
@@ -32,7 +33,8 @@ class CellResult:
     `uneven`: it holds more than what it is compared with (eval/equal.py).
     `question`: when it was fed (eval/checks.py), None where a task has none.
     `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
-    their own names. `rows`: without their texts, where they were to be kept.
+    their own names. `rows`: without their texts, of predictions only what
+    eval/kept_rows.py keeps, where they were to be kept.
     """
 
     folder: str
@@ -49,7 +51,7 @@ class CellResult:
     measured: dict[str, float | None] = field(default_factory=dict, repr=False)
     question: str | None = None
     uneven: bool = False
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows: Sequence[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def by_id(self) -> dict[Any, float]:
@@ -136,8 +138,11 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
     measures = bool(protocol) and "figures" in protocol  # its rows hold figures, and a prediction only with a metric
     scored = not measures or "metric" in protocol
     rows = _tap(cell_rows(folder, note, scored), realised, ids)
-    if measures or keep:
+    kept = KeptRows()
+    if measures:
         rows = list(rows)
+    elif keep:
+        rows = kept.through(rows)
     score = score_rows(str(task), rows, scorer, protocol) if scored else Score(None, len(rows))
     note_gaps(folder, len(ids), note)
     edges = (protocol or {}).get("buckets") or []
@@ -152,7 +157,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         question=(protocol or {}).get("question"),
         ids=ids,
         **(_figures(rows, protocol) if measures and rows else {}),
-        rows=[{key: value for key, value in row.items() if key not in TEXTS} for row in rows] if keep else [],
+        rows=[{k: v for k, v in row.items() if k not in TEXTS} for row in rows] if keep and measures else kept,
     )
 
 

@@ -19,7 +19,7 @@ class CellData:
     path: Path
     result: CellResult
     config: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)
+    rows: Sequence[dict[str, Any]] = field(repr=False)
     label: str = ""
     task: str = ""
 
