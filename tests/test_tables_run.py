@@ -137,3 +137,8 @@ def test_the_tables_that_ship_can_be_run(name):
             if not alike <= seen:
                 seen |= alike
                 assert compose_cell(job, CONFIGS).cfg.wandb.group == name
+
+
+def test_columns_that_read_one_cell_run_it_once():
+    found = jobs(["table=needle", "method=h2o", "budget=.2"], CONFIGS)
+    assert len(found) == 1 and len(read_table("needle", CONFIGS).tasks) == 3
