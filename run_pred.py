@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from d2o.models import LoadedModel
     from eval.cells import Cell
     from eval.compose import Composed
+    from eval.dryrun import Size
     from eval.plan import Plan
     from eval.predict import Prompt
     from eval.samples import Sample
@@ -152,6 +153,30 @@ def load_model(cfg: Any) -> LoadedModel:
     return _last[key]
 
 
+def size_cell(planned: Plan) -> Size:
+    """What a dry run says of a cell: tokenizer and shape are read, no weights."""
+    from d2o.budget import Budget
+    from d2o.models import resolve_device
+    from d2o.outline import outline
+    from eval.build import check_given
+    from eval.dryrun import Size
+    from eval.measure import measures
+
+    cfg = planned.composed.cfg
+    check_given(cfg.model, "model")
+    found = outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
+    if found is None:
+        return Size()
+    missing = planned.missing()
+    if measures(planned.task):  # its texts are made beside the model; the longest stands for all of them
+        longest = getattr(planned.task, "longest", None)
+        prompts, new = [longest or found.loaded.window] * len(missing), None
+    else:
+        prompts = [tokenise(found.loaded, sample, planned.task).tokens for sample in missing]
+        new = planned.task.max_new_tokens
+    return Size(prompts, new, found.token_bytes, Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts)))
+
+
 def record(planned: Plan) -> dict[str, Any]:
     """config.json: all that a reader of the rows may want to know about how they were made."""
     from omegaconf import OmegaConf
@@ -184,4 +209,4 @@ def record(planned: Plan) -> dict[str, Any]:
 if __name__ == "__main__":
     import run_pred  # by its name, which a pickled job finds again
 
-    sys.exit(main(sys.argv[1:], run_pred.run_cell, Path(__file__).parent / "configs"))
+    sys.exit(main(sys.argv[1:], run_pred.run_cell, Path(__file__).parent / "configs", run_pred.size_cell))

@@ -43,6 +43,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   scorer=       official | fixed
   engine.*      chunk, dtype, device
   wandb.*       mode (disabled | offline | online), project, group
+  dry_run=      true: print rows, tokens, memory and time of every cell, and stop
   hydra/launcher=   local | joblib | slurm: every cell a job of its own; hydra.launcher.* are its knobs
   method.*, model.*, task.*   the keys in configs/<group>/<name>.yaml
 
@@ -59,8 +60,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a run in good order, as Ctrl-C does."""
 
 
-def main(argv: list[str], run: Run, config_dir: Path) -> int:
-    """Parse, compose, run one cell or a sweep of them; returns the exit code."""
+def main(argv: list[str], run: Run, config_dir: Path, size: Any = None) -> int:
+    """Parse, compose, run one cell or a sweep of them; returns the exit code. `size`: eval.dryrun.Measure."""
     if "-h" in argv or "--help" in argv:
         print(usage(config_dir))
         return 0
@@ -71,7 +72,7 @@ def main(argv: list[str], run: Run, config_dir: Path) -> int:
 
             print(cards([word for word in argv if word != "--methods"], config_dir))
             return 0
-        return _main(argv, run, config_dir)
+        return _main(argv, run, config_dir, size)
     except BaseException as error:
         return report(error)
 
@@ -117,15 +118,16 @@ def is_input_error(error: BaseException) -> bool:
     return isinstance(error, ValueError) and hasattr(error, "hint")
 
 
-def _main(argv: list[str], run: Run, config_dir: Path) -> int:
+def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
     args = _parse(argv)
     from eval.compose import configs, split_sweep
     from eval.group import expand, one_sweep
-    from eval.launcher import check, take
-    from eval.sweep import compose_all, launch_all, remember, run_all
+    from eval.launcher import check, take, take_dry
+    from eval.sweep import compose_all, dry, launch_all, remember, run_all
     from eval.table_jobs import expand_tables
 
     launcher, words = take(args.overrides, config_dir)
+    dry_run, words = take_dry(words)
     with configs(config_dir):
         asked = split_sweep(words) if args.multirun else [words]
         asked, tables = expand_tables(asked, config_dir)
@@ -139,6 +141,8 @@ def _main(argv: list[str], run: Run, config_dir: Path) -> int:
         return max(codes, default=0)
     if codes and len(asked) == 1:
         return max(codes)  # a slip of the hand in a group must not start its other half
+    if dry_run:
+        return dry(composed, size, report) or max(codes, default=0)
     check(launcher)
     if args.multirun or launcher:
         remember(composed)

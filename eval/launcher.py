@@ -71,6 +71,15 @@ def take(words: Sequence[str], config_dir: Path) -> tuple[Launcher | None, list[
     return (_read(named[-1], turned, config_dir) if named else None), rest
 
 
+def take_dry(words: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether `dry_run=true` stands among the words, and the others. Raises InputError."""
+    said = [word for word in words if word.startswith("dry_run=")]
+    for word in said:
+        if word not in ("dry_run=true", "dry_run=false"):
+            raise InputError(f"{word} is neither true nor false", "write dry_run=true")
+    return said[-1:] == ["dry_run=true"], [word for word in words if word not in said]
+
+
 def check(launcher: Launcher | None) -> None:
     """Raises InputError for Slurm on a machine that has none."""
     for program in ("sbatch", "squeue", "srun") if isinstance(launcher, Slurm) else ():

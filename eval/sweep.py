@@ -56,6 +56,17 @@ def launch_all(
     return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)
 
 
+def dry(composed: Sequence[Composed], measure: Callable[[Any], Any], report: Report) -> int:
+    """Print what the cells would be; the exit code."""
+    from eval.dryrun import dry_run
+    from eval.plan import plan
+
+    plans, codes = _each(composed, plan, report)
+    if plans:
+        print(dry_run(plans, measure))
+    return max(codes, default=0)
+
+
 def remember(composed: Sequence[Composed]) -> None:
     """Leave the list of a sweep's cells under results_dir, for the board to know what is missing. A cell that cannot
     be built is left out: its error comes when it is run."""
