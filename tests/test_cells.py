@@ -173,6 +173,15 @@ def test_the_status_follows_the_run(tmp_path):
     assert (status()["state"], status()["done"], status()["error"]) == ("done", 2, None)
 
 
+def test_a_job_put_back_into_the_queue_says_so(tmp_path):
+    """submitit leaves a job that it has requeued with SystemExit."""
+    with pytest.raises(SystemExit), cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0))
+        raise SystemExit(-1)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["done"], status["error"]) == ("queued", 1, None)
+
+
 # ---- what is predicted
 
 

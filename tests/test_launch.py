@@ -178,6 +178,34 @@ def test_a_status_of_a_done_cell_is_not_overwritten(tmp_path):
     assert job() == 2 and json.loads((mine.path / "status.json").read_text()) == {"state": "done"}
 
 
+def test_a_job_that_is_to_be_requeued_is_the_same_job(tmp_path):
+    (mine,) = plans(tmp_path, "method=h2o")
+    job = jobs.CellJob(list(mine.composed.words), CONFIGS, mine.path, None, run_two)
+    again = job.checkpoint()
+    assert again.function is job and again.args == () and again.result() == 0 and mine.missing() == []
+
+
+def test_a_device_map_goes_to_transformers_and_changes_no_row(tmp_path, monkeypatch):
+    """On one device: that is all a machine without GPUs can say."""
+    from transformers import AutoModelForCausalLM
+
+    kept, maps, real = {}, [], AutoModelForCausalLM.from_pretrained
+
+    def load(*args, **options):
+        maps.append(options["device_map"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    run_pred._last.clear()
+    for name, words in {"plain": [], "mapped": ["model.device_map=auto"]}.items():
+        line = ["model=tiny", "method=h2o", *WORDS[1:], f"results_dir={tmp_path}/{name}", *words]
+        assert main(line, run_pred.run_cell, CONFIGS) == 0
+        (file,) = (tmp_path / name).rglob("predictions.jsonl")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        kept[name] = [(row["id"], row["pred"], row["held_prefill"]) for row in rows]
+    assert maps == [None, "auto"] and kept["plain"] == kept["mapped"]
+
+
 # ---- the real command
 
 
