@@ -120,6 +120,14 @@ def test_the_same_command_again_submits_what_failed_and_nothing_else(tmp_path, b
     assert "4 cells: 3 done, 0 running, 1 to submit" in capsys.readouterr().err
 
 
+def test_the_full_cache_is_submitted_once_for_all_budgets(tmp_path, backend, capsys):
+    local, _ = take(["hydra/launcher=local"], CONFIGS)
+    made = plans(tmp_path, "method=full budget=.1", "method=h2o budget=.1", "method=full budget=.2")
+    outcome = launch.launch(made, local, run_two, CONFIGS)
+    assert [job.path.parent.name.split("-")[0] for job in backend.submitted] == ["full", "h2o"]
+    assert len(outcome.done) == 2
+
+
 def test_a_cell_that_another_commands_job_has_is_waited_for_and_not_submitted(tmp_path, backend):
     (mine,) = plans(tmp_path, "method=h2o")
     jobs.queue(mine, "x")
