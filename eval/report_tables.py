@@ -159,7 +159,7 @@ def cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
                 num(speed(cell.rows), 1),
                 num(mebibytes(mean_of(cell.rows, "kv_bytes_decode"))),
                 Cell("config", link=f"{link}/config.json"),
-                Cell("rows", link=f"{link}/predictions.jsonl"),
+                Cell("rows", link=f"{link}/{result.rows_file}"),
             ]
         )
     return table

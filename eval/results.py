@@ -35,6 +35,7 @@ class CellResult:
     `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
     their own names. `rows`: without their texts, of predictions only what
     eval/kept_rows.py keeps, where they were to be kept.
+    `rows_file`: empty for a cell in shards, whose folder stands for its files.
     """
 
     folder: str
@@ -52,6 +53,7 @@ class CellResult:
     question: str | None = None
     uneven: bool = False
     rows: Sequence[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows_file: str = "predictions.jsonl"
 
     @property
     def by_id(self) -> dict[Any, float]:
@@ -153,6 +155,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         buckets=by_bucket(score, edges) if edges else {},
         realised=sum(realised) / len(realised) if realised else None,
         total=wanted(folder),
+        rows_file="predictions.jsonl" if (folder / "predictions.jsonl").exists() else "",
         protocol_hash=config.get("protocol_hash"),
         question=(protocol or {}).get("question"),
         ids=ids,
