@@ -72,7 +72,7 @@ def table(rows: Rows) -> str:
         if row["kind"] == "largest":
             limit = "the whole GPU" if row["memory_gb"] is None else f"{row['memory_gb']:g} GiB"
             own, full = (
-                f"{row[f'{prefix}largest_batch'] or 'none'}" + " or more" * row[f"{prefix}largest_capped"]
+                f"{row[f'{prefix}largest_batch'] or 'none'}" + " or more" * row.get(f"{prefix}largest_capped", False)
                 for prefix in ("", "full_")
             )
             shape = f"{row['prompt']} + {row['new']} tokens"
@@ -101,7 +101,7 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
         else:
             kept = ("prompt", "new", "memory_gb", "largest_batch", "full_largest_batch", "largest_capped",
                     "full_largest_capped")  # fmt: skip
-            searches.append({key: row[key] for key in kept})
+            searches.append({key: row.get(key) for key in kept})  # older rows lack the last
     return {"efficiency": points, "largest_batch": searches}
 
 
