@@ -11,6 +11,8 @@ tiles, given the log-sum-exp of the first: one more QK^T, which is +50 % of the 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -104,9 +106,20 @@ def column_sums(q: Tensor, k: Tensor, lse: Tensor, scale: float, past: int = 0, 
     first = int(past + (n - 1) % stride)  # the key index that row 0 of the strided rows may still see
     if q.device.type == "cpu":
         _sums_cpu(q, k, lse, scale, first, stride, out)
+    elif triton_serves(q):
+        from d2o.triton_kernels import sums_into
+
+        sums_into(q, k, lse, scale, first, stride, out)
     else:
-        _sums_gpu(q, k, lse, scale, first, stride, out)
+        sums_plain(q, k, lse, scale, first, stride, out)
     return out if stride == 1 else out.mul_(n / rows.numel())
+
+
+def triton_serves(x: Tensor) -> bool:
+    """On CUDA with Triton installed, unless D2O_TRITON=0 asks for the plain twins."""
+    if x.device.type != "cuda" or os.environ.get("D2O_TRITON") == "0":
+        return False
+    return importlib.util.find_spec("triton") is not None
 
 
 def column_sums_plain(q: Tensor, k: Tensor, scale: float, past: int = 0) -> Tensor:
@@ -158,8 +171,9 @@ def _sums_cpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, strid
         list(_pool(threads).map(torch.inference_mode()(lambda job: _tile_sums(*job)), jobs))  # the mode is per thread
 
 
-def _sums_gpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:
-    """Plain blocked pass for accelerators: blocks of rows over the keys that they see, all heads at once."""
+def sums_plain(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:
+    """Add to `out`: blocks of rows over the keys that they see, all heads at once. The Triton kernel's twin, and what
+    runs on an accelerator without Triton."""
     batch, heads, n, dim = q.shape
     groups = heads // k.shape[1]
     keys = k.transpose(-1, -2)

@@ -8,7 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from d2o.kernels import triton_serves
+
 SIMILARITIES = 1 << 22  # cosines computed at once: 16 MB, so that no [H, E, C] tensor is ever built
+
+FEW = 16  # evicted slots of a head: below it a product of torch, which splits the kept keys, beats a kernel a head
 
 
 def nearest(e_keys: Tensor, k_keys: Tensor, k_norms: Tensor | None, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,12 +22,24 @@ def nearest(e_keys: Tensor, k_keys: Tensor, k_norms: Tensor | None, kept: Tensor
     """
     if k_norms is None:
         k_norms = k_keys.float().norm(dim=-1)
-    scale = torch.where(kept, 1.0 / k_norms.clamp_min(1e-12), 0.0).unsqueeze(-2)
-    hole = torch.where(kept, 0.0, float("-inf")).unsqueeze(-2)
-    unit = e_keys.float()
-    unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    inverse = torch.where(kept, 1.0 / k_norms.clamp_min(1e-12), -1.0)
+    own = e_keys.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    if e_keys.shape[2] < FEW or not triton_serves(e_keys):
+        return nearest_plain(e_keys.float() / own, k_keys, inverse)
+    from d2o.triton_kernels import nearest_into
+
+    best = torch.empty(e_keys.shape[:3], device=e_keys.device)
+    slot = torch.empty(e_keys.shape[:3], dtype=torch.int64, device=e_keys.device)
+    nearest_into(e_keys, k_keys, inverse, best, slot)
+    return best / own.squeeze(-1), slot
+
+
+def nearest_plain(unit: Tensor, k_keys: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """The twin of the Triton kernel: `unit [b, H, E, D]` against keys whose 1 / norm is `inverse [b, H, C]`, below 0
+    for an empty slot."""
+    scale, hole = inverse.unsqueeze(-2), torch.where(inverse < 0, float("-inf"), 0.0).unsqueeze(-2)
     turned = k_keys.float().transpose(-1, -2)
-    step = max(1, SIMILARITIES // (kept.numel() or 1))
+    step = max(1, SIMILARITIES // (inverse.numel() or 1))
     found = [
         torch.matmul(unit[:, :, i : i + step], turned).mul_(scale).add_(hole).max(dim=-1)
         for i in range(0, unit.shape[2], step)
