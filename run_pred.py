@@ -78,7 +78,8 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
     loaded, when = load_model(cfg), getattr(task, "question", "before")
     prompts = [tokenise(loaded, sample, task) for sample in todo]
     longest = max(prompt.tokens for prompt in prompts) + task.max_new_tokens
-    engine = Engine(loaded.model, method, cfg.budget, chunk=cfg.engine.chunk, seed=cfg.seed, window=longest)
+    options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "graph": cfg.engine.graph}
+    engine = Engine(loaded.model, method, cfg.budget, **options, window=longest)
     ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
 
     def generate(batch: list[Prompt]) -> list[Any]:

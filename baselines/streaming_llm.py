@@ -51,9 +51,9 @@ class StreamingLLM(KVLayer):
         if self.sink_keys is None:
             self.sink_keys, self.sink_at = keys.clone(), at.clone()
         else:  # a short row may still be receiving its sinks
-            self.sink_keys = torch.where((at != self.sink_at).unsqueeze(-1), keys, self.sink_keys)
-            self.sink_at = at.clone()
-        missing = torch.tensor([s - h for s, h in zip(self.seen, self.held, strict=True)], device=keys.device)
-        delta = torch.where((at >= 0) & (at < self.sinks), missing.view(-1, 1, 1), 0)
+            self.sink_keys.copy_(torch.where((at != self.sink_at).unsqueeze(-1), keys, self.sink_keys))
+            self.sink_at.copy_(at)
+        missing = self.now + 1 - (self.positions[:, :, :used] >= 0).sum(-1, keepdim=True)
+        delta = torch.where((at >= 0) & (at < self.sinks), missing, 0)
         self.keys[:, :, :n] = self.rotation(self.sink_keys, delta)
         return self.keys[:, :, :used]

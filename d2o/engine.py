@@ -19,6 +19,7 @@ from d2o.attention import attach, forward_context, is_attached
 from d2o.budget import Budget, Ledger
 from d2o.cache import KVCache
 from d2o.errors import InputError
+from d2o.graph import StepGraph, check_graph, is_static
 from d2o.layer import Feed, KVLayer
 from d2o.rotary import find_rotation
 from d2o.support import check_config, expanded_heads
@@ -39,7 +40,8 @@ class Engine:
 
     The model attends through our caches from here on. Unsupported models are refused by name (InputError), and a
     64-token probe against the model's own attention finds those that nobody thought of. `window` is the longest text
-    that will be fed, where that is less than the model's own limit.
+    that will be fed, where that is less than the model's own limit. `graph`: decode steps are replayed from a CUDA
+    graph as soon as the cache is at its budget.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         chunk: int | None = None,
         seed: int = 0,
         window: int | None = None,
+        graph: bool = False,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"prefill chunk of {chunk} tokens", "type engine.chunk=1024, or leave it out")
@@ -60,6 +63,9 @@ class Engine:
         self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
         self.device = next(model.parameters()).device
         self.rotation = None
+        self.graph, self.captured = graph, None
+        if graph:
+            check_graph(self.device, method())
         if not is_attached(model):
             expected = probe.stock_logits(model)
             attach(model)
@@ -83,15 +89,11 @@ class Engine:
     @torch.inference_mode()
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
         """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
-        n, seen = ids.shape[1], cache.seen or [0] * ids.shape[0]
-        if feed.again:
-            seen = [s - 1 for s in seen]
-        rows = [[0] * (n - m) + list(range(s, s + m)) for m, s in zip(feed.lengths, seen, strict=True)]
         cache.feed = feed
         with forward_context(self.model), cache.layers[0].around_forward(self.model, cache):
             out = self.model(
                 input_ids=ids,
-                position_ids=torch.tensor(rows, device=self.device),
+                position_ids=self._position_ids(cache, ids, feed),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep,
@@ -103,6 +105,16 @@ class Engine:
                 "take another method where the prompt itself is scored",
             )
         return out.logits[:, -keep:]
+
+    def _position_ids(self, cache: KVCache, ids: Tensor, feed: Feed) -> Tensor:
+        """`[B, n]`; after the prefill from what the device knows, so that a step copies nothing to it."""
+        n = ids.shape[1]
+        if not feed.prefill:
+            now = cache.layers[0].now.view(-1, 1) + (0 if feed.again else 1)
+            return now + torch.arange(n, dtype=now.dtype, device=now.device)
+        seen = cache.seen or [0] * ids.shape[0]
+        rows = [[0] * (n - m) + list(range(s, s + m)) for m, s in zip(feed.lengths, seen, strict=True)]
+        return torch.tensor(rows, device=self.device)
 
     @torch.inference_mode()
     def prefill(
@@ -139,7 +151,19 @@ class Engine:
         return logits
 
     def step(self, cache: KVCache, tokens: Tensor) -> Tensor:
-        """Feed one token per row, `tokens [B]`; logits `[B, vocab]` of the next."""
+        """Feed one token per row, `tokens [B]`; logits `[B, vocab]` of the next, to be read before the next step.
+
+        Nothing in it waits for the device.
+        """
+        if self.graph and cache.ledgers and is_static(cache):
+            if self.captured is None or self.captured.cache is not cache:
+                self.captured = None  # the old one's memory goes first
+                self.captured = StepGraph(cache, self.plain_step, tokens)
+            return self.captured.replay(tokens)
+        return self.plain_step(cache, tokens)
+
+    def plain_step(self, cache: KVCache, tokens: Tensor) -> Tensor:
+        """`step`, operation by operation."""
         return self.extend(cache, tokens.unsqueeze(1))[:, -1]
 
     def read_again(self, cache: KVCache, tokens: Tensor) -> Tensor:

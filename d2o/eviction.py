@@ -46,6 +46,7 @@ class Eviction(SlotStorage):
         self.pending = False  # True: the cut at the budget waits for the first decode step
         self.reserve = 0  # tokens that were announced to follow the prompt
         self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
+        self.slots_now: Tensor | None = None  # [B, 1]: `slots`, where a step reads them
         self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
         self.recent_now: int | Tensor = 0
         self.merge_log: list[Merge] | None = None  # a list: methods that merge write down who merged into whom
@@ -122,6 +123,7 @@ class Eviction(SlotStorage):
         device = self.keys.device
         self.free = self.base + torch.tensor(self.held, device=device).repeat_interleave(self.keys.shape[1])
         self.now = self._position()
+        self.slots_now = torch.tensor(self.slots, device=device).view(-1, 1)
         guards = [self._guards(s) for s in self.slots]
         if len(set(guards)) == 1:
             self.sinks_now, self.recent_now = guards[0]
@@ -137,17 +139,17 @@ class Eviction(SlotStorage):
             return
         over = [self.decode_eviction and h > s for h, s in zip(self.held, self.slots, strict=True)]
         if not any(over):
-            self.free = self.free + 1
+            self.free.add_(1)
             return
         victim = self._victim(used)
         leaving = self.positions.view(-1).index_select(0, victim)
         if all(over):
             self.positions.view(-1).index_fill_(0, victim, -1)
-            self.free = victim
+            self.free.copy_(victim)
         else:
-            evicts = torch.tensor(over, device=victim.device).repeat_interleave(self.positions.shape[1])
+            evicts = ((self.positions >= 0).sum(-1) > self.slots_now).view(-1)
             self.positions.view(-1).index_copy_(0, victim, torch.where(evicts, -1, leaving))
-            self.free = torch.where(evicts, victim, self.free + 1)
+            self.free.copy_(torch.where(evicts, victim, self.free + 1))
             leaving = torch.where(evicts, leaving, -1)
         self.held = [h - o for h, o in zip(self.held, over, strict=True)]
         if self.merges:

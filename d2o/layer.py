@@ -210,7 +210,7 @@ class KVLayer(Eviction):
     # ---- decoding, one token per row
     def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self.make_space(self.used + 1)
-        self.now = self.now + 1
+        self.now.add_(1)  # in place, as all that a step changes: a captured step is repeated on the same tensors
         self.write(k, v, self.now)
         self.written(k)
         dense = len(set(self.held)) == 1
@@ -240,7 +240,7 @@ class KVLayer(Eviction):
         positions = self.positions[:, :, :used]
         order = torch.where(positions < 0, torch.iinfo(torch.int32).max, positions).argsort(dim=-1)
         rank = order.argsort(dim=-1)
-        held = torch.tensor(self.held, device=positions.device).view(-1, 1, 1)
+        held = (positions >= 0).sum(-1, keepdim=True)
         # the query stays at its true position and the keys move up to it: RoPE is relative
         return self.rotation(self.keys[:, :, :used], rank + (self.now + 1 - held) - positions)
 

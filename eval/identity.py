@@ -27,12 +27,14 @@ def digest(value: Any) -> str:
 def identity(cfg: Any) -> dict[str, Any]:
     """The part of a config that can change a prediction, flat.
 
-    Places on the disk are left out (a path, a *_dir): what lies there is compared by content instead.
+    Left out: engine.graph, which changes none, and places on the disk (a path, a *_dir): what lies there is compared by
+    content instead.
     """
     flat: dict[str, Any] = {}
     for key in IDENTITY:
         _flatten(OmegaConf.to_container(cfg, resolve=True)[key], key, flat)
-    return {k: v for k, v in flat.items() if not (k in ("model.path", "model.name") or k.endswith("_dir"))}
+    left_out = ("model.path", "model.name", "engine.graph")
+    return {k: v for k, v in flat.items() if not (k in left_out or k.endswith("_dir"))}
 
 
 def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:

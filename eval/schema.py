@@ -23,6 +23,7 @@ class EngineConfig:
     chunk: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    graph: bool = False
 
 
 @dataclass
