@@ -3,6 +3,9 @@
 Paper: Efficient Streaming Language Models with Attention Sinks (ICLR 2024, arXiv 2309.17453).
 Reference: mit-han-lab/streaming-llm @ 2e50426.
 
+stream: false (the prompt is attended to whole, then cut) | true (cut after every chunk of the prefill, engine.chunk: a
+prompt of any length needs the memory of one chunk; with positions: original only).
+
 positions: slot (the reference: keys are turned to the index of their slot) | original (as many KV-cache papers run it).
 
 Intended differences from the reference
@@ -26,18 +29,26 @@ from d2o.layer import KVLayer
 class StreamingLLM(KVLayer):
     """Keeps the first `sinks` positions and the most recent ones."""
 
-    def __init__(self, sinks: int = 4, positions: str = "slot") -> None:
+    def __init__(self, sinks: int = 4, positions: str = "slot", stream: bool = False) -> None:
         super().__init__()
         if positions not in ("slot", "original"):
             raise InputError(f"streaming_llm has no positions={positions!r}", "method.positions=slot or original")
         if sinks < 0:
             raise InputError(f"streaming_llm with sinks={sinks}", "method.sinks=4, or 0 for none")
+        if stream and positions == "slot":
+            raise InputError(
+                "streaming_llm with stream=true turns no keys inside the prompt", "method.positions=original"
+            )
+        self.stream = stream
         self.sinks, self.slot_positions = sinks, positions == "slot"
         self.sink_keys: Tensor | None = None  # [B, Hkv, sinks, D] as first cached
         self.sink_at: Tensor | None = None  # their positions
 
     def recent(self, slots: int) -> int:
         return max(1, slots - self.sinks)
+
+    def early(self, prompt: list[int]) -> list[int] | None:
+        return self.slots if self.stream else None
 
     def importance(self) -> Tensor:
         return self.positions.to(torch.float32)

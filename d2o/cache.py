@@ -37,6 +37,7 @@ class KVCache(Cache):
         self.feed: Feed | None = None
         for index, layer in enumerate(self.layers):
             layer.index, layer.seed, layer.rotation = index, seed, rotation
+            layer.budget = self.budget
             layer.unlimited = self.budget.value == 1
         self.prompt: list[int] = []
         self.ledgers: list[Ledger] = []

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from d2o.allocation import layer_metric, ratios, realised_slots
+from d2o.bound import add_by_position, bound
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError
 from d2o.eviction import Entries, Merge
@@ -45,6 +46,7 @@ CHOICES = {
     "layer_budgets": ("variance", "uniform"),
     "compress_at": ("prefill", "first_decode"),
     "budget_accounting": ("realised", "nominal"),
+    "hold": ("all", "bound"),
 }
 
 
@@ -53,6 +55,7 @@ class D2O(KVLayer):
 
     threshold: "ema" or a number (a fixed cosine; -1 merges everything, 2 nothing); beta is the EMA of `paper`,
     alpha and belta that of `official`; self_weight is the kept slot's own weight in `paper`; stride as in h2o.
+    hold: what a layer holds until all layers are seen, "all" or the "bound" of what it can be given (d2o/bound.py).
     """
 
     state, rows, needs_all_layers = ("scores", "norms"), "all", True
@@ -73,6 +76,7 @@ class D2O(KVLayer):
         compress_at: str | None = None,
         budget_accounting: str = "realised",
         protected_layers: list[int] | None = None,
+        hold: str = "all",
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -84,6 +88,7 @@ class D2O(KVLayer):
         self.recent_share = preset["recent"] if recent is None else recent
         self.compress_at = compress_at or preset["compress_at"]
         self.protected = list(preset["protected_layers"] if protected_layers is None else protected_layers)
+        self.hold = hold
         self._check()
         self.nominal = budget_accounting == "nominal"
         self.head_sums: Tensor | None = None  # [B, Hq, n] column sums per query head, during the prefill
@@ -102,6 +107,11 @@ class D2O(KVLayer):
             raise InputError(
                 f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}",
                 "self_weight is above 0, sinks at least 0, stride at least 1",
+            )
+        if self.hold == "bound" and (self.protected or self.compress_at == "first_decode"):
+            raise InputError(
+                "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt",
+                "method.protected_layers=[] method.compress_at=prefill, or method.hold=all",
             )
 
     # ---- layer level
@@ -148,13 +158,18 @@ class D2O(KVLayer):
         sums = attn.column_sums(self.stride)
         used = sums.shape[2]
         self.scores[:, :, :used] += group_sum(sums, self.scores.shape[1])
-        if isinstance(attn, PromptRows):
+        if isinstance(attn, PromptRows) and self.hold == "bound":
+            self.head_sums = add_by_position(self.head_sums, sums, self.positions[:, :, :used], max(self.seen))
+        elif isinstance(attn, PromptRows):
             if self.head_sums is not None:
                 sums[:, :, : self.head_sums.shape[2]] += self.head_sums
             self.head_sums = sums
 
     def importance(self) -> Tensor:
         return self.scores
+
+    def early(self, prompt: list[int]) -> list[int] | None:
+        return None if self.hold == "all" else [bound(n, self.budget.fraction(n)) for n in prompt]
 
     # ---- merge
     def arm(self) -> None:

@@ -44,6 +44,7 @@ class Eviction(SlotStorage):
         super().__init__()
         self.slots: list[int] = []
         self.pending = False  # True: the cut at the budget waits for the first decode step
+        self.spare = 0  # slots that a cut leaves free behind what it keeps, between two chunks of a prefill
         self.reserve = 0  # tokens that were announced to follow the prompt
         self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
         self.slots_now: Tensor | None = None  # [B, 1]: `slots`, where a step reads them
@@ -109,8 +110,16 @@ class Eviction(SlotStorage):
         b = slice(row, row + 1)
         self.absorb(evicted, Entries(self.keys[b, :, :k], self.values[b, :, :k], self.positions[b, :, :k]), b)
 
+    def cut_early(self, slots: list[int], spare: int) -> None:
+        """Between two chunks of a prefill: cut row b at `slots[b]`, with room for `spare` tokens behind them."""
+        given, self.slots, self.spare = self.slots, slots, spare
+        self.compress(0)
+        self.slots, self.spare = given, 0
+
     def _capacity(self, held: int, slots: int, reserve: int) -> int:
         """Slots of storage for a row that holds `held`: one beyond `slots`, so that a step writes, attends, evicts."""
+        if self.spare:
+            return held + self.spare
         if not self.decode_eviction:
             return held + reserve
         return min(slots + 1, held + max(1, reserve))

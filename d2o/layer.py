@@ -64,6 +64,7 @@ class KVLayer(Eviction):
         super().__init__()
         self.index, self.seed = 0, 0
         self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.budget: Budget | None = None  # the cache's
         self.unlimited = False  # nothing is ever evicted: no statistics are taken
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
 
@@ -101,6 +102,10 @@ class KVLayer(Eviction):
 
     def chunk_done(self, feed: Feed, past: list[int]) -> None:
         """A forward of the prefill was attended and its tokens lie behind the `past[b]` slots held before it."""
+
+    def early(self, prompt: list[int]) -> list[int] | None:
+        """Slots per row that every chunk of the prefill is cut at, before the cut at the budget; None: no such cut."""
+        return None
 
     def past_keys(self, rows: slice, past: int) -> Tensor:
         """The keys `[b, Hkv, past, D]` of the first slots of some rows, as the tokens behind them see them."""
@@ -141,6 +146,8 @@ class KVLayer(Eviction):
         if self.rows == "all" and not self.unlimited:
             self.observe(PromptRows(q, self.keys[:, :, : self.used], lse, past, feed.lengths, scale))
         self.chunk_done(feed, past)
+        if not self.unlimited and (early := self.early(feed.prompt)):
+            self.cut_early(early, 0 if feed.last else max(feed.lengths))
         if feed.last:
             if self.rows == "last" and not self.unlimited:
                 self.observe(self._window_rows(scale))
@@ -168,6 +175,8 @@ class KVLayer(Eviction):
     def _first_capacity(self, feed: Feed) -> int:
         if self.compress_at == "first_decode":
             return max(feed.prompt) + max(1, feed.reserve)
+        if not self.unlimited and (early := self.early(feed.prompt)):
+            return min(max(feed.prompt), max(early) + max(feed.lengths))
         slots = self.slots or [0] * len(feed.prompt)  # not known before all layers are seen: cut afterwards
         return max(max(n, self._capacity(n, s, feed.reserve)) for n, s in zip(feed.prompt, slots, strict=True))
 
