@@ -1,179 +1,228 @@
-"""Speed and memory on this machine, as ratios to transformers' own attention and cache, measured side by side.
+"""Speed and memory on this machine: one command, one table: method x (batch, context, new).
 
-    python scripts/bench.py                       # 4,096 tokens, one thread and two; about three minutes on 2 cores
-    python scripts/bench.py --tokens 8192 --methods d2o,h2o
+    python scripts/bench.py                             # a CPU: small random Llama, 4,096 tokens, CPU time, 1 thread
+    python scripts/bench.py --points 1x8192+64 --methods d2o,d2o_stride8
+    python scripts/bench.py --model llama3_8b_random --points 1x8192+128,1x32768+1024,8x32768+1024    # a GPU
+    python scripts/bench.py --model llama3_8b_random --points 1x32768+1024 --largest            # and throughput
+    python scripts/bench.py --model llama3_8b_random --cap 24 --points 1x131072+64 --methods locret,streaming_chunks
 
-The model is a random Llama (4 layers, hidden 512, 8 heads, 2 KV heads). Every figure is the least of several rounds in
-which all contestants take turns. CPU seconds for one thread, wall seconds for several: run it on an idle machine.
+The rows of a point take turns; every figure is the least of several rounds. `sdpa` is transformers' own attention and
+dynamic cache, decoded by its generate(). Presses of kvpress stand beside them where that package is installed. On a
+CPU: one thread and CPU seconds, or `--threads 2` and wall seconds; run it on an idle machine. `--cap` refuses memory
+beyond so many GiB, weights included. floor/time is the share of what scripts/bench_floors.py says is possible.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
-import importlib
+import gc
 import os
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from hydra.utils import instantiate  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 
+from d2o import race  # noqa: E402
 from d2o.engine import Engine  # noqa: E402
+from d2o.errors import InputError  # noqa: E402
+from d2o.memory import hardware, is_out_of_memory, limited  # noqa: E402
+from scripts.bench_floors import Floors, measure_rates  # noqa: E402
+from scripts.bench_stock import presses, stock_run  # noqa: E402
 
-METHODS = {
-    "full": ("baselines.full", "Full", {}),
-    "streaming_llm": ("baselines.streaming_llm", "StreamingLLM", {}),
-    "snapkv": ("baselines.snapkv", "SnapKV", {}),
-    "tova": ("baselines.tova", "TOVA", {}),
-    "h2o": ("baselines.h2o", "H2O", {}),
-    "h2o_stride8": ("baselines.h2o", "H2O", {"stride": 8}),
-    "d2o": ("d2o.d2o", "D2O", {}),
-    "d2o_stride8": ("d2o.d2o", "D2O", {"stride": 8}),
+LOCRET = {"heads": "random", "chunk": 1024, "stabilizers": 2500, "local": 100}
+METHODS = {  # name -> (config, knobs, prefill chunk, budget where it is not --budget's)
+    "full": ("full", {}, None, 1),
+    "streaming_llm": ("streaming_llm", {}, None, None),
+    "snapkv": ("snapkv", {}, None, None),
+    "tova": ("tova", {}, None, None),
+    "h2o": ("h2o", {}, None, None),
+    "h2o_stride8": ("h2o", {"stride": 8}, None, None),
+    "d2o": ("d2o", {}, None, None),
+    "d2o_stride8": ("d2o", {"stride": 8}, None, None),
+    "d2o_bound": ("d2o", {"hold": "bound"}, 2048, None),
+    "streaming_chunks": ("streaming_llm", {"positions": "original", "stream": True}, 1024, 6000),
+    "locret": ("locret", LOCRET, None, 6000),
 }
+DEFAULT = "full,streaming_llm,snapkv,tova,h2o,h2o_stride8,d2o,d2o_stride8"
+HEADER = ("method", "batch", "context", "new", "prefill s", "x sdpa", "floor/time", "decode ms", "x sdpa", "floor/time",
+          "tokens/s", "KV MiB", "peak GiB")  # fmt: skip
 
 
-def build_method(name: str):
-    module, cls, options = METHODS[name]
-    return functools.partial(getattr(importlib.import_module(module), cls), **options)
+@dataclass(frozen=True)
+class Point:
+    batch: int
+    context: int
+    new: int
+
+    @classmethod
+    def read(cls, text: str) -> Point:
+        try:
+            batch, rest = text.split("x")
+            context, new = rest.split("+")
+            point = cls(int(batch), int(context), int(new))
+        except ValueError as error:
+            raise InputError(f"--points {text!r}", "BATCHxCONTEXT+NEW, such as 1x4096+64") from error
+        if min(point.batch, point.context, point.new - 1) < 1:
+            raise InputError(f"--points {text!r}", "at least one row, one token of context and two new ones")
+        return point
 
 
-def build_model(tokens: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000, hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=2 * tokens,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+def build_method(config: str, knobs: dict):
+    node = OmegaConf.load(ROOT / "configs/method" / f"{config}.yaml")
+    return instantiate(OmegaConf.merge(node, knobs))
 
 
-def prompt(tokens: int) -> list[int]:
-    return torch.randint(0, 1000, (tokens,), generator=torch.Generator().manual_seed(1)).tolist()
+def build_model(name: str | None, longest: int):
+    if name is None:
+        from d2o.random_model import random_llama
+
+        return random_llama(hidden=512, layers=4, heads=8, kv_heads=2, window=2 * longest, dtype="float32").model
+    node = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")
+    return instantiate(node).model
 
 
-@torch.inference_mode()
-def stock_prefill(model, ids):
-    cache = DynamicCache(config=model.config)
-    logits = model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    return cache, logits[:, -1]
+def runners(model, stock, options, point: Point) -> dict:
+    """name -> a function that runs the point once and says what it read (race.run)."""
+    prompts = torch.randint(3, 250, (point.batch, point.context), generator=torch.Generator().manual_seed(1)).tolist()
+    found = {}
+    if stock is not None:
+        found["sdpa"] = functools.partial(stock_run, stock, prompts, point.new, None, options.clock)
+        for name, press in presses(1 - options.budget).items():
+            found[name] = functools.partial(stock_run, stock, prompts, point.new, press, options.clock)
+    for name in options.methods.split(","):
+        config, knobs, chunk, budget = METHODS[name]
+        make = build_method(config, knobs)
+        engine = Engine(model, make, budget or options.budget, chunk=chunk, graph=options.graph and config != "full")
+        engine.clock = options.clock
+        found[name] = functools.partial(race.run, engine, prompts, point.new)
+    return found
 
 
-@torch.inference_mode()
-def stock_step(model, cache, token, position):
-    ids, at = token.unsqueeze(1), torch.tensor([[position]])
-    return model(ids, position_ids=at, past_key_values=cache, use_cache=True).logits[:, -1]
+def attempt(work, model, options) -> dict | None:
+    """None where memory does not suffice."""
+    try:
+        with limited(model, options.cap):
+            return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def least(contestants: dict, rounds: int, clock) -> dict[str, float]:
-    """Least seconds per contestant over `rounds` rounds in which they take turns; the first round is a warm-up."""
-    best: dict[str, float] = {}
-    for turn in range(rounds + 1):
-        for name, work in contestants.items():
-            began = clock()
-            work()
-            if turn:
-                best[name] = min(best.get(name, float("inf")), clock() - began)
+def take_turns(found: dict, model, options) -> dict:
+    """Least seconds of every contestant over the rounds; the first round is a warm-up."""
+    best: dict = {}
+    for turn in range(options.rounds + 1):
+        for name, work in list(found.items()):
+            read = attempt(work, model, options)
+            if read is None:
+                found.pop(name)
+                best[name] = None
+            elif turn:
+                had = best.get(name) or read
+                least = {key: min(had[key], read[key]) for key in ("prefill_s", "decode_s")}
+                best[name] = {**read, **least}
     return best
 
 
-def prefills(tokens: int, methods: list[str], rounds: int, clock) -> dict[str, float]:
-    ids, stock = prompt(tokens), build_model(tokens)
-    contestants = {"sdpa": lambda: stock_prefill(stock, ids)}
-    for name in methods:
-        engine = Engine(build_model(tokens), build_method(name), 0.2)
-        contestants[name] = functools.partial(engine.prefill, [ids], 64)
-    return least(contestants, rounds, clock)
+def line(name: str, point: Point, read: dict | None, stock: dict | None, floors: Floors) -> list[str]:
+    head = [name, str(point.batch), str(point.context), str(point.new)]
+    if read is None:
+        return [*head, "out of memory", *[""] * (len(HEADER) - 5)]
+    step, prefill = read["decode_s"] / (point.new - 1), read["prefill_s"]
+    whole = point.batch * point.new / (prefill + read["decode_s"])
+    stock_step = stock and stock["decode_s"] / (point.new - 1)
+    peak = max(read["prefill_peak"] or 0, read["decode_peak"] or 0)
+    return [*head, f"{prefill:.3f}", f"{prefill / stock['prefill_s']:.2f}" if stock else "",
+            f"{floors.prefill(name, point.batch, point.context) / prefill:.2f}", f"{step * 1e3:.2f}",
+            f"{step / stock_step:.2f}" if stock else "", f"{floors.step(read['kv_bytes']) / step:.2f}",
+            f"{whole:.1f}", f"{read['kv_bytes'] / 2**20:.1f}",
+            f"{(peak + floors.weights) / 2**30:.2f}" if peak else ""]  # fmt: skip
 
 
-def decodes(tokens: int, methods: list[str], steps: int, rounds: int, clock) -> tuple[dict, dict]:
-    """Seconds per step: (least over rounds of all steps, least over rounds of the last quarter over the first)."""
-    stock, ids = build_model(tokens), prompt(tokens)
-    with torch.inference_mode():
-        cache, logits = stock_prefill(stock, ids)
-    runs = {"sdpa": (functools.partial(stock_step, stock, cache), logits)}
-    for name in methods:
-        engine = Engine(build_model(tokens), build_method(name), 0.2)
-        held, logits = engine.prefill([ids], steps * (rounds + 1))
-        runs[name] = ((lambda token, position, e=engine, c=held: e.step(c, token)), logits)
-    best: dict[str, float] = {}
-    growth: dict[str, float] = {}
-    for turn in range(rounds + 1):
-        for name, (step, logits) in runs.items():
-            token, times = logits.argmax(-1), []
-            for i in range(steps):
-                began = clock()
-                token = step(token, tokens + turn * steps + i).argmax(-1)
-                times.append(clock() - began)
-            if turn:
-                middle = sorted(times)[len(times) // 2]
-                quarter = len(times) // 4
-                ratio = sorted(times[-quarter:])[quarter // 2] / sorted(times[:quarter])[quarter // 2]
-                best[name], growth[name] = min(best.get(name, 9e9), middle), min(growth.get(name, 9e9), ratio)
-    return best, growth
-
-
-def peak_of_statistics(tokens: int) -> float:
-    """MiB that the column sums of one layer add to the resident memory of a process that has its inputs (Linux)."""
-    from d2o.kernels import attend_lse, column_sums
-
-    q, k = torch.randn(1, 8, tokens, 64), torch.randn(1, 2, tokens, 64)
-    _, lse = attend_lse(q, k, k, 0.125, True)
-    column_sums(q[:, :, :512], k[:, :, :512], lse[:, :, :512], 0.125)  # what libraries allocate once
-    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back, or the pass would find room in it
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    column_sums(q, k, lse, 0.125)
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """A line of /proc/self/status, in MiB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def show(title: str, seconds: dict[str, float]) -> None:
-    print(f"\n{title}")
-    for name, value in seconds.items():
-        print(f"  {name:14s} {value * 1e3:10.1f} ms   {value / seconds['sdpa']:5.2f}x")
+def largest(found: dict, model, options, point: Point) -> None:
+    """Tokens/s of every method at the largest power of two of rows that fits."""
+    for name in options.methods.split(","):
+        best, batch = None, 1
+        while batch <= options.most:
+            grown = Point(batch, point.context, point.new)
+            read = attempt(runners(model, None, options, grown)[name], model, options)
+            if read is None:
+                break
+            best, batch = (batch, batch * point.new / (read["prefill_s"] + read["decode_s"])), 2 * batch
+        print(f"largest batch {name}: {f'{best[0]} rows, {best[1]:.1f} tokens/s' if best else 'none fits'}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--model", help="a random model of configs/model; by default a small one, for CPUs")
+    parser.add_argument("--points", default="1x4096+64", help="BATCHxCONTEXT+NEW, separated by commas")
+    parser.add_argument("--methods", default=DEFAULT)
+    parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2, help="for the wall times")
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--graph", action="store_true", help="replay decode steps from a CUDA graph")
+    parser.add_argument("--cap", type=float, help="GiB of memory, weights included")
+    parser.add_argument("--largest", action="store_true", help="also the largest batch that fits, per method")
+    parser.add_argument("--most", type=int, default=256, help="rows that --largest tries at most")
     options = parser.parse_args()
-    if options.peak:
-        print(peak_of_statistics(options.peak))
-        return
-    unknown = set(options.methods.split(",")) - set(METHODS)
+    try:
+        run(options)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\nhint: {error.hint}\n")
+
+
+def run(options: argparse.Namespace) -> None:
+    unknown = sorted(set(options.methods.split(",")) - set(METHODS))
     if unknown:
-        parser.exit(2, f"error: unknown methods {sorted(unknown)}\nhint: choose from {', '.join(METHODS)}\n")
-    methods, tokens = options.methods.split(","), options.tokens
-    torch.set_num_threads(1)
-    one = prefills(tokens, methods, options.rounds, time.process_time)
-    show(f"prefill of {tokens} tokens, 1 thread, CPU time", one)
-    best, growth = decodes(tokens, methods, options.steps, options.rounds, time.process_time)
-    show(f"decode step at {tokens} tokens, 1 thread, CPU time, median of {options.steps}", best)
-    print("  last quarter of the steps over the first: " + ", ".join(f"{n} {g:.2f}" for n, g in growth.items()))
+        raise InputError(f"--methods {','.join(unknown)}", f"choose from {', '.join(METHODS)}")
+    points = [Point.read(text) for text in options.points.split(",")]
     torch.set_num_threads(options.threads)
-    wall = prefills(tokens, methods, options.rounds, time.perf_counter)
-    show(f"prefill of {tokens} tokens, {options.threads} threads, wall time", wall)
-    print("\npeak memory of the statistics of one layer (8 heads, 2 KV heads, D 64)")
-    for n in (2048, 4096, 8192, 16384):
-        command = [sys.executable, __file__, "--peak", str(n)]
-        peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        print(f"  {n:6d} tokens {peak:8.1f} MiB")
+    model = build_model(options.model, max(p.context + p.new for p in points))
+    stock = None if options.cap else build_stock(model)
+    first = next(model.parameters())
+    options.clock = device_clock(first.device, options.threads)
+    floors = Floors.of(model, measure_rates(first, options.clock))
+    print(", ".join(f"{k} {v}" for k, v in hardware(model).items()), floors.rates, sep="\n")
+    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER), flush=True)
+    for point in points:
+        found = take_turns(runners(model, stock, options, point), model, options)
+        for name, read in found.items():
+            print("| " + " | ".join(line(name, point, read, found.get("sdpa"), floors)) + " |", flush=True)
+        if options.largest:
+            largest(found, model, options, point)
+
+
+def device_clock(device: torch.device, threads: int):
+    """Seconds after all that the device was asked to do; CPU seconds where one thread does everything."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device) or time.perf_counter()
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def build_stock(model):
+    """The same weights under transformers' own attention."""
+    with torch.device("meta"):
+        twin = type(model)(model.config.__class__.from_dict(model.config.to_dict()))
+    twin.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():
+        owner, _, last = name.rpartition(".")
+        setattr(twin.get_submodule(owner), last, buffer)
+    twin.set_attn_implementation("sdpa")
+    return twin.eval()
 
 
 if __name__ == "__main__":
