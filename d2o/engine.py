@@ -179,8 +179,11 @@ class Engine:
         min_new_tokens: int = 0,
         questions: Sequence[Sequence[int]] | None = None,
         again: bool = False,
+        ended: Callable[[list[int]], bool] | None = None,
     ) -> list[Generation]:
         """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
+
+        `ended(tokens)`: whether an answer is complete, asked of every row after every token of it.
 
         `again`: the last token of the prompt is read again after the eviction, so that the first token of the answer
         comes from the cache too; otherwise it comes from the prefill, which saw everything.
@@ -191,14 +194,16 @@ class Engine:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
         if questions is None:
-            return self._generate(prompts, [()] * len(prompts), max_new_tokens, stop_ids, min_new_tokens, again)
+            none = [()] * len(prompts)
+            return self._generate(prompts, none, max_new_tokens, stop_ids, min_new_tokens, again, ended)
         groups: dict[int, list[int]] = {}
         for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
             groups.setdefault(len(question), []).append(row)
         done: dict[int, Generation] = {}
         for rows in groups.values():
             chosen = [prompts[b] for b in rows], [questions[b] for b in rows]
-            done |= zip(rows, self._generate(*chosen, max_new_tokens, stop_ids, min_new_tokens), strict=True)
+            answers = self._generate(*chosen, max_new_tokens, stop_ids, min_new_tokens, ended=ended)
+            done |= zip(rows, answers, strict=True)
         return [done[row] for row in range(len(prompts))]
 
     @torch.inference_mode()
@@ -210,6 +215,7 @@ class Engine:
         stop_ids: frozenset[int],
         min_new_tokens: int,
         again: bool = False,
+        ended: Callable[[list[int]], bool] | None = None,
     ) -> list[Generation]:
         began, method = self.clock(), self.method()
         prompts = [method.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
@@ -229,13 +235,13 @@ class Engine:
             for b, token in enumerate(chosen.tolist()):
                 if ledgers[b] is None:
                     tokens[b].append(token)
-                    if token in stop_ids or count == max_new_tokens:
+                    if token in stop_ids or count == max_new_tokens or (ended and ended(tokens[b])):
                         ledgers[b] = cache.close_ledger(b)
             if all(ledgers):
                 break
             logits = self.step(cache, chosen)
-        ended, share = self.clock(), 1 / len(prompts)
-        seconds = (prefilled - began) * share, (ended - prefilled) * share
+        done, share = self.clock(), 1 / len(prompts)
+        seconds = (prefilled - began) * share, (done - prefilled) * share
         return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
 
     def nll(self, text: Sequence[int], prefill: int | None = None) -> Tensor:

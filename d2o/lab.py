@@ -17,6 +17,7 @@ from d2o import force, race
 from d2o.cache import KVCache
 from d2o.engine import Engine, Generation
 from d2o.layer import KeepAll, KVLayer
+from d2o.likelihood import Scored, likelihoods
 from d2o.memory import check_memory, hardware
 from d2o.models import LoadedModel
 from d2o.prompt import decode, encode_parts, stop_ids
@@ -63,6 +64,15 @@ class Answer:
         return found
 
 
+@dataclass
+class Completion:
+    """What was generated, with what ended it; `row` as in Answer."""
+
+    text: str
+    tokens: list[int]
+    row: dict[str, Any]
+
+
 class Lab:
     """`longest`: the longest text that will be fed, where it is less than the model's window."""
 
@@ -80,7 +90,13 @@ class Lab:
         self.loaded, self.window = loaded, loaded.window
         self.engine = _Watched(loaded.model, method, budget, **options)
         self.full = Engine(loaded.model, KeepAll, 1.0, **options)
-        self.evicts = method().budgeted
+        self.plain = Engine(loaded.model, method, budget, **options)  # batches, which nobody watches
+        self.evicts, self.streams = method().budgeted, method().decode_eviction
+
+    @property
+    def budget(self) -> float:
+        """As asked for; 1 where the method takes none."""
+        return self.engine.budget.value if self.evicts else 1.0
 
     # ---- text
     @property
@@ -113,6 +129,26 @@ class Lab:
         (found,) = self.engine.generate([prompt], max_new_tokens, ends, least, questions, again)
         text = decode(self.loaded, found.tokens)
         return Answer(text, found.tokens, as_row(found), self.engine.held, self.engine.merged)
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, until: Sequence[str], again: bool = False
+    ) -> list[Completion]:
+        """Greedy completions of a batch of ids, each up to where its text holds one of `until`, which is kept."""
+
+        def ended(tokens: list[int]) -> bool:
+            tail = self.loaded.tokenizer.decode(tokens[-reach:])
+            return any(word in tail for word in until)
+
+        reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
+        how = {"again": again and self.evicts, "ended": ended if until else None}
+        found = self.plain.generate(prompts, max_new_tokens, self.loaded.eos_ids, **how)
+        return [Completion(decode(self.loaded, one.tokens), one.tokens, as_row(one)) for one in found]
+
+    def likelihoods(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], again: bool = False
+    ) -> list[Scored]:
+        """Log-likelihoods of the continuations of a batch of contexts: d2o/likelihood.py."""
+        return likelihoods(self.plain, contexts, continuations, again and self.evicts)
 
     def force(self, ids: Sequence[int], prefill: int, piece: int, reference: bool) -> force.Forced:
         """Teacher-force all but the first `prefill` ids, eviction live; `reference`: the full cache alongside."""

@@ -1,0 +1,94 @@
+"""Log-likelihoods of continuations of a context, read from a cache that was evicted after the context.
+
+Continuations that share a context share its prefill: the cache is forked for each of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2o.cache import KVCache
+from d2o.engine import Engine
+
+Ids = Sequence[int]
+PIECE = 512  # tokens fed at once: their logits are held in full
+
+
+@dataclass
+class Likelihood:
+    """`logprobs[i]`: nats of token i of a continuation; `greedy`: every token of it is the most likely one."""
+
+    logprobs: list[float]
+    greedy: bool
+
+
+@dataclass
+class Scored:
+    """One context: a Likelihood per continuation, and the ledger's part of a row, with seconds of the batch by row.
+
+    held_decode is what the cache held when the longest continuation of the batch's rows was fed.
+    """
+
+    continuations: list[Likelihood]
+    row: dict[str, Any]
+
+
+@torch.inference_mode()
+def likelihoods(
+    engine: Engine, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool = False
+) -> list[Scored]:
+    """Prefill the contexts as one batch, evict, teacher-force every continuation of each, eviction live.
+
+    `continuations[b]`: those of context b, none of them empty. `again`: the last token of the context is read again
+    after the eviction (Engine.read_again); otherwise the first token of a continuation is judged by logits of the
+    prefill, which saw everything.
+    """
+    began, method = engine.clock(), engine.method()
+    contexts = [method.rewrite(context, ()) for context in contexts]
+    longest = max(len(ids) for of_row in continuations for ids in of_row)
+    cache, first = engine.prefill(contexts, reserve=longest)
+    if again:
+        first = engine.read_again(cache, torch.tensor([c[-1] for c in contexts], device=engine.device))
+    prefilled = engine.clock()
+    found: list[list[Likelihood]] = [[] for _ in contexts]
+    ledgers = None
+    for turn in range(max(len(of_row) for of_row in continuations)):
+        # a row that has no further continuation feeds one that is not looked at
+        column = [of_row[turn] if turn < len(of_row) else of_row[-1] for of_row in continuations]
+        fork = cache.fork() if max(len(ids) for ids in column) > 1 else cache
+        for b, one in enumerate(_teacher_force(engine, fork, first, column)):
+            if turn < len(continuations[b]):
+                found[b].append(one)
+        if ledgers is None or max(len(ids) for ids in column) == longest:
+            ledgers = [copy.copy(fork.close_ledger(b)) for b in range(len(contexts))]
+    ended, share = engine.clock(), 1 / len(contexts)
+    seconds = {"prefill_s": round((prefilled - began) * share, 6), "decode_s": round((ended - prefilled) * share, 6)}
+    return [Scored(one, {**ledger.as_row(), **seconds}) for one, ledger in zip(found, ledgers, strict=True)]
+
+
+def _teacher_force(engine: Engine, cache: KVCache, first: Tensor, column: Sequence[Ids]) -> list[Likelihood]:
+    """One continuation per row; `first [B, vocab]` are the logits before it. The last token of each needs no feeding.
+
+    Shorter ones are filled up on the right: what is fed later changes nothing that was scored before.
+    """
+    width = max(len(ids) for ids in column)
+    wanted = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in column], device=engine.device)
+    logprobs, best = [], []
+
+    def score(logits: Tensor, start: int) -> None:
+        target = wanted[:, start : start + logits.shape[1]].unsqueeze(2)
+        logits = logits.float()
+        logprobs.append((logits.gather(2, target) - logits.logsumexp(dim=-1, keepdim=True)).squeeze(2))
+        best.append(logits.argmax(dim=-1) == target.squeeze(2))
+
+    score(first.unsqueeze(1), 0)
+    for start in range(0, width - 1, PIECE):
+        score(engine.extend(cache, wanted[:, start : min(start + PIECE, width - 1)]), start + 1)
+    rows = zip(torch.cat(logprobs, dim=1).tolist(), torch.cat(best, dim=1).tolist(), column, strict=True)
+    return [Likelihood(values[: len(ids)], all(hits[: len(ids)])) for values, hits, ids in rows]
