@@ -108,7 +108,7 @@ def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
     from eval.measure import measure
 
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": getattr(task, "longest", None)}
-    measure(cell, todo, task, Lab(load_model(cfg), method, cfg.budget, **options), tracker.row)
+    measure(cell, todo, task, Lab(load_model(cfg), method, cfg.budget, **options), tracker.row, cfg.batch_size)
 
 
 def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) -> None:

@@ -123,6 +123,7 @@ def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
     from eval.compose import configs, split_sweep
     from eval.group import expand, one_sweep
     from eval.launcher import check, take, take_dry
+    from eval.one_of import one_of_each
     from eval.sweep import compose_all, dry, launch_all, remember, run_all
     from eval.table_jobs import expand_tables
 
@@ -132,7 +133,7 @@ def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
         asked = split_sweep(words) if args.multirun else [words]
         asked, tables = expand_tables(asked, config_dir)
         jobs, grouped = expand(asked, config_dir)
-        jobs = one_sweep(jobs)
+        jobs = one_sweep(one_of_each(jobs, config_dir))
         composed, codes = compose_all(jobs, config_dir, report)
     if args.cfg:
         from omegaconf import OmegaConf
@@ -149,15 +150,21 @@ def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
     if launcher:
         folders, failed = launch_all(composed, launcher, run, config_dir, report)
     else:
-        folders, failed = run_all(jobs, composed, run, report, quiet=grouped or bool(tables))
+        quiet = grouped or bool(tables) or len(jobs) > len(asked)
+        folders, failed = run_all(jobs, composed, run, report, quiet=quiet)
     codes += failed
+    if len(folders) > 1:
+        from eval.measure import side_by_side
+
+        if shown := side_by_side(folders):
+            print(shown)
     if grouped and folders:
         from eval.group import table
 
         print(table(folders, composed[0].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
     for name in tables if folders else ():
         _print_table(name, config_dir, composed[0].cfg)
-    if getattr(launcher, "wait", True) and (len(asked) > 1 or launcher or (grouped and composed)):
+    if getattr(launcher, "wait", True) and (len(jobs) > 1 or launcher or (grouped and composed)):
         print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
     return 0 if not codes else 2 if set(codes) == {2} else 1
 

@@ -16,6 +16,7 @@ from eval.budgets import short_name
 if TYPE_CHECKING:
     from eval.compose import Composed
 
+PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 
 
@@ -33,8 +34,7 @@ def identity(cfg: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key in IDENTITY:
         _flatten(OmegaConf.to_container(cfg, resolve=True)[key], key, flat)
-    left_out = ("model.path", "model.name", "engine.graph")
-    return {k: v for k, v in flat.items() if not (k in left_out or k.endswith("_dir"))}
+    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir"))}
 
 
 def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def describe(composed: Composed) -> dict[str, Any]:
         "method": names["method"],
         "variant": str(cfg.method.get("variant") or "default"),
         "budget": cfg.budget,
-        "task": names["task"],
+        "task": cfg.task.get("cell") or names["task"],
         "seed": cfg.seed,
     }
 
@@ -71,6 +71,8 @@ def folder(composed: Composed) -> Path:
     plain.budget = cfg.budget
     if "variant" in cfg.method:
         plain.method.variant = cfg.method.variant
+    if cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
+        plain.task.tasks = cfg.task.tasks
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
         OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
     asked = identity(cfg)

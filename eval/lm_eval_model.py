@@ -10,6 +10,7 @@ eviction live. Prompts that are too long lose their beginning, as with lm-eval's
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from eval.errors import InputError
 
 GREEDY = {"do_sample", "temperature", "until", "max_gen_toks"}
+TURNS = "\0turns:"  # opens a prompt that is a JSON list of turns, whose chat template the tokenizer has
 IGNORED = {"top_p", "top_k"}  # mean nothing to a greedy search
 
 
@@ -125,7 +127,7 @@ class EvictingLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """A stream: one token is prefilled, the others are teacher-forced. Texts beyond the window are cut into windows
         as lm-eval cuts them, each a stream of its own."""
-        self._check_stream()
+        check_stream(self.lab.budget, self.lab.streams)
         again, self.again, sums = self.again, False, []
         try:
             for (text,) in tqdm([request.args for request in requests], disable=disable_tqdm):
@@ -139,6 +141,16 @@ class EvictingLM(TemplateLM):
             self.again = again
         return sums
 
+    def check(self, requests: list[Any]) -> None:
+        """Whether requests of this kind can be answered at all. Raises InputError."""
+        for request in requests:
+            if request.request_type == "generate_until":
+                self._prompt(*request.args[:2])
+            elif request.request_type == "loglikelihood":
+                self._templated(request.args[0])
+            else:
+                check_stream(self.lab.budget, self.lab.streams)
+
     # ---- requests as ids
     def _prompt(self, context: str, gen_kwargs: dict[str, Any]) -> tuple[list[int], bool, list[str], int]:
         """Ids, whether they were cut, stop strings, most new tokens."""
@@ -147,11 +159,20 @@ class EvictingLM(TemplateLM):
             given = " ".join(f"{key}={value}" for key, value in gen_kwargs.items() if key != "until")
             raise InputError(f"answers are generated greedily, not with {given}", "take it out of generation_kwargs")
         until = handle_stop_sequences(asked["until"], eos=self.tokenizer.decode(self.eot_token_id))
-        ids, room = self.tok_encode(context), self.max_length - asked["max_gen_toks"]
+        ids, room = self.tok_encode(self._templated(context)), self.max_length - asked["max_gen_toks"]
         if room < 1 or not ids:
             what = f"{asked['max_gen_toks']} new tokens and a prompt of {len(ids)} do not fit into {self.max_length}"
             raise InputError(what, "take a model with a longer window, or a smaller max_gen_toks")
         return ids[-room:], len(ids) > room, [word for word in until if word], asked["max_gen_toks"]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        return super()._encode_pair(self._templated(context), continuation)
+
+    def _templated(self, context: str) -> str:
+        if not context.startswith(TURNS):
+            return context
+        history, add_generation_prompt = json.loads(context.removeprefix(TURNS))
+        return self.apply_chat_template(history, add_generation_prompt)
 
     def _room(self, context: Sequence[int], continuation: Sequence[int]) -> Sequence[int]:
         """The context, less what does not fit before the continuation; its last token needs no place."""
@@ -159,14 +180,6 @@ class EvictingLM(TemplateLM):
             what = f"{len(continuation)} tokens to score after {len(context)}, in a window of {self.max_length}"
             raise InputError(what, "context and continuation need a token each, and have to fit")
         return context[-(self.max_length + 1 - len(continuation)) :]
-
-    def _check_stream(self) -> None:
-        if self.lab.budget < 1:
-            what = f"budget={self.lab.budget:g} is a share of a prompt, and loglikelihood_rolling has none"
-            raise InputError(what, "write a number of slots, for example budget=512")
-        if self.lab.budget > 1 and not self.lab.streams:
-            what = "the method evicts once, after the prompt: its cache would grow with the stream"
-            raise InputError(what, "take another method, or method=full")
 
     def _batches(
         self, groups: Iterable[Sequence[int]], length: Callable[[int], int], total: int, silent: bool
@@ -178,6 +191,16 @@ class EvictingLM(TemplateLM):
                 for start in range(0, len(ordered), self.batch_size):
                     yield ordered[start : start + self.batch_size]
                     bar.update(min(self.batch_size, len(ordered) - start))
+
+
+def check_stream(budget: float, decode_eviction: bool) -> None:
+    """Whether a text without a prompt can be measured; a budget of 1 is the full cache. Raises InputError."""
+    if budget < 1:
+        what = f"budget={budget:g} is a share of a prompt, and loglikelihood_rolling has none"
+        raise InputError(what, "write a number of slots, for example budget=512")
+    if budget > 1 and not decode_eviction:
+        what = "the method evicts once, after the prompt: its cache would grow with the stream"
+        raise InputError(what, "take another method, or method=full")
 
 
 def _row(prompt: int, new: int, truncated: bool, ledger: dict[str, Any]) -> dict[str, Any]:

@@ -5,17 +5,21 @@ prompt_hash, and may have
 
     begin(samples, lab)         what only tokenizer and window can tell is wrong, before the first row
     check_cell(budget, method)  what is wrong with a budget and a method, before anything is written
+    measure_batch(samples, lab) one dict per sample, where several can be measured at once: `batch_size` of them
     longest                     tokens of the longest text it will feed, None: the model's window
 
 and its protocol names under `figures` the module that knows what to show of the rows: `figures(rows) -> dict` of
-numbers, `COLUMNS` {figure: header} for the table of cells, `table(rows) -> str` for the end of a run, and
-`records(rows) -> {name: [record, ...]}`, flat records for a tracker's tables.
+numbers, `COLUMNS` {figure: header} for the table of cells (or `columns(rows)`, where that depends on them),
+`table(rows) -> str` for the end of a run, `records(rows) -> {name: [record, ...]}`, flat records for a tracker's tables,
+and perhaps `side_by_side([(cell, rows)]) -> str` for the end of a run of several cells.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eval.cells import Cell
@@ -30,21 +34,57 @@ def measures(task: Any) -> bool:
     return hasattr(task, "measure")
 
 
-def measure(cell: Cell, samples: list[Sample], task: Any, lab: Any, seen: Callable[[dict[str, Any]], None]) -> None:
+def measure(
+    cell: Cell,
+    samples: list[Sample],
+    task: Any,
+    lab: Any,
+    seen: Callable[[dict[str, Any]], None],
+    batch_size: int = 1,
+) -> None:
     """`seen` is told of every row once it is on the disk."""
     if hasattr(task, "begin"):
         task.begin(samples, lab)
     progress = Progress(cell.path.name, cell.done, cell.total)
     cell.status("running")
     try:
-        for sample in samples:
-            row = {"id": sample.id, **task.measure(sample, lab), "prompt_hash": prompt_hash(sample)}
-            cell.write(row)
-            seen(row)
-            progress.advance(1)
+        for batch, made in _measured(samples, task, lab, batch_size):
+            for sample, fields in zip(batch, made, strict=True):
+                row = {"id": sample.id, **fields, "prompt_hash": prompt_hash(sample)}
+                cell.write(row)
+                seen(row)
+            progress.advance(len(batch))
             cell.status("running")
     finally:
         progress.close()
+
+
+def _measured(
+    samples: list[Sample], task: Any, lab: Any, size: int
+) -> Iterator[tuple[list[Sample], list[dict[str, Any]]]]:
+    if not hasattr(task, "measure_batch"):
+        yield from (([sample], [task.measure(sample, lab)]) for sample in samples)
+        return
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        yield batch, task.measure_batch(batch, lab)
+
+
+def columns(module: Any, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    """{figure: header} of a figures module."""
+    return module.columns(rows) if hasattr(module, "columns") else module.COLUMNS
+
+
+def side_by_side(folders: Sequence[Path]) -> str | None:
+    """The table of several cells, where they are all of one kind that has one."""
+    cells, modules = [], set()
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        modules.add(figures_module(config["protocol"]))
+        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        cells.append((config["cell"], [json.loads(line) for line in lines]))
+    module = modules.pop() if len(modules) == 1 else None
+    return module.side_by_side(cells) if hasattr(module, "side_by_side") else None
 
 
 def figures_module(protocol: Mapping[str, Any] | None) -> Any:

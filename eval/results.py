@@ -166,11 +166,11 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
 
 def _figures(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """`figures`, in the order of its table, and `measured` of a task that measures."""
-    from eval.measure import figures_module
+    from eval.measure import columns, figures_module
 
     module = figures_module(protocol)
     found = module.figures(rows)
-    return {"figures": {header: found.get(key) for key, header in module.COLUMNS.items()}, "measured": found}
+    return {"figures": {header: found.get(key) for key, header in columns(module, rows).items()}, "measured": found}
 
 
 def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Which metric a task has is said by its protocol ({"metric", "first_line", "over_answers"}), which the runner stores
 beside the rows. A scorer is a module `eval/metrics_<scorer>.py`; a metric is a function in it. A task with a metric
-of its own names it "eval.<module>:<function>", the same for every scorer: nothing here changes for a new task.
+of its own names it "eval.<module>:<function>", the same for every scorer: nothing here changes for a new task. "row"
+is the metric of a task that has scored its rows itself: their field `score`, 0..1.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def score_rows(
     """
     protocol = protocol if protocol and "metric" in protocol else protocol_of(task_name)
     module = scorer_module(scorer)
-    metric = metric_named(protocol["metric"], module)
+    metric = None if protocol["metric"] == "row" else metric_named(protocol["metric"], module)
     first_line = module.first_line if protocol.get("first_line") else None
     mean_answers = protocol.get("over_answers", "max") == "mean"
     score, total = Score(None, 0), 0.0
     for number, row in enumerate(rows, 1):
         try:
-            one = _row_score(row, metric, first_line, mean_answers)
+            one = row["score"] if metric is None else _row_score(row, metric, first_line, mean_answers)
         except InputError as error:
             raise InputError(f"{task_name}, row {number}: {error}", error.hint) from error
         total += one

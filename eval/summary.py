@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.budgets import short_name
-from eval.measure import average, figures_module
+from eval.measure import average, columns, figures_module
 from eval.progress import clock
 from eval.scoring import score_rows
 
@@ -45,7 +45,7 @@ def lines(
     if found["score"] is not None:
         lines["score"] = f"{found['score']:.2f} ({scorer})"
     if measured:
-        shown = {header: found[key] for key, header in measured.COLUMNS.items() if found[key] is not None}
+        shown = {header: found[key] for key, header in columns(measured, rows).items() if found[key] is not None}
         lines["figures"] = ", ".join(f"{header} {_short(value)}" for header, value in shown.items())
     lines["rows"] = f"{found['rows']} ({fresh} new{cut})"
     lines["budget"] = f"{short_name(budget)} requested" + ("" if held is None else f", {held:.4f} realised")
