@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from eval import squad
 from eval.checks import as_list
 from eval.errors import InputError
 
@@ -21,8 +24,10 @@ def load_task(name: str, include_path: Any, num_fewshot: int | None, metadata: M
 
     metadata: settings of tasks that write their own data (RULER: max_seq_lengths, tokenizer).
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for noisy in ("lm_eval", "huggingface_hub", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     manager = _manager(name, include_path, dict(metadata))
+    squad.stand_in()
     _seed()
     try:
         task = manager.load([name])["tasks"][name]
@@ -43,7 +48,7 @@ def load_task(name: str, include_path: Any, num_fewshot: int | None, metadata: M
 def describe(task: Any) -> dict[str, Any]:
     """A task's config, JSON-able and the same on every machine."""
     config = _plain(task.dump_config())
-    for key in ("tokenizer", "pretrained"):
+    for key in ("tokenizer", "pretrained", "config_source"):  # places on the disk
         (config.get("metadata") or {}).pop(key, None)
     return config
 
@@ -65,8 +70,6 @@ def aggregations(task: Any) -> dict[str, str]:
 
 def _manager(name: str, include_path: Any, metadata: dict[str, Any]) -> Any:
     """lm-eval's own collection takes seconds to read, so the folder is looked into first."""
-    from lm_eval.tasks import TaskManager
-
     folders = [str(folder) for folder in as_list(include_path)]
     for folder in folders:
         if not Path(folder).is_dir():
@@ -74,13 +77,21 @@ def _manager(name: str, include_path: Any, metadata: dict[str, Any]) -> Any:
     for defaults in (False, True):
         if not defaults and not folders:
             continue
-        manager = TaskManager(include_path=folders or None, include_defaults=defaults, metadata=metadata)
+        manager = _read(tuple(folders), defaults, json.dumps(metadata, sort_keys=True))
         if name in manager.all_subtasks:
             return manager
         if name in manager.all_tasks:
             members = ",".join(_members(manager, name))
             raise InputError(f"{name} is a group of tasks, and a cell is one", f"write task.tasks=[{members}]")
     raise InputError(f"lm-eval has no task {name!r}", _similar(name, manager.all_subtasks))
+
+
+@lru_cache(maxsize=4)
+def _read(folders: tuple[str, ...], defaults: bool, metadata: str) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    found = {"include_path": list(folders) or None, "include_defaults": defaults}
+    return TaskManager(**found, metadata=json.loads(metadata))
 
 
 def _members(manager: Any, name: str) -> list[str]:

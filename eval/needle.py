@@ -28,7 +28,7 @@ from typing import Any
 from eval import checks
 from eval.checks import as_list
 from eval.errors import InputError
-from eval.haystack import build, grammar_facts, own_facts
+from eval.haystack import Facts, build, grammar_facts, own_facts
 from eval.mini_metrics import told
 from eval.samples import Sample
 from eval.texts import fingerprint, read_text
@@ -104,7 +104,7 @@ class Needle:
             "question": self.question,
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
-            **scoring_protocol(self.name),
+            **self.scoring(),
         }
 
     def rows(self) -> Iterator[Sample]:
@@ -116,7 +116,7 @@ class Needle:
             for depth in self._depths():
                 for repeat in range(self.repeats):
                     meta = {"length": length, "steps": steps, "depth": depth, "repeat": repeat}
-                    name = f"needle-{f'{length}of{steps}' if steps else length}-d{depth:g}-{self.seed}-{repeat}"
+                    name = f"{self.name}-{f'{length}of{steps}' if steps else length}-d{depth:g}-{self.seed}-{repeat}"
                     yield Sample(name, json.dumps(meta | made_of, sort_keys=True), [], None, None, meta=meta)
 
     def begin(self, samples: Sequence[Sample], lab: Any) -> None:
@@ -141,7 +141,7 @@ class Needle:
             "depth": sample.meta["depth"],
             "depth_real": round(100 * asked.spans[0][0] / len(asked.context), 3),
             "needles": [list(span) for span in asked.spans],
-            **judge(found.text, case.answers),
+            **self.judge(found.text, case.answers),
             **found.survival(asked.spans),
             "question": self.question,
             "question_tokens": late,
@@ -158,12 +158,22 @@ class Needle:
 
     def _case(self, sample: Sample, lab: Any) -> tuple[Any, Any]:
         meta, length = sample.meta, self._tokens(sample, lab)
-        draw = f"needle:{self.seed}:{length}:{meta['depth']:g}:{meta['repeat']}"
+        draw = f"{self.name}:{self.seed}:{length}:{meta['depth']:g}:{meta['repeat']}"
+        return build(self.facts(draw), lab, length, meta["depth"], self.chat, self._text, draw, meta["repeat"])
+
+    def facts(self, draw: str) -> Facts:
+        """What is hidden and asked, drawn by the name `draw`."""
         if self.own:
-            facts = own_facts(as_list(self.needle), self.ask, as_list(self.answer))
-        else:
-            facts = grammar_facts(draw, self.needles)
-        return build(facts, lab, length, meta["depth"], self.chat, self._text, draw, meta["repeat"])
+            return own_facts(as_list(self.needle), self.ask, as_list(self.answer))
+        return grammar_facts(draw, self.needles)
+
+    def scoring(self) -> dict[str, Any]:
+        """The part of the protocol that scoring reads."""
+        return scoring_protocol(self.name)
+
+    def judge(self, prediction: str, answers: Sequence[str]) -> dict[str, float]:
+        """recall and exact of a prediction, each 0..1."""
+        return judge(prediction, answers)
 
     @property
     def _text(self) -> str | None:

@@ -1,0 +1,370 @@
+"""Tasks of lm-evaluation-harness over an evicted cache: against its own model, an explicit mask, itself in batches."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+import datasets
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM
+
+import run_pred
+from baselines.full import Full
+from baselines.h2o import H2O
+from baselines.snapkv import SnapKV
+from d2o.d2o import D2O
+from d2o.engine import Engine
+from d2o.lab import Lab
+from d2o.models import load
+from d2o.oracle import Oracle, run_masks, seen_by
+from eval.cli import main
+from eval.errors import InputError
+from eval.lm_eval import LMEval
+from eval.lm_eval_figures import figures
+from eval.lm_eval_load import describe
+from eval.lm_eval_model import EvictingLM
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCAL = str(ROOT / "configs" / "lm_eval")
+SHARED = Path(os.environ.get("D2O_SHARED", ROOT.parent / "shared"))
+MODELS = {"tiny": ROOT / "models" / "tiny", "stories260K": SHARED / "models" / "stories260K"}
+DROP = functools.partial(D2O, merge=False)  # a mask hides slots, and knows nothing of merged ones
+
+
+@functools.cache
+def loaded(name):
+    if not (MODELS[name] / "model.safetensors").is_file():
+        pytest.skip(f"{name} is not there")
+    return load(str(MODELS[name]), device="cpu")
+
+
+@functools.cache
+def theirs(name):
+    """lm-eval's own model for transformers, on weights of its own: ours attends through our caches."""
+    model = AutoModelForCausalLM.from_pretrained(loaded(name) and MODELS[name], dtype=torch.float32)
+    return HFLM(pretrained=model.eval(), tokenizer=loaded(name).tokenizer, batch_size=1, device="cpu")
+
+
+def ours(name, method=Full, budget=1.0, **how):
+    return EvictingLM(Lab(loaded(name), method, budget), **how)
+
+
+def requests_of(task, count):
+    rows = LMEval([task], LOCAL).rows()
+    return [request for _ in range(count) for request in next(rows).meta["requests"]]
+
+
+def ask(kind, *args):
+    return Instance(kind, {}, args, 0)
+
+
+def choices(*pairs):
+    return [ask("loglikelihood", *pair) for pair in pairs]
+
+
+TEXT = "Once upon a time there was a little cat who lived near a lake. " * 3
+PAIRS = [
+    (TEXT, " The cat said hello."),
+    (TEXT, " a"),
+    (TEXT + "Lily saw the cat and", " ran to her mother"),
+    ("One day", " it was over"),
+    ("", "hello there"),
+]
+
+
+# ---- the full cache: lm-eval's own model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_full_generates_what_their_model_does(name, batch_size):
+    """Prompts of stories260K are longer than its window and lose their beginning, as theirs do."""
+    requests = requests_of("local_sums", 3)
+    for request in requests[1:]:
+        request.arguments = (request.args[0], {"until": ["\n\n", ".", "Question:"], "max_gen_toks": 20})
+    lm = ours(name, batch_size=batch_size)
+    found = lm.generate_until(requests, disable_tqdm=True)
+    assert found == theirs(name).generate_until(requests, disable_tqdm=True)
+    assert any(found) and [row["truncated"] for row in lm.rows] == [name == "stories260K"] * 3
+    assert lm.realised == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_full_log_likelihoods_are_their_models(name, batch_size):
+    requests = requests_of("local_choice", 3) + choices(*PAIRS)
+    found = ours(name, batch_size=batch_size).loglikelihood(requests, disable_tqdm=True)
+    wanted = theirs(name).loglikelihood(requests, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_streams_are_their_rolling_likelihoods(name):
+    """The second text is longer than the window of stories260K: it is cut into windows."""
+    requests = [ask("loglikelihood_rolling", text) for text in (TEXT, TEXT * 12)]
+    lm = ours(name)
+    found = lm.loglikelihood_rolling(requests, disable_tqdm=True)
+    wanted = theirs(name).loglikelihood_rolling(requests, disable_tqdm=True)
+    assert found == pytest.approx(wanted, abs=1e-3, rel=1e-6) and len(lm.rows) == 2
+
+
+# ---- an evicted cache: an explicit mask
+
+
+def masked(name, method, context, continuation, again):
+    """Log-likelihood from the stock model under masks that hide what the layers evicted, token by token."""
+    engine = Engine(loaded(name).model, method, 0.2)
+    cache, _ = engine.prefill([context], reserve=len(continuation))
+    steps, after_prefill, n = [], [layer.positions[0].clone() for layer in cache.layers], len(context)
+    for i, token in enumerate(continuation[:-1]):
+        steps.append([seen_by(layer.positions[0], n + i) for layer in cache.layers])
+        engine.extend(cache, torch.tensor([[token]]))
+    oracle = Oracle(loaded(name).model)
+    heads = cache.layers[0].positions.shape[1]
+    causal = [torch.ones(n, n, dtype=torch.bool).tril().repeat(heads, 1, 1) for _ in cache.layers]
+    masks = run_masks(n, steps) if steps else causal
+    logits = oracle.logits([*context, *continuation[:-1]], masks)[n - 1 :].clone()
+    if again:  # the last token of the context, seeing what was kept and itself
+        for mask, positions in zip(causal, after_prefill, strict=True):
+            mask[:, n - 1] = seen_by(positions, n - 1)[:, :n]
+        logits[0] = oracle.logits(context, causal)[-1]
+    return float(torch.log_softmax(logits, -1).gather(1, torch.tensor(continuation)[:, None]).sum())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", [H2O, SnapKV, DROP], ids=["h2o", "snapkv", "d2o_drop"])
+@pytest.mark.parametrize("question", ["again", "before"])
+def test_an_evicted_cache_is_an_explicit_mask(name, method, question):
+    pairs = PAIRS[:3]
+    lm, full = ours(name, method, 0.2, batch_size=2, question=question), ours(name)
+    found = [value for value, _ in lm.loglikelihood(choices(*pairs), disable_tqdm=True)]
+    whole = [value for value, _ in full.loglikelihood(choices(*pairs), disable_tqdm=True)]
+    for value, of_full, (context, continuation) in zip(found, whole, pairs, strict=True):
+        ids = lm._encode_pair(context, continuation)
+        assert value == pytest.approx(masked(name, method, *ids, question == "again"), abs=1e-4)
+        blind = question == "before" and len(ids[1]) == 1  # it was judged before anything left
+        assert (abs(value - of_full) < 1e-4) == blind
+    assert all(0.15 < row["budget_realised"] <= 0.2 for row in lm.rows)
+
+
+@pytest.mark.parametrize("method", [H2O, SnapKV, D2O])
+def test_batches_change_nothing(method):
+    requests = requests_of("local_choice", 2) + choices(*PAIRS[:3])
+    sums = requests_of("local_sums", 3)
+    one, many = (ours("tiny", method, 0.2, batch_size=size) for size in (1, 4))
+    alone, together = (lm.loglikelihood(requests, disable_tqdm=True) for lm in (one, many))
+    assert [v for v, _ in together] == pytest.approx([v for v, _ in alone], abs=2e-4)
+    alone, together = (lm.generate_until(sums, disable_tqdm=True) for lm in (one, many))
+    assert together == alone
+    assert [row["held_prefill"] for row in many.rows] == [row["held_prefill"] for row in one.rows]
+
+
+def test_choices_share_one_prefill(monkeypatch):
+    lm, fed = ours("tiny", H2O, 0.2), []
+    plain = Engine.prefill
+
+    def counted(self, prompts, *args, **kwargs):
+        fed.append(len(prompts))
+        return plain(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "prefill", counted)
+    lm.loglikelihood(requests_of("local_choice", 2), disable_tqdm=True)
+    assert fed == [1, 1] and len(lm.rows) == 8
+
+
+def test_a_stream_evicts_as_it_goes():
+    request = [ask("loglikelihood_rolling", TEXT * 2)]
+    lm = ours("tiny", H2O, 64)
+    (found,), (full,) = (one.loglikelihood_rolling(request, disable_tqdm=True) for one in (lm, ours("tiny")))
+    ids = lm.tok_encode(TEXT * 2)
+    nll = Engine(loaded("tiny").model, H2O, 64).nll([lm.prefix_token_id, *ids], prefill=1)
+    assert found == pytest.approx(-float(nll.sum()), abs=1e-2) and abs(found - full) > 0.1
+    assert lm.rows[0]["held_decode"] == [64.0] * 4
+
+
+# ---- from Python
+
+
+@pytest.mark.parametrize("task", ["local_sums", "local_choice"])
+def test_simple_evaluate_says_what_a_cell_says(task):
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=LOCAL, include_defaults=False)
+    lm = ours("tiny", D2O, 0.2, batch_size=4)
+    found = simple_evaluate(lm, tasks=[task], task_manager=manager, limit=4, verbosity=None)
+    rows = measured(LMEval([task], LOCAL), 4)
+    own = figures(rows)
+    for key, value in found["results"][task].items():
+        if "," in key:
+            assert own[key] == pytest.approx(value, abs=1e-12), key
+    assert [row["responses"] for row in rows] == [
+        json.loads(json.dumps([response[0] for response in sample["resps"]]))
+        for sample in found["samples"][task]
+        if sample["filter"] == found["samples"][task][0]["filter"]
+    ]
+    assert lm.realised == pytest.approx(sum(row["budget_realised"] for row in rows) / 4, abs=1e-6)
+
+
+def measured(task, count, method=D2O, budget=0.2):
+    lab, rows = Lab(loaded("tiny"), method, budget), task.rows()
+    samples = [next(rows) for _ in range(count)]
+    task.begin(samples, lab)
+    return task.measure_batch(samples, lab)
+
+
+# ---- cells
+
+
+def run(words, tmp_path, capsys):
+    code = main([*words, f"results_dir={tmp_path}"], run_pred.run_cell, ROOT / "configs")
+    return code, *capsys.readouterr()
+
+
+def test_a_task_that_fails_half_way_keeps_its_rows(tmp_path, capsys, monkeypatch):
+    loaded("tiny")
+    words = ["task=lm_eval", "task.tasks=[local_choice]", "limit=5", "method=h2o"]
+    plain, left = Lab.likelihoods, [3]
+
+    def fails(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("the machine caught fire")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Lab, "likelihoods", fails)
+    code, _, err = run(words, tmp_path, capsys)
+    (file,) = tmp_path.rglob("predictions.jsonl")
+    before = file.read_text().splitlines()
+    assert code == 1 and "caught fire" in err and len(before) == 3
+    monkeypatch.setattr(Lab, "likelihoods", plain)
+    code, out, _ = run(words, tmp_path, capsys)
+    after = file.read_text().splitlines()
+    assert code == 0 and after[:3] == before and len(after) == 5 and "5 (2 new)" in out
+    assert file.parent == tmp_path / "tiny" / "h2o-default-b0.2" / "lm_eval-local_choice"
+
+
+def test_tasks_times_methods_side_by_side(tmp_path, capsys):
+    loaded("tiny")
+    words = ["-m", "task=lm_eval", "task.tasks=[local_sums,local_choice]", "method=full,h2o", "limit=2", "batch_size=2"]
+    code, out, err = run(words, tmp_path, capsys)
+    assert code == 0 and "4 of 4 cells done" in err
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert lines[0][:6] == ["Tasks", "model", "method", "budget", "realised", "rows"]
+    assert [line[:3] for line in lines[2:] if line[0]] == [
+        ["local_choice", "tiny", "full"], ["local_choice", "tiny", "h2o"],
+        ["local_sums", "tiny", "full"], ["local_sums", "tiny", "h2o"],
+    ]  # fmt: skip
+    assert all(0.15 < float(line[4]) <= 0.2 for line in lines[2:] if line[2] == "h2o")
+    config = json.loads(next(tmp_path.rglob("lm_eval-local_sums/config.json")).read_text())
+    protocol = config["protocol"]
+    assert protocol["lm_eval"].startswith("0.4.") and protocol["task_version"] == 1.0
+    assert [one["metric"] for one in protocol["task_config"]["metric_list"]] == ["exact_match"]
+    assert str(ROOT) not in json.dumps(protocol)
+    from eval_long_bench import main as score
+
+    assert score([f"results_dir={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "lm_eval-local_choice" in shown and "acc_norm" in shown and "vs full" in shown
+
+
+# ---- lm-eval's own tasks, as far as they go without their data
+
+
+STAND_IN = {
+    "gsm8k": {"question": "A goat eats 3 apples a day. How many in 2 days?", "answer": "3 * 2 = 6\n#### 6"},
+    "coqa": {
+        "id": "1", "story": "A goat stood on a roof.",
+        "questions": {"input_text": ["Who stood there?"], "turn_id": [1]},
+        "answers": {"input_text": ["a goat"], "turn_id": [1], "span_start": [0], "span_end": [6],
+                    "span_text": ["A goat"]},
+        "additional_answers": {str(i): {"input_text": ["the goat"], "turn_id": [1]} for i in range(3)},
+    },
+    "truthfulqa_gen": {
+        "question": "Do goats fly?", "best_answer": "Goats do not fly.", "correct_answers": ["Goats do not fly."],
+        "incorrect_answers": ["Goats fly."], "type": "x", "category": "x", "source": "x",
+    },
+    "infinitebench_passkey": {
+        "id": 1, "context": "The key is 123.", "input": "What is the key?", "answer": ["123"], "options": [],
+    },
+    "longbench2_table": {"context": "A table.", "question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2},
+}  # fmt: skip
+EXPECTED = {
+    "gsm8k": ("generate_until", 5, 3.0, {"exact_match,strict-match", "exact_match,flexible-extract"}),
+    "coqa": ("generate_until", 0, 3.0, {"em,none", "f1,none"}),
+    "truthfulqa_gen": ("generate_until", 0, 3.0, {"bleu_max,none", "bleu_acc,none", "rougeL_max,none"}),
+    "infinitebench_passkey": ("generate_until", 0, 1.0, {"score,none"}),
+    "longbench2_table": ("multiple_choice", 0, 0.0, {"acc,none"}),
+}
+
+
+@pytest.mark.parametrize("name", STAND_IN)
+def test_their_tasks_load_and_are_measured(name, monkeypatch):
+    """Their YAMLs, prompts, filters and metrics; a document of our own in place of their data."""
+    docs = datasets.Dataset.from_list([STAND_IN[name]] * 7)
+    splits = datasets.DatasetDict({split: docs for split in ("train", "validation", "test", "passkey")})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
+    task = LMEval([name], LOCAL)
+    kind, shots, version, metrics = EXPECTED[name]
+    assert (task.task.OUTPUT_TYPE, task.task.get_config("num_fewshot"), task.task.VERSION) == (kind, shots, version)
+    sample = next(task.rows())
+    text = STAND_IN[name].get("question") or STAND_IN[name].get("story") or STAND_IN[name]["input"]
+    assert sample.prompt.count(text) == (len(sample.meta["requests"]) if shots == 0 else shots + 1)
+    (row,) = measured(task, 1, H2O)
+    assert metrics <= set(row["metrics"]) and figures([row]) and "score" in row
+    assert describe(task.task) == describe(LMEval([name], LOCAL).task)
+    assert " at 0x" not in json.dumps(task.protocol())
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "hint"),
+    [
+        (["task.tasks=[local_sum]"], "no task 'local_sum'", "did you mean local_sums"),
+        (["task.tasks=[longbench2]"], "longbench2 is a group", "longbench2_code"),
+        ([], "task.tasks is not given", "task.tasks="),
+        (["task.tasks=[local_sums]", "task.include_path=/nowhere"], "/nowhere is no folder", "folder"),
+        (["task.tasks=[local_sums]", "task.question=after"], "task.question=after is unknown", "again"),
+        (["task.tasks=[local_sums]", "task.num_fewshot=-1"], "task.num_fewshot=-1", "task.num_fewshot=1"),
+        (["task.tasks=[local_sums]", "task.chat=true"], "no chat template", "task.chat=false"),
+        (["task.tasks=[local_sums]", "atlas=true"], "atlas=True", "atlas"),
+    ],
+)
+def test_bad_input(words, what, hint, tmp_path, capsys):
+    code, _, err = run(["task=lm_eval", "limit=1", *words], tmp_path, capsys)
+    lines = [line for line in err.strip().split("\n") if line.startswith(("error", "hint"))]
+    assert code == 2 and what in lines[0] and hint in lines[1], err
+
+
+def test_a_hub_that_is_away_is_named(monkeypatch):
+    def away(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", away)
+    with pytest.raises(InputError, match="Couldn't reach 'openai/gsm8k'") as raised:
+        LMEval(["gsm8k"], LOCAL).protocol()
+    assert "HF_HOME" in raised.value.hint and "include_path" in raised.value.hint
+
+
+@pytest.mark.parametrize("kwargs", [{"do_sample": True, "temperature": 1.0}, {"num_beams": 4}, {"length_penalty": 2}])
+def test_what_is_not_greedy_is_refused(kwargs):
+    with pytest.raises(InputError, match="greedily"):
+        ours("tiny").generate_until([ask("generate_until", "a", {"until": ["x"], **kwargs})], disable_tqdm=True)
+
+
+def test_streams_need_slots_and_a_method_that_goes_on():
+    request = [ask("loglikelihood_rolling", TEXT)]
+    with pytest.raises(InputError, match=r"budget=0\.2 is a share"):
+        ours("tiny", H2O, 0.2).loglikelihood_rolling(request)
+    with pytest.raises(InputError, match="evicts once"):
+        ours("tiny", SnapKV, 64).loglikelihood_rolling(request)
