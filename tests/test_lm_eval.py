@@ -271,7 +271,7 @@ def test_tasks_times_methods_side_by_side(tmp_path, capsys):
     assert str(ROOT) not in json.dumps(protocol)
     from eval_long_bench import main as score
 
-    assert score([f"results_dir={tmp_path}"]) == 0
+    score([f"results_dir={tmp_path}"])
     shown = capsys.readouterr().out
     assert "lm_eval-local_choice" in shown and "acc_norm" in shown and "vs full" in shown
 
