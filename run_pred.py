@@ -66,6 +66,8 @@ def keep_figures(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]])
 
     folder = cell.path / "figures"
     files = write_figures(cell_figures(config, rows, cell.path), folder)
+    if not files:
+        return ""
     return "\n".join([f"\n\nfigures in {folder}:", *(f"  {file.name}" for file in files)])
 
 

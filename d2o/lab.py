@@ -95,8 +95,9 @@ class Lab:
 
     @property
     def budget(self) -> float:
-        """As asked for; 1 where the method takes none."""
-        return self.engine.budget.value if self.evicts else 1.0
+        """A share of a prompt, or slots; 1 where the method takes none."""
+        budget = self.engine.budget
+        return 1.0 if not self.evicts else budget.value if budget.size is None else budget.slots(1)
 
     # ---- text
     @property

@@ -105,7 +105,7 @@ class LMEval:
             meta = {"doc": doc, "requests": requests}
             yield Sample(f"{self.tasks[0]}-{i}", asked, [self._target(doc)], None, None, meta=meta)
 
-    def check_cell(self, budget: float, method: Any) -> None:
+    def check_cell(self, budget: float | str, method: Any) -> None:
         """What a stream needs of a method and a budget. Raises InputError."""
         if not self.streams:
             return

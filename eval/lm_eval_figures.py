@@ -54,13 +54,26 @@ def table(rows: Rows) -> str:
     return markdown(HEADER, _lines(rows), left=6)
 
 
+def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """A record per document, with those of its metrics that are one number."""
+    plain = ("id", "pred", "budget_realised", "prompt_tokens", "new_tokens", "truncated")
+    return {
+        "lm_eval": [
+            {key: row[key] for key in plain}
+            | {"answers": " | ".join(row["answers"])}
+            | {key: value for key, value in row["metrics"].items() if isinstance(value, int | float)}
+            for row in rows
+        ]
+    }
+
+
 def side_by_side(cells: Sequence[tuple[Mapping[str, Any], Rows]]) -> str:
     """lm-eval's table of several cells, with what each of them held."""
     from eval.tables import markdown, realised
 
     lines = []
     for cell, rows in sorted(cells, key=lambda one: one[1][0]["lm_eval"]["task"]):
-        budget = "" if cell["method"] == "full" else f"{cell['budget']:g}"
+        budget = "" if cell["method"] == "full" else str(cell["budget"])
         held = realised(average([row["budget_realised"] for row in rows]))
         first, *more = _lines(rows)
         lines += [[first[0], cell["model"], cell["method"], budget, held, str(len(rows)), *first[1:]]]

@@ -193,12 +193,13 @@ class EvictingLM(TemplateLM):
                     bar.update(min(self.batch_size, len(ordered) - start))
 
 
-def check_stream(budget: float, decode_eviction: bool) -> None:
-    """Whether a text without a prompt can be measured; a budget of 1 is the full cache. Raises InputError."""
-    if budget < 1:
+def check_stream(budget: float | str, decode_eviction: bool) -> None:
+    """Whether a text without a prompt can be measured; a budget of 1 is the full cache, a text a size. Raises
+    InputError."""
+    if not isinstance(budget, str) and budget < 1:
         what = f"budget={budget:g} is a share of a prompt, and loglikelihood_rolling has none"
         raise InputError(what, "write a number of slots, for example budget=512")
-    if budget > 1 and not decode_eviction:
+    if budget != 1 and not decode_eviction:
         what = "the method evicts once, after the prompt: its cache would grow with the stream"
         raise InputError(what, "take another method, or method=full")
 

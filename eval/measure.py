@@ -10,7 +10,7 @@ prompt_hash, and may have
 
 and its protocol names under `figures` the module that knows what to show of the rows: `figures(rows) -> dict` of
 numbers, `COLUMNS` {figure: header} for the table of cells (or `columns(rows)`, where that depends on them),
-`table(rows) -> str` for the end of a run, `records(rows) -> {name: [record, ...]}`, flat records for a tracker's tables,
+`table(rows) -> str` for the end of a run, `records(rows) -> {name: [record]}`, flat ones for a tracker's tables,
 and perhaps `side_by_side([(cell, rows)]) -> str` for the end of a run of several cells.
 """
 
