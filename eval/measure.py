@@ -26,7 +26,9 @@ from eval.cells import Cell
 from eval.errors import InputError
 from eval.predict import prompt_hash
 from eval.progress import Progress
+from eval.rows import read_rows
 from eval.samples import Sample
+from eval.shards import row_files
 
 
 def measures(task: Any) -> bool:
@@ -78,11 +80,13 @@ def columns(module: Any, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]
 def side_by_side(folders: Sequence[Path]) -> str | None:
     """The table of several cells, where they are all of one kind that has one."""
     cells, modules = [], set()
-    for folder in folders:
+    if not all((folder / "config.json").is_file() for folder in folders):
+        return None
+    for folder in dict.fromkeys(folders):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         modules.add(figures_module(config["protocol"]))
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        cells.append((config["cell"], [json.loads(line) for line in lines]))
+        rows = [row for file in row_files(folder).values() for row in read_rows(file)[0].values()]
+        cells += [(config["cell"], rows)] if rows else []
     module = modules.pop() if len(modules) == 1 else None
     return module.side_by_side(cells) if hasattr(module, "side_by_side") else None
 
