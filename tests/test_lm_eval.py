@@ -214,6 +214,16 @@ def test_simple_evaluate_says_what_a_cell_says(task):
     assert lm.realised == pytest.approx(sum(row["budget_realised"] for row in rows) / 4, abs=1e-6)
 
 
+def test_values_are_joined_as_they_join_them():
+    from lm_eval.api.metrics import mean, mean_stderr, perplexity
+
+    values = [0.0, 1.0, 0.5, 1.0, 0.25]
+    about = {"task": "x", "version": 1, "n_shot": 0, "aggregation": {"a": "mean", "p": "perplexity"}}
+    rows = [{"metrics": {"a,none": value, "p,none": -value}, "lm_eval": about} for value in values]
+    wanted = {"a,none": mean(values), "a_stderr,none": mean_stderr(values), "p,none": perplexity([-v for v in values])}
+    assert figures(rows) == pytest.approx(wanted)
+
+
 def measured(task, count, method=D2O, budget=0.2):
     lab, rows = Lab(loaded("tiny"), method, budget), task.rows()
     samples = [next(rows) for _ in range(count)]
