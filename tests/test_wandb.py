@@ -43,7 +43,9 @@ def stop(server) -> None:
 
 
 def start(code: str, words, server, tmp_path, finish: int = 60, connect: int = 30) -> subprocess.Popen:
-    env = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
+    # without the address of a W&B service that an earlier test began here: it would hold this run's id after its end
+    env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
     preamble = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import eval.tracking as t;"
     preamble += f"t.FINISH, t.CONNECT = {finish}, {connect};"
     line = [sys.executable, "-c", preamble + code, *map(str, words)]
