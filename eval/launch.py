@@ -37,8 +37,9 @@ def launch(plans: Sequence[Plan], launcher: Launcher, run: Callable[[Any], Any],
     """Returns when every cell has ended, or at once where the launcher does not wait. Raises InputError."""
     plans, outcome = distinct(plans), Outcome()
     folder = Path(plans[0].composed.cfg.results_dir).resolve() / JOBS
-    todo = [plan for plan in plans if plan.missing()]
-    outcome.done += [plan for plan in plans if plan not in todo]
+    todo: list[Plan] = []
+    for plan in plans:
+        (todo if plan.missing() else outcome.done).append(plan)
     job = _maker(run, config_dir)
     if isinstance(launcher, Joblib):
         _say(len(plans), len(outcome.done), 0, len(todo))

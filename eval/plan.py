@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from eval import shards
 from eval.build import build
 from eval.identity import folder
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from eval.compose import Composed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by `key`: two whole configs would be resolved, a tenth of a second a pair
 class Plan:
     """`samples`: the rows of the whole cell; `own`: those of this shard of it, all of them without one."""
 
@@ -45,14 +47,18 @@ class Plan:
         return [sample for sample in self.own if sample.id not in there]
 
 
-def plan(composed: Composed) -> Plan:
-    """Builds task and method and reads the task's rows; writes nothing.
+def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> Plan:
+    """Builds task and method and reads the task's rows; writes nothing. Raises InputError for all that can be wrong.
 
-    Raises InputError for all that can be wrong with them.
+    `read`: the rows of tasks that other cells of the same command have planned before, filled here.
     """
     cfg = composed.cfg
     task = build(cfg.task, "task")
-    protocol, samples = task.protocol(), first(task.rows(), cfg.limit)
+    read = {} if read is None else read
+    asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
+    if asked not in read:
+        read[asked] = first(task.rows(), cfg.limit)
+    protocol, samples = task.protocol(), read[asked]
     method = settle(composed)
     if hasattr(task, "check_cell"):
         task.check_cell(cfg.budget, method())

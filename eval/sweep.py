@@ -45,9 +45,8 @@ def launch_all(
 ) -> tuple[list[Path], list[int]]:
     """As `run_all`, by a launcher. Cells that cannot be planned are refused before anything is submitted."""
     from eval.launch import launch
-    from eval.plan import plan
 
-    plans, codes = _each(composed, plan, report)
+    plans, codes = _planned(composed, report)
     if not plans or codes and len(composed) == len(codes):
         return [], codes
     outcome = launch(plans, launcher, run, config_dir)
@@ -59,9 +58,8 @@ def launch_all(
 def dry(composed: Sequence[Composed], measure: Callable[[Any], Any], report: Report) -> int:
     """Print what the cells would be; the exit code."""
     from eval.dryrun import dry_run
-    from eval.plan import plan
 
-    plans, codes = _each(composed, plan, report)
+    plans, codes = _planned(composed, report)
     if plans:
         print(dry_run(plans, measure))
     return max(codes, default=0)
@@ -93,6 +91,13 @@ def remember(composed: Sequence[Composed]) -> None:
             replace_json(target / f"{digest(found)[:16]}.json", {"cells": found}, f".{os.getpid()}")
         except OSError as error:  # the cells will say it better
             print(f"note: no list of this sweep in {target}: {error.strerror}", file=sys.stderr)
+
+
+def _planned(composed: Sequence[Composed], report: Report) -> tuple[list[Any], list[int]]:
+    from eval.plan import plan
+
+    rows: dict[tuple, Any] = {}
+    return _each(composed, lambda cell: plan(cell, rows), report)
 
 
 def _each(items: Sequence[Any], make: Callable[[Any], Any], report: Report) -> tuple[list[Any], list[int]]:

@@ -52,6 +52,17 @@ def test_a_slip_of_the_hand_is_refused(words, what, hint, capsys, tmp_path):
     assert what in error and hint in advice and not (tmp_path / "r").exists()
 
 
+def test_a_sweep_reads_the_rows_of_a_task_once_and_compares_no_configs(tmp_path, monkeypatch, capsys):
+    from eval.mini import Mini
+
+    read, rows = [], Mini.rows
+    monkeypatch.setattr(Mini, "rows", lambda self: read.append(self.name) or rows(self))
+    monkeypatch.setattr("omegaconf.DictConfig.__eq__", lambda *pair: pytest.fail("two configs were compared"))
+    line = ["-m", *WORDS, "method=h2o,tova", "budget=.1,.2", "dry_run=true", f"results_dir={tmp_path}"]
+    assert main(line, run_pred.run_cell, CONFIGS, run_pred.size_cell) == 0
+    assert "4 cells to run" in capsys.readouterr().out and read == ["mini_single"]
+
+
 def test_slurm_where_there_is_none_is_refused_before_anything_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     line = [*WORDS, "method=h2o", f"results_dir={tmp_path}/r", "hydra/launcher=slurm"]
