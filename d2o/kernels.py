@@ -3,8 +3,9 @@
 Everything here is a pure function of tensors. Shapes: `q [B, Hq, n, D]`, `k, v [B, Hkv, T, D]` with `Hq = g * Hkv`
 (query head h reads KV head h // g), `lse [B, Hq, n]` float32, natural logarithm. Statistics are float32.
 
-The attention output always comes from the library's fused kernel. The statistics are a second pass over q and k in
-tiles, given the log-sum-exp of the first: one more QK^T, which is +50 % of the forward matmul FLOPs of attention.
+The attention output comes from the library's fused kernel. The statistics are a second pass over q and k in tiles,
+given the log-sum-exp of the first: one more QK^T, which is +50 % of the forward matmul FLOPs of attention. In float32
+on a CPU both come from one pass instead, see d2o/fused.py.
 `column_sums_plain` is the slow twin of `column_sums` (it builds the whole matrix) and is used by tests alone.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -151,24 +153,31 @@ def _tile_sums(q: Tensor, k: Tensor, neg_lse: Tensor, scale: float, first: int, 
 
 
 def _sums_cpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:
-    """One job per KV head (or part of its group), each on one thread: small products do not scale inside."""
-    batch, heads = q.shape[:2]
-    groups, threads = heads // k.shape[1], torch.get_num_threads()
-    parts = max(1, min(groups, -(-threads // (batch * k.shape[1]))))
-    width = -(-groups // parts)
+    groups = q.shape[1] // k.shape[1]
     q, k, neg = q.float(), k.float(), -lse.float().unsqueeze(-1)
-    jobs = [
-        (q[b, h : h + n], k[b, h // groups], neg[b, h : h + n], scale, first, stride, out[b, h : h + n])
+
+    def job(b: int, part: slice) -> None:
+        _tile_sums(q[b, part], k[b, part.start // groups], neg[b, part], scale, first, stride, out[b, part])
+
+    in_threads(job, q.shape[0], q.shape[1], groups, q.shape[2] * k.shape[2])
+
+
+def in_threads(job: Callable[[int, slice], None], batch: int, heads: int, groups: int, size: int) -> None:
+    """Call `job(row, query heads)` for every KV head, or part of its group, each on one thread: small products do not
+    scale inside. `size`: logits of one head, below which threads are not worth their while."""
+    threads = torch.get_num_threads()
+    width = -(-groups // max(1, min(groups, -(-threads // (batch * heads // groups)))))
+    parts = [
+        (b, slice(h, min(h + width, base + groups)))
         for b in range(batch)
         for base in range(0, heads, groups)
         for h in range(base, base + groups, width)
-        for n in [min(width, base + groups - h)]
     ]
-    if threads == 1 or len(jobs) == 1 or q.shape[2] * k.shape[2] < TILE * TILE:
-        for job in jobs:
-            _tile_sums(*job)
+    if threads == 1 or len(parts) == 1 or size < TILE * TILE:
+        for part in parts:
+            job(*part)
     else:
-        list(_pool(threads).map(torch.inference_mode()(lambda job: _tile_sums(*job)), jobs))  # the mode is per thread
+        list(_pool(threads).map(torch.inference_mode()(lambda part: job(*part)), parts))  # the mode is per thread
 
 
 def sums_plain(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:

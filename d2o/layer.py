@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from d2o.block import RowStats, attend_block
 from d2o.budget import Budget
 from d2o.eviction import Eviction
-from d2o.kernels import attend, attend_lse, attend_row, merge_attention
+from d2o.kernels import attend_row
 from d2o.rows import LastRows, PromptRows
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class KVLayer(Eviction):
 
     state            names of the per-slot tensors `[B, Hkv, C]` that they keep
     rows             "none" | "last" (the last `window` rows of the prompt) | "all": what `observe` sees in the prefill
+    stride           of "all", every how many-th row `observe` will ask for: so many are counted beside the attention
     decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
     needs_all_layers True: the slots of a layer depend on the other layers (`allocate` is called after the prefill)
     merges           True: `absorb` is given what is evicted
@@ -56,7 +58,7 @@ class KVLayer(Eviction):
     slot_positions   True: keys are turned to the index of their slot before attention
     """
 
-    rows, window = "none", 1
+    rows, window, stride = "none", 1, 1
     needs_all_layers, budgeted, nominal = False, True, False
     compress_at, slot_positions = "prefill", False
 
@@ -66,6 +68,7 @@ class KVLayer(Eviction):
         self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None
         self.budget: Budget | None = None  # the cache's
         self.unlimited = False  # nothing is ever evicted: no statistics are taken
+        self.stats: RowStats | None = None  # of the block attended last, until it was observed
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
 
     # ---- what a method says, besides `importance`, `recent` and `absorb`
@@ -121,7 +124,7 @@ class KVLayer(Eviction):
         if feed.again:
             return self._again(q, k, v, scale)
         if not (self.decode_eviction or self.slot_positions or self.pending) and q.shape[2] > 1:
-            out, _ = self._block(q, k, v, scale, feed.lengths)
+            out = self._block(q, k, v, scale, feed.lengths)
             self.arm()
             return out
         if min(feed.lengths) != q.shape[2]:
@@ -138,13 +141,14 @@ class KVLayer(Eviction):
         whole = not self.is_initialized and min(feed.lengths) == q.shape[2]
         if cut_now and whole and all(n > s for n, s in zip(feed.lengths, self.slots, strict=True)):
             self.adopt(k, v)
-            out, lse = self._block_attention(q, k, v, scale, feed.lengths, past)
+            out = self._attend_block(q, k, v, scale, feed.lengths, past)
         else:
             if not self.is_initialized:
                 self.allocate_storage(k, v, self._first_capacity(feed))
-            out, lse = self._block(q, k, v, scale, feed.lengths)
+            out = self._block(q, k, v, scale, feed.lengths)
         if self.rows == "all" and not self.unlimited:
-            self.observe(PromptRows(q, self.keys[:, :, : self.used], lse, past, feed.lengths, scale))
+            self.observe(PromptRows(q, self.keys[:, :, : self.used], self.stats, past, feed.lengths, scale))
+            self.stats = None
         self.chunk_done(feed, past)
         if not self.unlimited and (early := self.early(feed.prompt)):
             self.cut_early(early, 0 if feed.last else max(feed.lengths))
@@ -180,33 +184,21 @@ class KVLayer(Eviction):
         slots = self.slots or [0] * len(feed.prompt)  # not known before all layers are seen: cut afterwards
         return max(max(n, self._capacity(n, s, feed.reserve)) for n, s in zip(feed.prompt, slots, strict=True))
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> Tensor:
         past = list(self.held)
         self.append(k, v, lengths)
         self.now = self._position()
-        return self._block_attention(q, k, v, scale, lengths, past)
+        return self._attend_block(q, k, v, scale, lengths, past)
 
-    def _block_attention(
+    def _attend_block(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int], past: list[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Causal attention of a block over the slots before it and itself; no mask is ever built."""
-        n, stats = q.shape[2], self.rows == "all" and not self.unlimited
-        if len(set(past)) == 1 and min(lengths) == n:
-            older = self.past_keys(slice(None), past[0]), self.values[:, :, : past[0]]
-            out, lse = _causal(q, k, v, *older, scale, stats)
-            return out, [lse]
-        out, lses = q.new_zeros(*q.shape[:3], v.shape[3]), []
-        for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
-            row, new = slice(b, b + 1), slice(n - m, n)
-            if m == 0:
-                lses.append(q.new_zeros(1, q.shape[1], 0, dtype=torch.float32))
-                continue
-            out[row, :, new], lse = _causal(
-                q[row, :, new], k[row, :, new], v[row, :, new],
-                self.past_keys(row, p), self.values[row, :, :p], scale, stats,
-            )  # fmt: skip
-            lses.append(lse)
-        return out, lses
+    ) -> Tensor:
+        self.stats = RowStats(self.stride) if self.rows == "all" and not self.unlimited else None
+
+        def older(rows: slice, count: int) -> tuple[Tensor, Tensor]:
+            return self.past_keys(rows, count), self.values[rows, :, :count]
+
+        return attend_block(q, k, v, older, lengths, past, scale, self.stats)
 
     def _window_rows(self, scale: float) -> LastRows:
         """The last `window` queries of every row over all its slots, whatever the chunks were."""
@@ -258,12 +250,3 @@ class KeepAll(KVLayer):
     """Evicts nothing."""
 
     decode_eviction, budgeted = False, False
-
-
-def _causal(
-    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: float, stats: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of a block over older keys and, causally, over itself; its LSE where statistics need it."""
-    if past_k.shape[2] == 0:
-        return attend_lse(q, k, v, scale, True) if stats else (attend(q, k, v, scale, True), None)
-    return merge_attention(*attend_lse(q, past_k, past_v, scale, False), *attend_lse(q, k, v, scale, True))

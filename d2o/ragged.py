@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from d2o.block import causal
 from d2o.kernels import attend_row
-from d2o.layer import KVLayer, _causal
+from d2o.layer import KVLayer
 
 
 class RaggedLayer(KVLayer):
@@ -127,7 +128,7 @@ class RaggedLayer(KVLayer):
             out[row, heads] = attend_row(q[row, heads], keys, values, scale, visible)
         return out
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> tuple[Tensor, list[Tensor]]:
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> Tensor:
         if self.counts is None:
             return super()._block(q, k, v, scale, lengths)
         self._spare(lengths)
@@ -137,12 +138,12 @@ class RaggedLayer(KVLayer):
             if m == 0:
                 continue
             key, value = k[row, h : h + 1, n - m :], v[row, h : h + 1, n - m :]
-            out[row, heads, n - m :], _ = _causal(q[row, heads, n - m :], key, value, *self._run(run), scale, False)
+            out[row, heads, n - m :] = causal(q[row, heads, n - m :], key, value, *self._run(run), scale)
             self.keys[run.stop : run.stop + m], self.values[run.stop : run.stop + m] = key[0, 0], value[0, 0]
             filled, seen = self.counts[b][h], self.seen[b]
             self.positions[b, h, filled : filled + m] = torch.arange(seen, seen + m, device=k.device)
         self._count(lengths)
-        return out, []
+        return out
 
     def _count(self, lengths: list[int]) -> None:
         self.counts = [[n + m for n in row] for row, m in zip(self.counts, lengths, strict=True)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d2o.block import RowStats
 from d2o.kernels import column_sums, row_probs
 
 
@@ -22,21 +23,28 @@ class PromptRows:
 
     queries: Tensor  # [B, Hq, n, D]
     keys: Tensor  # [B, Hkv, used, D]
-    lse: list[Tensor]  # one [1, Hq, lengths[b]] per row, or one [B, Hq, n] where all rows are alike
+    stats: RowStats
     past: list[int]
     lengths: list[int]
     scale: float
 
     def column_sums(self, stride: int = 1) -> Tensor:
         n, used = self.queries.shape[2], self.keys.shape[2]
-        if len(self.lse) == 1:
-            return column_sums(self.queries, self.keys, self.lse[0], self.scale, self.past[0], stride)
+        if len(self.stats.lse) == 1:
+            return self._sums(0, self.queries, self.keys, self.past[0], stride)
         out = self.queries.new_zeros(*self.queries.shape[:2], used, dtype=torch.float32)
         for b, (m, past) in enumerate(zip(self.lengths, self.past, strict=True)):
             if m:
                 q, k = self.queries[b : b + 1, :, n - m :], self.keys[b : b + 1, :, : past + m]
-                out[b : b + 1, :, : past + m] = column_sums(q, k, self.lse[b], self.scale, past, stride)
+                out[b : b + 1, :, : past + m] = self._sums(b, q, k, past, stride)
         return out
+
+    def _sums(self, entry: int, q: Tensor, k: Tensor, past: int, stride: int) -> Tensor:
+        """Those that came with the attention, or a second pass over queries and keys."""
+        there = self.stats.sums[entry]
+        if there is not None and stride == self.stats.stride:
+            return there
+        return column_sums(q, k, self.stats.lse[entry], self.scale, past, stride)
 
     def row_probs(self) -> Tensor:
         raise RuntimeError("the rows of a whole prompt are a T x T matrix: declare `rows = 'last'` and a window")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from d2o.fused import serves
 from d2o.memory import weights_bytes
 
 ALL_ROWS = {"h2o": 1, "d2o": 1, "d2o_bound": 1, "h2o_stride8": 8, "d2o_stride8": 8}  # every how many-th row is counted
@@ -52,6 +53,7 @@ class Floors:
     read: int  # bytes of weights that a step reads: all but the input embedding
     linear: int  # weights in products per prompt token: all but the embedding and the head, whose last row alone counts
     attention: int  # FLOPs per pair of a query and a key it sees, all layers
+    second_pass: bool  # statistics of all rows need another QK^T
 
     @classmethod
     def of(cls, model: nn.Module, rates: Rates) -> Floors:
@@ -62,11 +64,11 @@ class Floors:
         weights, count = weights_bytes(model), sum({p.data_ptr(): p.numel() for p in model.parameters()}.values())
         own = 0 if tied else embedding.numel()
         return cls(rates, weights, weights - own * embedding.element_size(), count - own - head.numel(),
-                   4 * head_dim * config.num_attention_heads * config.num_hidden_layers)  # fmt: skip
+                   4 * head_dim * config.num_attention_heads * config.num_hidden_layers, not serves(head))  # fmt: skip
 
     def prefill(self, name: str, batch: int, context: int) -> float:
-        """All linear layers, causal attention, and the method's second pass over queries and keys, half of it."""
-        pairs, stride = context * (context + 1) / 2, ALL_ROWS.get(name)
+        """All linear layers, causal attention and, where there is one, the second pass over queries and keys, half."""
+        pairs, stride = context * (context + 1) / 2, ALL_ROWS.get(name) if self.second_pass else None
         flops = 2 * self.linear * context + self.attention * pairs * (1 + (0.5 / stride if stride else 0))
         return batch * flops / self.rates.flops
 

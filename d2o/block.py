@@ -1,0 +1,68 @@
+"""Attention of a block of new tokens over the slots before it and, causally, over itself; no mask is ever built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from d2o import fused
+from d2o.kernels import attend, attend_lse, merge_attention
+
+
+@dataclass
+class RowStats:
+    """What the rows of a block leave for `d2o.rows.PromptRows`: one entry for the whole batch where all rows are
+    alike, else one per row of it."""
+
+    stride: int  # every stride-th row is counted in `sums`
+    lse: list[Tensor] = field(default_factory=list)  # [B, Hq, n], or [1, Hq, lengths[b]]
+    sums: list[Tensor | None] = field(default_factory=list)  # [B, Hq, used], or [1, Hq, past[b] + lengths[b]]
+
+    def add(self, lse: Tensor, sums: Tensor | None) -> None:
+        self.lse.append(lse)
+        self.sums.append(sums)
+
+
+def attend_block(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    older: Callable[[slice, int], tuple[Tensor, Tensor]],
+    lengths: list[int],
+    past: list[int],
+    scale: float,
+    stats: RowStats | None,
+) -> Tensor:
+    """`[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`: row b feeds its last `lengths[b]` columns behind
+    the `past[b]` keys and values that `older(rows, past)` gives. Fills `stats`, where statistics are wanted."""
+    n = q.shape[2]
+    if len(set(past)) == 1 and min(lengths) == n:
+        return causal(q, k, v, *older(slice(None), past[0]), scale, stats)
+    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
+        row, new = slice(b, b + 1), slice(n - m, n)
+        if m:
+            out[row, :, new] = causal(q[row, :, new], k[row, :, new], v[row, :, new], *older(row, p), scale, stats)
+        elif stats:
+            stats.add(q.new_zeros(1, q.shape[1], 0).float(), None)
+    return out
+
+
+def causal(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: float, stats: RowStats | None = None
+) -> Tensor:
+    """One block whose rows are alike; what statistics need is added to `stats`."""
+    if stats and fused.serves(q):
+        out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, scale, stats.stride)
+    elif past_k.shape[2]:
+        out, lse = merge_attention(*attend_lse(q, past_k, past_v, scale, False), *attend_lse(q, k, v, scale, True))
+        sums = None
+    elif stats:
+        (out, lse), sums = attend_lse(q, k, v, scale, True), None
+    else:
+        return attend(q, k, v, scale, True)
+    if stats:
+        stats.add(lse, sums)
+    return out

@@ -1,0 +1,92 @@
+"""Causal attention and the attention that every key received, in one pass over q, k and v, for CPUs.
+
+The library's kernel never lays down a row of probabilities, so statistics of all rows cost a second QK^T and a second
+exponential. Here a block of rows over all keys that it sees is laid down (a few MB, whatever the length): its softmax
+is exact at once, one product with v gives the output and one with 1 / (row sum) the column sums. Floor: the products of
+attention alone. So a stride saves nothing here, and changes only which rows are counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d2o.kernels import LOG2E, in_threads
+
+ROWS = 256  # query rows of one head in a block, at most
+LEAST = 16  # and at least, however long the text: below, products with so few rows lose more than memory is worth
+ELEMENTS = 1 << 20  # logits of a block: 4 MB, found best between 2^17 and 2^21 at 4,096 and 8,192 tokens
+
+
+def serves(x: Tensor) -> bool:
+    """float32 on a CPU. Narrower types gain more from the library's kernel than from a saved product."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def attend_summed(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: float, stride: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `past_k, past_v [B, Hkv, P, D]`; n at least 1, P may be 0. Gives the
+    attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp `[B, Hq, n]`; the
+    column sums `[B, Hq, P + n]` as d2o.kernels.column_sums has them."""
+    batch, heads, n, _ = q.shape
+    groups = heads // k.shape[1]
+    out = q.new_empty(batch, heads, n, v.shape[3])
+    lse, sums = q.new_empty(batch, heads, n), q.new_zeros(batch, heads, past_k.shape[2] + n)
+    counted = torch.arange(n - 1, -1, -1, device=q.device).remainder(stride).eq(0).float()
+    counted *= n / counted.sum()
+    future = torch.ones(min(ROWS, n), min(ROWS, n), dtype=torch.bool, device=q.device).triu_(1)
+
+    def job(b: int, part: slice) -> None:
+        own = part.start // groups
+        block = _Block(k[b, own].t(), v[b, own], past_k[b, own].t(), past_v[b, own], future, counted)
+        _group(q[b, part] * (scale * LOG2E), block, out[b, part], lse[b, part], sums[b, part])
+
+    in_threads(job, batch, heads, groups, n * (past_k.shape[2] + n))
+    return out, lse.div_(LOG2E), sums
+
+
+@dataclass
+class _Block:
+    keys: Tensor  # [D, n]
+    values: Tensor  # [n, D]
+    past_keys: Tensor  # [D, P]
+    past_values: Tensor  # [P, D]
+    future: Tensor  # [ROWS, ROWS] bool
+    counted: Tensor  # [n] weight of each row in the column sums
+
+
+def _group(q: Tensor, block: _Block, out: Tensor, lse: Tensor, sums: Tensor) -> None:
+    """The query heads `q [g, n, D]` of one KV head, scaled for base 2; fills the rest, `lse` in base 2 too."""
+    (groups, n, dim), past, start = q.shape, block.past_values.shape[0], 0
+    room = q.new_empty(max(ELEMENTS, groups * min(LEAST, n) * (past + n)))
+    while start < n:
+        height = _height(groups, past + start, n - start)
+        end = start + height
+        seen, rows = past + end, q[:, start:end].reshape(-1, dim)
+        logits = room[: groups * height * seen].view(groups * height, seen)
+        if past:
+            torch.mm(rows, block.past_keys, out=logits[:, :past])
+        torch.mm(rows, block.keys[:, :end], out=logits[:, past:])
+        per_head = logits.view(groups, height, seen)
+        per_head[:, :, past + start :].masked_fill_(block.future[:height, :height], float("-inf"))
+        largest = logits.amax(1, keepdim=True)
+        total = logits.sub_(largest).exp2_().sum(1, keepdim=True)
+        found = torch.mm(logits[:, past:], block.values[:end])
+        if past:
+            found.addmm_(logits[:, :past], block.past_values)
+        out[:, start:end] = found.div_(total).view(groups, height, -1)
+        lse[:, start:end] = largest.add_(total.log2()).view(groups, height)
+        weights = block.counted[start:end] / total.view(groups, 1, height)
+        sums[:, :seen].unsqueeze(1).baddbmm_(weights, per_head)
+        start = end
+
+
+def _height(groups: int, before: int, left: int) -> int:
+    """Rows of the next block: it has `height * groups` rows over `before + height` keys."""
+    height = min(ROWS, left)
+    while height > LEAST and groups * height * (before + height) > ELEMENTS:
+        height -= LEAST
+    return height
