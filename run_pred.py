@@ -11,6 +11,7 @@ from eval.cli import main
 
 if TYPE_CHECKING:
     from d2o.models import LoadedModel
+    from d2o.outline import Outline
     from eval.cells import Cell
     from eval.compose import Composed
     from eval.dryrun import Size
@@ -38,6 +39,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     planned = plan(composed)
     task, method, protocol, samples = planned.task, planned.method, planned.protocol, planned.own
     drawn = chosen(task, samples, cfg.atlas) if cfg.atlas else None
+    check_size(planned)
     config = record(planned)
     whole, command = len(planned.samples), config["command"]
     with Cell.open(planned.path, config, [s.id for s in samples], planned.shard, whole, command) as cell:
@@ -159,15 +161,11 @@ def load_model(cfg: Any) -> LoadedModel:
 def size_cell(planned: Plan) -> Size:
     """What a dry run says of a cell: tokenizer and shape are read, no weights."""
     from d2o.budget import Budget
-    from d2o.models import resolve_device
-    from d2o.outline import outline
-    from eval.build import check_given
     from eval.dryrun import Size
     from eval.measure import measures
 
     cfg = planned.composed.cfg
-    check_given(cfg.model, "model")
-    found = outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
+    found = shape(cfg)
     if found is None:
         return Size()
     missing = planned.missing()
@@ -178,6 +176,26 @@ def size_cell(planned: Plan) -> Size:
         prompts = [tokenise(found.loaded, sample, planned.task).tokens for sample in missing]
         new = planned.task.max_new_tokens
     return Size(prompts, new, found.token_bytes, Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts)))
+
+
+def check_size(planned: Plan) -> None:
+    """A budget in bytes has to buy a token, which takes the model's shape to tell. Raises InputError."""
+    from d2o.budget import Budget
+
+    cfg = planned.composed.cfg
+    if isinstance(cfg.budget, str) and planned.missing():
+        found = shape(cfg) or load_model(cfg) and shape(cfg)  # a model of the hub may not be here yet
+        if found and found.token_bytes:
+            Budget(cfg.budget, found.token_bytes).slots(1)
+
+
+def shape(cfg: Any) -> Outline | None:
+    from d2o.models import resolve_device
+    from d2o.outline import outline
+    from eval.build import check_given
+
+    check_given(cfg.model, "model")
+    return outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
 
 
 def record(planned: Plan) -> dict[str, Any]:

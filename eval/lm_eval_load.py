@@ -16,6 +16,7 @@ from eval.checks import as_list
 from eval.errors import InputError
 
 SEED = 1234  # lm-eval's own, for the examples of a prompt
+_failed: dict[str, InputError] = {}
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -24,25 +25,39 @@ def load_task(name: str, include_path: Any, num_fewshot: int | None, metadata: M
 
     metadata: settings of tasks that write their own data (RULER: max_seq_lengths, tokenizer).
     """
-    for noisy in ("lm_eval", "huggingface_hub", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    _quiet()
     manager = _manager(name, include_path, dict(metadata))
     squad.stand_in()
     _seed()
-    try:
-        task = manager.load([name])["tasks"][name]
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except ImportError as error:
-        hint = "pip install the package it names"
-        raise InputError(f"lm-eval cannot load {name}: {_first_line(error)}", hint) from error
-    except Exception as error:  # a hub that is away, a file that is not there, a template that fails: a dozen types
-        raise InputError(f"lm-eval cannot load {name}: {_first_line(error)}", _hint(manager, name)) from error
+    task = _load(manager, name, json.dumps([name, as_list(include_path), dict(metadata)], sort_keys=True))
     if num_fewshot is not None:
         task.set_config("num_fewshot", num_fewshot)
     elif task.get_config("num_fewshot") is None:
         task.set_config("num_fewshot", 0)
     return task
+
+
+def _load(manager: Any, name: str, key: str) -> Any:
+    """A sweep asks for a task once per cell; a hub that is away, which takes half a minute to see, is asked once."""
+    if key in _failed:
+        raise _failed[key]
+    try:
+        return manager.load([name])["tasks"][name]
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # a hub that is away, a file that is not there, a template that fails: a dozen types
+        hint = "pip install the package it names" if isinstance(error, ImportError) else _hint(manager, name)
+        found = _failed[key] = InputError(f"lm-eval cannot load {name}: {_first_line(error)}", hint)
+        raise found from error
+
+
+def _quiet() -> None:
+    """What goes wrong is said once, in an error; the hub's client would tell of each of its retries."""
+    from huggingface_hub.utils import logging as hub
+
+    hub.set_verbosity_error()
+    for noisy in ("lm_eval", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def describe(task: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from eval.errors import InputError
+from eval.lm_eval_stream import check_stream, joined
 
 GREEDY = {"do_sample", "temperature", "until", "max_gen_toks"}
 TURNS = "\0turns:"  # opens a prompt that is a JSON list of turns, whose chat template the tokenizer has
@@ -135,7 +136,7 @@ class EvictingLM(TemplateLM):
                 windows = [(None, *make_disjoint_window(window)) for window in cut]
                 before = len(self.rows)
                 sums.append(sum(value for value, _ in self._loglikelihood_tokens(windows, disable_tqdm=True)))
-                self.rows[before:] = [_joined(self.rows[before:])]
+                self.rows[before:] = [joined(self.rows[before:])]
                 self.cache_hook.add_partial("loglikelihood_rolling", (text,), sums[-1])
         finally:
             self.again = again
@@ -193,25 +194,5 @@ class EvictingLM(TemplateLM):
                     bar.update(min(self.batch_size, len(ordered) - start))
 
 
-def check_stream(budget: float | str, decode_eviction: bool) -> None:
-    """Whether a text without a prompt can be measured; a budget of 1 is the full cache, a text a size. Raises
-    InputError."""
-    if not isinstance(budget, str) and budget < 1:
-        what = f"budget={budget:g} is a share of a prompt, and loglikelihood_rolling has none"
-        raise InputError(what, "write a number of slots, for example budget=512")
-    if budget != 1 and not decode_eviction:
-        what = "the method evicts once, after the prompt: its cache would grow with the stream"
-        raise InputError(what, "take another method, or method=full")
-
-
 def _row(prompt: int, new: int, truncated: bool, ledger: dict[str, Any]) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "new_tokens": new, "truncated": truncated, **ledger}
-
-
-def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row for the windows of a text: the ledger of the first, sums of tokens and seconds. As for any stream, what
-    is realised is what was held at the end, of all that was fed."""
-    sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "new_tokens", "prefill_s", "decode_s")}
-    held = [sum(row["held_decode"]) / len(row["held_decode"]) for row in rows]
-    fed = [row["prompt_tokens"] + row["new_tokens"] - 1 for row in rows]
-    return {**rows[0], **sums, "budget_realised": round(sum(held) / sum(fed), 6)}

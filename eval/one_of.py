@@ -8,11 +8,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from eval.errors import InputError
+
 KEY = "task.tasks"
 
 
 def one_of_each(jobs: list[list[str]], config_dir: Path) -> list[list[str]]:
-    """The jobs, each with one of the tasks that its words or its task's config list."""
+    """The jobs, each with one of the tasks that its words or its task's config list. Raises InputError for none."""
     made: list[list[str]] = []
     for words in jobs:
         listed = _listed(words, config_dir)
@@ -30,7 +32,10 @@ def _listed(words: Sequence[str], config_dir: Path) -> list[Any]:
         return []
     given = _value(KEY, words)
     if given is not None:
-        return [name.strip() for name in given.strip("[] ").split(",") if name.strip()]
+        names = [name.strip() for name in given.strip("[] ").split(",") if name.strip()]
+        if not names:
+            raise InputError(f"{KEY}={given} names no task", f"write {KEY}=[gsm8k]")
+        return names
     return [] if OmegaConf.is_missing(config, "tasks") else list(config.tasks)
 
 

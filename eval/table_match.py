@@ -63,7 +63,7 @@ def match(
 
 
 def _names(slot: Slot, config_dir: Path) -> tuple[str, str, str]:
-    return _model(slot.model, config_dir), str(slot.method.choice("method")), str(slot.task.choice("task"))
+    return _model(slot.model, config_dir), str(slot.method.choice("method")), _task(slot.task, config_dir)
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,6 +74,17 @@ def _model(part: Part, config_dir: Path) -> str:
         key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")
     }
     return model_name(node, choice)
+
+
+@functools.lru_cache(maxsize=256)
+def _task(part: Part, config_dir: Path) -> str:
+    """The name of its cells: the config's own, which may be made of what the words say, else that of its file."""
+    from omegaconf import OmegaConf
+
+    choice = str(part.choice("task"))
+    words = [word.removeprefix("task.") for word in part.words or () if word.startswith("task.")]
+    node = OmegaConf.merge(_node("task", choice, config_dir), OmegaConf.from_dotlist(words))
+    return str(node.cell if "cell" in node else choice)
 
 
 def _asked(slot: Slot, table: TableSpec, where: tuple[str, ...], config_dir: Path) -> dict[str, Any]:
@@ -113,8 +124,17 @@ def _defaults(group: str, choice: str, config_dir: Path) -> dict[str, Any]:
     """What a YAML of a group says, flat and without what Hydra reads; interpolations as they stand."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.to_container(OmegaConf.load(config_dir / group / f"{choice}.yaml"))
+    node = OmegaConf.to_container(_node(group, choice, config_dir))
     return {key: value for key, value in _flatten(node, "").items() if not key.startswith("_")}
+
+
+def _node(group: str, choice: str, config_dir: Path) -> Any:
+    """A YAML of a group over those of the same group that it lists as its defaults."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.load(config_dir / group / f"{choice}.yaml")
+    below = [name for name in own.pop("defaults", ()) if name != "_self_"]
+    return OmegaConf.merge(*(_node(group, name, config_dir) for name in below), own)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -130,4 +150,3 @@ def _flatten(node: Any, prefix: str) -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix.rstrip("."): node}
     return {k: v for key, child in node.items() for k, v in _flatten(child, f"{prefix}{key}.").items()}
-

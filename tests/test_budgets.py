@@ -9,12 +9,14 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from zoo import FAMILIES, prompt
 
+import run_pred
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
 from d2o.budget import Budget
 from d2o.engine import Engine
 from d2o.errors import InputError
 from eval.build import build
+from eval.cli import main
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "method"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -113,3 +115,16 @@ def test_knorm_pays_for_its_skipped_layers():
     ledger = ledgers(method("knorm", skip_layers=1), 0.2)[0]
     assert ledger.held_prefill[0] == LENGTHS[0]
     assert max(ledger.held_prefill[1:]) - min(ledger.held_prefill[1:]) <= 1
+
+
+@pytest.mark.parametrize("task", ["mini_single", "ppl", "needle", "passkey", "efficiency", "lm_eval"])
+def test_bytes_that_buy_no_token_are_refused_before_anything_is_written(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_pred, "load_model", lambda cfg: pytest.fail("weights were loaded"))
+    words = [f"task={task}", "budget=10B", f"results_dir={tmp_path / 'r'}"]
+    if task == "lm_eval":
+        pytest.importorskip("lm_eval")
+        words.append("task.tasks=[local_sums]")
+    assert main(words, run_pred.run_cell, CONFIGS.parent) == 2
+    error, hint = capsys.readouterr().err.strip().split("\n")
+    assert error == "error: budget 10B is less than one token takes in all layers, 2048 bytes"
+    assert hint == "hint: write budget=2048B or more" and not (tmp_path / "r").exists()

@@ -1,49 +1,28 @@
-"""Tasks of lm-evaluation-harness over an evicted cache: against its own model, an explicit mask, itself in batches."""
+"""The model that lm-eval is handed, over an evicted cache: against lm-eval's own model, an explicit mask, itself."""
 
 import functools
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("lm_eval")
 
-import datasets
 from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-import run_pred
-from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o.d2o import D2O
 from d2o.engine import Engine
-from d2o.lab import Lab
-from d2o.models import load
 from d2o.oracle import Oracle, run_masks, seen_by
-from eval.cli import main
 from eval.errors import InputError
 from eval.lm_eval import LMEval
 from eval.lm_eval_figures import figures
-from eval.lm_eval_load import describe
-from eval.lm_eval_model import EvictingLM
+from tests.lm_eval_kit import LOCAL, MODELS, ask, choices, loaded, measured, ours, requests_of
 
-ROOT = Path(__file__).resolve().parents[1]
-LOCAL = str(ROOT / "configs" / "lm_eval")
-SHARED = Path(os.environ.get("D2O_SHARED", ROOT.parent / "shared"))
-MODELS = {"tiny": ROOT / "models" / "tiny", "stories260K": SHARED / "models" / "stories260K"}
 DROP = functools.partial(D2O, merge=False)  # a mask hides slots, and knows nothing of merged ones
-
-
-@functools.cache
-def loaded(name):
-    if not (MODELS[name] / "model.safetensors").is_file():
-        pytest.skip(f"{name} is not there")
-    return load(str(MODELS[name]), device="cpu")
 
 
 @functools.cache
@@ -51,23 +30,6 @@ def theirs(name):
     """lm-eval's own model for transformers, on weights of its own: ours attends through our caches."""
     model = AutoModelForCausalLM.from_pretrained(loaded(name) and MODELS[name], dtype=torch.float32)
     return HFLM(pretrained=model.eval(), tokenizer=loaded(name).tokenizer, batch_size=1, device="cpu")
-
-
-def ours(name, method=Full, budget=1.0, **how):
-    return EvictingLM(Lab(loaded(name), method, budget), **how)
-
-
-def requests_of(task, count):
-    rows = LMEval([task], LOCAL).rows()
-    return [request for _ in range(count) for request in next(rows).meta["requests"]]
-
-
-def ask(kind, *args):
-    return Instance(kind, {}, args, 0)
-
-
-def choices(*pairs):
-    return [ask("loglikelihood", *pair) for pair in pairs]
 
 
 TEXT = "Once upon a time there was a little cat who lived near a lake. " * 3
@@ -224,146 +186,7 @@ def test_values_are_joined_as_they_join_them():
     assert figures(rows) == pytest.approx(wanted)
 
 
-def measured(task, count, method=D2O, budget=0.2):
-    lab, rows = Lab(loaded("tiny"), method, budget), task.rows()
-    samples = [next(rows) for _ in range(count)]
-    task.begin(samples, lab)
-    return task.measure_batch(samples, lab)
-
-
-# ---- cells
-
-
-def run(words, tmp_path, capsys):
-    code = main([*words, f"results_dir={tmp_path}"], run_pred.run_cell, ROOT / "configs")
-    return code, *capsys.readouterr()
-
-
-def test_a_task_that_fails_half_way_keeps_its_rows(tmp_path, capsys, monkeypatch):
-    loaded("tiny")
-    words = ["task=lm_eval", "task.tasks=[local_choice]", "limit=5", "method=h2o"]
-    plain, left = Lab.likelihoods, [3]
-
-    def fails(self, *args):
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("the machine caught fire")
-        return plain(self, *args)
-
-    monkeypatch.setattr(Lab, "likelihoods", fails)
-    code, _, err = run(words, tmp_path, capsys)
-    (file,) = tmp_path.rglob("predictions.jsonl")
-    before = file.read_text().splitlines()
-    assert code == 1 and "caught fire" in err and len(before) == 3
-    monkeypatch.setattr(Lab, "likelihoods", plain)
-    code, out, _ = run(words, tmp_path, capsys)
-    after = file.read_text().splitlines()
-    assert code == 0 and after[:3] == before and len(after) == 5 and "5 (2 new)" in out
-    assert file.parent == tmp_path / "tiny" / "h2o-default-b0.2" / "lm_eval-local_choice"
-
-
-def test_tasks_times_methods_side_by_side(tmp_path, capsys):
-    loaded("tiny")
-    words = ["-m", "task=lm_eval", "task.tasks=[local_sums,local_choice]", "method=full,h2o", "limit=2", "batch_size=2"]
-    code, out, err = run(words, tmp_path, capsys)
-    assert code == 0 and "4 of 4 cells done" in err
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
-    assert lines[0][:6] == ["Tasks", "model", "method", "budget", "realised", "rows"]
-    assert [line[:3] for line in lines[2:] if line[0]] == [
-        ["local_choice", "tiny", "full"], ["local_choice", "tiny", "h2o"],
-        ["local_sums", "tiny", "full"], ["local_sums", "tiny", "h2o"],
-    ]  # fmt: skip
-    assert all(0.15 < float(line[4]) <= 0.2 for line in lines[2:] if line[2] == "h2o")
-    config = json.loads(next(tmp_path.rglob("lm_eval-local_sums/config.json")).read_text())
-    protocol = config["protocol"]
-    assert protocol["lm_eval"].startswith("0.4.") and protocol["task_version"] == 1.0
-    assert [one["metric"] for one in protocol["task_config"]["metric_list"]] == ["exact_match"]
-    assert str(ROOT) not in json.dumps(protocol)
-    from eval_long_bench import main as score
-
-    score([f"results_dir={tmp_path}"])
-    shown = capsys.readouterr().out
-    assert "lm_eval-local_choice" in shown and "acc_norm" in shown and "vs full" in shown
-
-
-# ---- lm-eval's own tasks, as far as they go without their data
-
-
-STAND_IN = {
-    "gsm8k": {"question": "A goat eats 3 apples a day. How many in 2 days?", "answer": "3 * 2 = 6\n#### 6"},
-    "coqa": {
-        "id": "1", "story": "A goat stood on a roof.",
-        "questions": {"input_text": ["Who stood there?"], "turn_id": [1]},
-        "answers": {"input_text": ["a goat"], "turn_id": [1], "span_start": [0], "span_end": [6],
-                    "span_text": ["A goat"]},
-        "additional_answers": {str(i): {"input_text": ["the goat"], "turn_id": [1]} for i in range(3)},
-    },
-    "truthfulqa_gen": {
-        "question": "Do goats fly?", "best_answer": "Goats do not fly.", "correct_answers": ["Goats do not fly."],
-        "incorrect_answers": ["Goats fly."], "type": "x", "category": "x", "source": "x",
-    },
-    "infinitebench_passkey": {
-        "id": 1, "context": "The key is 123.", "input": "What is the key?", "answer": ["123"], "options": [],
-    },
-    "longbench2_table": {"context": "A table.", "question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2},
-}  # fmt: skip
-EXPECTED = {
-    "gsm8k": ("generate_until", 5, 3.0, {"exact_match,strict-match", "exact_match,flexible-extract"}),
-    "coqa": ("generate_until", 0, 3.0, {"em,none", "f1,none"}),
-    "truthfulqa_gen": ("generate_until", 0, 3.0, {"bleu_max,none", "bleu_acc,none", "rougeL_max,none"}),
-    "infinitebench_passkey": ("generate_until", 0, 1.0, {"score,none"}),
-    "longbench2_table": ("multiple_choice", 0, 0.0, {"acc,none"}),
-}
-
-
-@pytest.mark.parametrize("name", STAND_IN)
-def test_their_tasks_load_and_are_measured(name, monkeypatch):
-    """Their YAMLs, prompts, filters and metrics; a document of our own in place of their data."""
-    docs = datasets.Dataset.from_list([STAND_IN[name]] * 7)
-    splits = datasets.DatasetDict({split: docs for split in ("train", "validation", "test", "passkey")})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
-    task = LMEval([name], LOCAL)
-    kind, shots, version, metrics = EXPECTED[name]
-    assert (task.task.OUTPUT_TYPE, task.task.get_config("num_fewshot"), task.task.VERSION) == (kind, shots, version)
-    sample = next(task.rows())
-    text = STAND_IN[name].get("question") or STAND_IN[name].get("story") or STAND_IN[name]["input"]
-    assert sample.prompt.count(text) == (len(sample.meta["requests"]) if shots == 0 else shots + 1)
-    (row,) = measured(task, 1, H2O)
-    assert metrics <= set(row["metrics"]) and figures([row]) and "score" in row
-    assert describe(task.task) == describe(LMEval([name], LOCAL).task)
-    assert " at 0x" not in json.dumps(task.protocol())
-
-
-# ---- bad input
-
-
-@pytest.mark.parametrize(
-    ("words", "what", "hint"),
-    [
-        (["task.tasks=[local_sum]"], "no task 'local_sum'", "did you mean local_sums"),
-        (["task.tasks=[longbench2]"], "longbench2 is a group", "longbench2_code"),
-        ([], "task.tasks is not given", "task.tasks="),
-        (["task.tasks=[local_sums]", "task.include_path=/nowhere"], "/nowhere is no folder", "folder"),
-        (["task.tasks=[local_sums]", "task.question=after"], "task.question=after is unknown", "again"),
-        (["task.tasks=[local_sums]", "task.num_fewshot=-1"], "task.num_fewshot=-1", "task.num_fewshot=1"),
-        (["task.tasks=[local_sums]", "task.chat=true"], "no chat template", "task.chat=false"),
-        (["task.tasks=[local_sums]", "atlas=true"], "atlas=True", "atlas"),
-    ],
-)
-def test_bad_input(words, what, hint, tmp_path, capsys):
-    code, _, err = run(["task=lm_eval", "limit=1", *words], tmp_path, capsys)
-    lines = [line for line in err.strip().split("\n") if line.startswith(("error", "hint"))]
-    assert code == 2 and what in lines[0] and hint in lines[1], err
-
-
-def test_a_hub_that_is_away_is_named(monkeypatch):
-    def away(*args, **kwargs):
-        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", away)
-    with pytest.raises(InputError, match="Couldn't reach 'openai/gsm8k'") as raised:
-        LMEval(["gsm8k"], LOCAL).protocol()
-    assert "HF_HOME" in raised.value.hint and "include_path" in raised.value.hint
+# ---- what is refused
 
 
 @pytest.mark.parametrize("kwargs", [{"do_sample": True, "temperature": 1.0}, {"num_beams": 4}, {"length_penalty": 2}])
