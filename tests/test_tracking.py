@@ -18,6 +18,7 @@ RUNS = {
     "efficiency": (["task.batches=[1,2]", "task.prompts=[32]", "task.new=[4]", "task.largest=true",
                     "task.most_batch=2", "task.memory_gb=8"], {"efficiency": 2, "largest_batch": 1},
                    ["speed", "memory", "held"]),
+    "lm_eval": (["task.tasks=[local_choice]", "limit=2"], {"lm_eval": 2}, ["held"]),
 }  # fmt: skip
 
 
@@ -32,6 +33,8 @@ def readback(shared):
 @pytest.mark.parametrize("task", RUNS)
 def test_tables_and_images_of_a_task(task, tmp_path, readback, capsys):
     pytest.importorskip("wandb")
+    if task == "lm_eval":
+        pytest.importorskip("lm_eval")
     words, tables, images = RUNS[task]
     words = [f"task={task}", "model=random_llama", "method=h2o", "budget=0.5", f"results_dir={tmp_path}", *words]
     assert main([*words, "wandb.mode=offline"], run_pred.run_cell, ROOT / "configs") == 0
@@ -52,5 +55,5 @@ def test_tables_and_images_of_a_task(task, tmp_path, readback, capsys):
         if name in counts:
             shown = json.loads(kept.read_text())
             assert len(shown["data"]) == counts[name] and len(set(shown["columns"])) == line[f"{name}.ncols"] > 2
-    left = sorted(tmp_path.glob(f"*/*/{task}/figures/*.png"))
+    left = sorted(tmp_path.glob(f"*/*/{task}*/figures/*.png"))
     assert len(left) == len(images) and all(path.name in out for path in left), "the figures lie beside the rows too"

@@ -73,7 +73,7 @@ def tables(server) -> dict[str, dict]:
     found = {}
     for name, data in server.files.items():
         if name.endswith(".table.json"):
-            found[name.rpartition("/")[2].split("_")[0]] = json.loads(data)
+            found[name.rpartition("/")[2].rsplit("_", 2)[0]] = json.loads(data)
     return found
 
 
@@ -97,6 +97,29 @@ def test_a_run_per_cell_with_config_metrics_tables_and_figures_in_one_group(stub
     assert len(shown["ledger"]["data"]) == 4 and "held_decode" in shown["ledger"]["columns"]
     assert any(name.endswith(".png") for name in server.files)
     assert all((path.parent / "wandb.json").is_file() for path in results.rglob("predictions.jsonl"))
+
+
+def test_a_cell_of_lm_eval_arrives_with_its_metrics_and_its_table(stub, tmp_path):
+    pytest.importorskip("lm_eval")
+    server, results = stub(), tmp_path / "r"
+    words = ["task=lm_eval", "task.tasks=[local_choice]", "model=random_llama", "method=h2o", "wandb.mode=online"]
+    process = predict([*words, "limit=2", f"results_dir={results}"], server, tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "W&B" not in err, err
+    (run,) = server.runs.values()
+    assert run["displayName"] == "random_llama/h2o/default/0.2/lm_eval-local_choice"
+    assert json.loads(run["config"])["protocol"]["value"]["task_version"] == 1.0
+    made = rows(results)
+    sent = [one["files"]["wandb-summary.json"] for one in server.stream if "wandb-summary.json" in one.get("files", {})]
+    summary = json.loads(sent[-1]["content"][-1])
+    for metric in ("acc,none", "acc_norm,none"):
+        assert summary[metric] == sum(row["metrics"][metric] for row in made) / 2
+    shown = tables(server)["lm_eval"]
+    at = [shown["columns"].index(key) for key in ("id", "pred", "acc,none", "budget_realised")]
+    assert [[line[i] for i in at] for line in shown["data"]] == [
+        [row["id"], row["pred"], row["metrics"]["acc,none"], row["budget_realised"]] for row in made
+    ]
+    assert json.dumps(server.stream).count("kv_bytes_decode") >= 2
 
 
 def test_a_server_killed_in_the_middle_costs_one_line_and_is_made_up_for_later(stub, tmp_path):
