@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +37,7 @@ class LocalBackend:
         from submitit import LocalExecutor
 
         _find_us()
-        self.options, self.jobs = options, {}
+        self.options, self.jobs, self.folder = options, {}, folder
         self.executor = LocalExecutor(folder, max_num_timeout=options.requeues)
 
     def room(self, running: int) -> int:
@@ -52,7 +54,8 @@ class LocalBackend:
                 gpus_per_node=gpus,
                 visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)),
             )
-            self.jobs[slot] = self.executor.submit(job)
+            with _stderr_to(self.folder / "controllers.log"):
+                self.jobs[slot] = self.executor.submit(job)
             made.append((self.jobs[slot].job_id, self.jobs[slot].paths.stderr))
         return made
 
@@ -140,6 +143,21 @@ def _find_us() -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
+
+
+@contextlib.contextmanager
+def _stderr_to(log: Path) -> Iterator[None]:
+    """For processes started in this block: at Ctrl-C a controller would show its traceback on the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _is_controller(cmdline: Path) -> bool:

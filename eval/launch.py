@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -130,6 +131,8 @@ def settle(plan: Plan, outcome: Outcome) -> None:
 def _in_workers(todo: Sequence[Plan], launcher: Joblib, job: Callable[[Plan], CellJob], outcome: Outcome) -> None:
     from joblib import Parallel, delayed
 
+    # at Ctrl-C the helper process of multiprocessing counts the semaphores that it then removes, on the terminal
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     for plan in todo:
         queue(plan, command(plan.composed.words))
     Parallel(n_jobs=launcher.parallel, batch_size=1)(delayed(job(plan))() for plan in todo)
