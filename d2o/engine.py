@@ -9,30 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from d2o import probe
 from d2o.attention import attach, forward_context, is_attached
-from d2o.budget import Budget, Ledger
+from d2o.budget import Budget
 from d2o.cache import KVCache
 from d2o.errors import InputError
+from d2o.generation import Generation, greedy
 from d2o.graph import StepGraph, check_graph, is_static
 from d2o.layer import Feed, KVLayer
 from d2o.rotary import find_rotation
 from d2o.support import check_config, expanded_heads
-
-
-@dataclass
-class Generation:
-    """One row's answer. `tokens` includes the stop token, if one came. Seconds are the batch's, divided by its rows."""
-
-    tokens: list[int]
-    ledger: Ledger
-    prefill_s: float
-    decode_s: float
 
 
 class Engine:
@@ -195,54 +186,16 @@ class Engine:
             raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
         if questions is None:
             none = [()] * len(prompts)
-            return self._generate(prompts, none, max_new_tokens, stop_ids, min_new_tokens, again, ended)
+            return greedy(self, prompts, none, max_new_tokens, stop_ids, min_new_tokens, again, ended)
         groups: dict[int, list[int]] = {}
         for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
             groups.setdefault(len(question), []).append(row)
         done: dict[int, Generation] = {}
         for rows in groups.values():
             chosen = [prompts[b] for b in rows], [questions[b] for b in rows]
-            answers = self._generate(*chosen, max_new_tokens, stop_ids, min_new_tokens, ended=ended)
+            answers = greedy(self, *chosen, max_new_tokens, stop_ids, min_new_tokens, ended=ended)
             done |= zip(rows, answers, strict=True)
         return [done[row] for row in range(len(prompts))]
-
-    @torch.inference_mode()
-    def _generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        questions: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-        min_new_tokens: int,
-        again: bool = False,
-        ended: Callable[[list[int]], bool] | None = None,
-    ) -> list[Generation]:
-        began, method = self.clock(), self.method()
-        prompts = [method.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
-        cache, logits = self.prefill(prompts, reserve=max_new_tokens + len(questions[0]))
-        if len(questions[0]):
-            logits = self.extend(cache, torch.tensor(questions, device=self.device))[:, -1]
-        elif again:
-            logits = self.read_again(cache, torch.tensor([p[-1] for p in prompts], device=self.device))
-        prefilled = self.clock()
-        banned = torch.tensor(sorted(stop_ids), dtype=torch.long, device=self.device)
-        tokens: list[list[int]] = [[] for _ in prompts]
-        ledgers: list[Ledger | None] = [None] * len(prompts)
-        for count in range(1, max_new_tokens + 1):
-            if count <= min_new_tokens:
-                logits = logits.index_fill(1, banned, float("-inf"))
-            chosen = logits.argmax(dim=-1)
-            for b, token in enumerate(chosen.tolist()):
-                if ledgers[b] is None:
-                    tokens[b].append(token)
-                    if token in stop_ids or count == max_new_tokens or (ended and ended(tokens[b])):
-                        ledgers[b] = cache.close_ledger(b)
-            if all(ledgers):
-                break
-            logits = self.step(cache, chosen)
-        done, share = self.clock(), 1 / len(prompts)
-        seconds = (prefilled - began) * share, (done - prefilled) * share
-        return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
 
     def nll(self, text: Sequence[int], prefill: int | None = None) -> Tensor:
         """Negative log-likelihood of every token but the first, `[n - 1]` float32 nats, on the CPU.

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from d2o import force, race
 from d2o.cache import KVCache
-from d2o.engine import Engine, Generation
+from d2o.engine import Engine
+from d2o.generation import Generation
 from d2o.layer import KeepAll, KVLayer
 from d2o.likelihood import Scored, likelihoods
 from d2o.memory import check_memory, hardware
