@@ -62,29 +62,34 @@ def score_results(config: Any) -> tuple[str, dict[str, Any]]:
     from eval.tables import aggregates, cell_record, cells_table
 
     results = score_cells(Path(config.results_dir), config.scorer, note, keep=bool(config.report or config.plots))
-    if not config.mix_protocols:
+    if config.report or config.plots:
+        show(results, config)
+    elif not config.mix_protocols:
         refuse_mixed_protocols(results)
-    show(results, config)
     record = {"scorer": config.scorer, "cells": [cell_record(r) for r in results], "means": aggregates(results)}
     return cells_table(results), record
 
 
 def show(results: list[Any], config: Any) -> None:
-    """The report and the figures, where they are asked for."""
+    """The report and the figures, which keep protocols apart; then the printed tables do so too."""
+    from eval.series import load_cells
+
     folder = Path(config.results_dir)
+    cells = load_cells(results, folder)
     if config.report:
         from eval.report import write_report
 
         target = folder / "report.html" if config.report is True else Path(config.report)
-        write_report(results, folder, target, config.scorer, note)
+        write_report(cells, folder, target, config.scorer, note)
         note(f"wrote {target}")
     if config.plots:
         from eval.plots import write_plots
-        from eval.series import load_cells
 
         target = folder / "plots" if config.plots is True else Path(config.plots)
-        files = write_plots(load_cells(results, folder), target)
+        files = write_plots(cells, target)
         note(f"wrote {len(files)} files to {target}")
+    for cell in cells:
+        cell.result.setting = cell.setting
 
 
 def score_preds(config: Any) -> tuple[str, dict[str, Any]]:

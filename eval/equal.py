@@ -14,12 +14,14 @@ FOOTNOTE = f"{MARK} holds over {APART:.0%} more than the least that was held at 
 
 
 def mark_uneven(results: Sequence[CellResult]) -> None:
-    """Set `uneven` where a cell holds more than another of the same model, task and budget. The full cache has none."""
-    groups: dict[tuple[str, ...], list[CellResult]] = {}
+    """Set `uneven` where a cell holds more than another of the same model, task, protocol and budget.
+    The full cache has none.
+    """
+    groups: dict[tuple[str | None, ...], list[CellResult]] = {}
     for result in results:
         result.uneven = False
         if result.cell.get("method") != "full" and result.realised is not None:
-            key = (result.title, str(result.cell.get("model")), str(result.cell.get("budget")))
+            key = (result.title, result.protocol_hash, *(str(result.cell.get(one)) for one in ("model", "budget")))
             groups.setdefault(key, []).append(result)
     for group in groups.values():
         least = min(result.realised for result in group)

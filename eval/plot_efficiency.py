@@ -23,11 +23,14 @@ def points(cell: CellData) -> list[Point]:
     return [row for row in cell.rows if row.get("kind") == "point"]
 
 
-def groups(cells: Sequence[CellData]) -> dict[float, list[CellData]]:
-    """{budget: the cells to be shown together}; cells of the full cache alone stand under 1."""
-    timed = [cell for cell in cells if points(cell)]
-    budgets = sorted({cell.budget for cell in timed if cell.method != FULL}) or [1.0]
-    return {b: [cell for cell in timed if cell.method == FULL or cell.budget == b] for b in budgets} if timed else {}
+def groups(cells: Sequence[CellData]) -> dict[tuple[str, float], list[CellData]]:
+    """{(setting, budget): the cells to be shown together}; cells of the full cache alone stand under 1."""
+    timed, found = [cell for cell in cells if points(cell)], {}
+    for setting in dict.fromkeys(cell.setting for cell in timed):
+        group = [cell for cell in timed if cell.setting == setting]
+        for budget in sorted({cell.budget for cell in group if cell.method != FULL}) or [1.0]:
+            found[setting, budget] = [cell for cell in group if cell.method == FULL or cell.budget == budget]
+    return found
 
 
 def lines(cells: Sequence[CellData]) -> dict[str, tuple[list[Point], str]]:

@@ -7,6 +7,7 @@ colours, a dash say it again. A figure is at most 5 inches wide, so that its let
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ INK, LINE = "#222222", "#dddddd"
 # stand-ins for a page's own colours: eval/lean.py
 PAGE_INK, PAGE_LINE = "#010203", "#040506"
 MAP = "cividis"
+LETTERS = 16  # of a legend, in an inch
 
 
 @contextmanager
@@ -66,9 +68,10 @@ def panels(
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
-    labels = list(legend)
-    lines = -(-len(labels) // legend_columns(labels, columns * width))
-    rows, below = -(-count // columns), 0.19 * lines + (0.1 if labels else 0)
+    labels = legend_labels(legend, columns * width)
+    wrapped = sum(label.count("\n") for label in labels)
+    lines = wrapped - (-len(labels) // legend_columns(labels, columns * width))
+    rows, below = -(-count // columns), 0.17 * lines + (0.1 if labels else 0)
     whole = columns * width, rows * height + below
     figure = Figure(figsize=whole)
     left, right, bottom, top = 0.55, 0.12, 0.43, 0.28
@@ -80,18 +83,25 @@ def panels(
     return figure, axes
 
 
+def legend_labels(labels: Iterable[str], width: float) -> list[str]:
+    """Those that are wider than `width` inches in two lines or more."""
+    return ["\n".join(textwrap.wrap(label, int(LETTERS * (width - 0.6)))) for label in labels]
+
+
 def legend_columns(labels: Sequence[str], width: float) -> int:
-    """As many as fit into `width` inches: a handle, and letters of a sixteenth of an inch."""
-    entry = max(1.35, 0.5 + max(map(len, labels), default=0) / 16)
+    """As many as fit into `width` inches: a handle, and the longest line."""
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    entry = max(1.35, 0.5 + longest / LETTERS)
     return max(1, int(width / entry))
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels under them, each label once."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    columns = legend_columns(list(entries), figure.get_figwidth())
+    labels = legend_labels(entries, figure.get_figwidth())
+    columns = legend_columns(labels, figure.get_figwidth())
     figure.legend(
-        entries.values(), entries.keys(), loc="lower left", ncols=columns, bbox_to_anchor=(0.02, 0.0),
+        entries.values(), labels, loc="lower left", ncols=columns, bbox_to_anchor=(0.02, 0.0),
         borderaxespad=0.2, columnspacing=1.2, handlelength=2.4, labelspacing=0.35,
     )  # fmt: skip
 

@@ -74,19 +74,20 @@ def _budget(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> lis
 
 def _needle(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
     by_cell = [(cell, plot_needle.needle_maps(cell)) for cell in cells]
-    whats = dict.fromkeys(one.what for _, all_maps in by_cell for one in all_maps)
-    maps = [(cell, one) for what in whats for cell, all_maps in by_cell for one in all_maps if one.what == what]
-    numbers = len(maps) <= NUMBERED
-    found = [
-        Picture("needle", f"needle-{model}-{cell.name}-{one.what}", f"{model}, {cell.task}, {cell.name}: {one.what}",
-                lambda one=one: plot_needle.needle_figure([one], numbers=numbers))
-        for cell, one in maps
-    ]  # fmt: skip
-    for what in whats:
-        sheet = [one for _, one in maps if one.what == what]
-        if len(sheet) > 1:
-            draw = lambda sheet=sheet: plot_needle.needle_figure(sheet, columns=3)  # noqa: E731
-            found.append(Picture("needle", f"needle-{model}-{what}-sheet", f"{model}, {what}", draw, sheet=True))
+    maps: dict[tuple[str, str], list[tuple[CellData, plot_needle.NeedleMap]]] = {}
+    for cell, one in ((cell, one) for cell, all_maps in by_cell for one in all_maps):
+        maps.setdefault((cell.task, one.what), []).append((cell, one))
+    numbers, found = sum(map(len, maps.values())) <= NUMBERED, []
+    for (task, what), group in maps.items():
+        for cell, one in group:
+            draw = lambda one=one: plot_needle.needle_figure([one], numbers=numbers)  # noqa: E731
+            title = f"{model}, {task}, {cell.name}: {what}"
+            found.append(Picture("needle", f"{task}-{model}-{cell.name}-{what}", title, draw))
+    for (task, what), group in maps.items():
+        if len(group) > 1:
+            draw = lambda sheet=[one for _, one in group]: plot_needle.needle_figure(sheet, columns=3)  # noqa: E731
+            title = f"{model}, {task}, {what}"
+            found.append(Picture("needle", f"{task}-{model}-{what}-sheet", title, draw, sheet=True))
     return found
 
 
@@ -100,14 +101,15 @@ def _ppl(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[P
 
 def _efficiency(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
     found = []
-    for budget, group in plot_efficiency.groups(cells).items():
+    for (setting, budget), group in plot_efficiency.groups(cells).items():
         for name, what, figure in (
             ("speed", "tokens per second against the batch", plot_efficiency.speed_figure),
             ("memory", "memory against the context", plot_efficiency.memory_figure),
         ):
-            title = f"{model}, budget {budget_name(budget)}: {what}"
+            title = f"{', '.join(filter(None, (model, setting)))}, budget {budget_name(budget)}: {what}"
             draw = lambda figure=figure, group=group: figure(group, labels)  # noqa: E731
-            found.append(Picture("efficiency", f"{name}-{model}-b{budget:g}", title, draw))
+            name = "-".join(filter(None, (name, model, setting, f"b{budget:g}")))
+            found.append(Picture("efficiency", name, title, draw))
     return found
 
 
@@ -158,7 +160,7 @@ def cell_figures(config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path
     names = dict(config["cell"])
     result = CellResult(str(path), names, Score(None, 0), {}, None, None, config.get("protocol_hash"))
     label = str(names.get("method"))
-    cell = CellData(path, result, dict(config), list(rows), label, str(names.get("task")))
+    cell = CellData(path, result, dict(config), list(rows), label)
     with style():
         return {file_name(one.name): one.draw() for one in pictures([cell])}
 

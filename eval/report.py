@@ -26,8 +26,7 @@ from eval.report_tables import (
     provenance_tables,
     score_tables,
 )
-from eval.results import CellResult
-from eval.series import CellData, load_cells
+from eval.series import CellData
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = {
@@ -65,10 +64,9 @@ class Section:
 
 
 def write_report(
-    results: Sequence[CellResult], results_dir: Path, target: Path, scorer: str, note: Callable[[str], None]
+    cells: Sequence[CellData], results_dir: Path, target: Path, scorer: str, note: Callable[[str], None]
 ) -> None:
-    """The report of scored cells as `target`, whole or not at all. Its links are relative to where it lies."""
-    cells = load_cells(results, results_dir)
+    """The report of `cells` as `target`, whole or not at all. Its links are relative to where it lies."""
     page = render(cells, results_dir, target.parent, scorer, note)
     beside = target.with_name(f".{target.name}.{os.getpid()}.new")
     beside.write_text(page, encoding="utf-8")

@@ -118,7 +118,8 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
         lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
     several = len(tasks) > 1
     compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
-    table = Table(title, ["method", "budget", "realised", *compared, *tasks], left=1, note=note(cells))
+    names = list(dict.fromkeys(cell.result.task for cell in cells))  # their setting stands in the title
+    table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=note(cells))
     for (label, _), found in lines.items():
         whole = len(found) == len(tasks)
         mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None

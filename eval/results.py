@@ -31,7 +31,8 @@ class CellResult:
     the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with;
     `pairs`: the differences it is the mean of, 0..1.
     `uneven`: it holds more than what it is compared with (eval/equal.py).
-    `question`: when it was fed (eval/checks.py), None where a task has none.
+    `question`: when it was fed (eval/checks.py), None where a task has none. `setting`: what tells its protocol from
+    others of its task, where they are shown apart (eval/settings.py).
     `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
     their own names. `rows`: without their texts, of predictions only what
     eval/kept_rows.py keeps, where they were to be kept.
@@ -51,6 +52,7 @@ class CellResult:
     figures: dict[str, float | None] = field(default_factory=dict)
     measured: dict[str, float | None] = field(default_factory=dict, repr=False)
     question: str | None = None
+    setting: str | None = None
     uneven: bool = False
     rows: Sequence[dict[str, Any]] = field(default_factory=list, repr=False)
     rows_file: str = "predictions.jsonl"
@@ -66,7 +68,9 @@ class CellResult:
 
     @property
     def title(self) -> str:
-        """The task, and when its question was fed where that is not with the context: a table of its own."""
+        """Of its own table: a task and its setting, or when its question was fed, if not with its context."""
+        if self.setting is not None:
+            return f"{self.task} {self.setting}".rstrip()
         return self.task if self.question in (None, "before") else f"{self.task}, question {self.question}"
 
     @property

@@ -10,18 +10,25 @@ from typing import Any
 
 from eval.budgets import Bytes, budget_name, read_budget
 from eval.results import CellResult
+from eval.settings import settings
 
 
 @dataclass
 class CellData:
-    """`label`: method and the knobs on which cells of that method differ; `task`: with what its protocols differ on."""
+    """`label`: method and the knobs on which cells of that method differ; `setting`: what tells its protocol from the
+    others of its tasks, empty where there is one.
+    """
 
     path: Path
     result: CellResult
     config: dict[str, Any]
     rows: Sequence[dict[str, Any]] = field(repr=False)
     label: str = ""
-    task: str = ""
+    setting: str = ""
+
+    @property
+    def task(self) -> str:
+        return f"{self.result.task} {self.setting}".rstrip()
 
     @property
     def model(self) -> str:
@@ -33,9 +40,10 @@ class CellData:
 
     @property
     def family(self) -> str:
-        """The tasks over which a mean says something: longbench_trec -> longbench."""
+        """The tasks over which a mean says something, longbench_trec -> longbench, and their setting."""
         task = self.result.task
-        return "longbench_e" if task.startswith("longbench_e_") else task.partition("_")[0]
+        name = "longbench_e" if task.startswith("longbench_e_") else task.partition("_")[0]
+        return f"{name} {self.setting}".rstrip()
 
     @property
     def budget(self) -> float | Bytes:
@@ -63,15 +71,19 @@ def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellDat
 
 
 def name_cells(cells: Sequence[CellData]) -> None:
-    """Set every cell's `label` and `task`."""
+    """Set every cell's `label` and `setting`."""
     for method in {cell.method for cell in cells}:
         group = [cell for cell in cells if cell.method == method]
         for cell, more in zip(group, differences([_knobs(cell) for cell in group]), strict=True):
             cell.label = " ".join([method, *more])
-    for task in {cell.result.task for cell in cells}:
-        group = [cell for cell in cells if cell.result.task == task]
-        for cell, more in zip(group, differences([_flat(cell.config.get("protocol")) for cell in group]), strict=True):
-            cell.task = " ".join([task, *more])
+    for cell in cells:
+        cell.setting = ""
+    families = [cell.family for cell in cells]
+    for family in set(families):
+        group = [cell for cell, one in zip(cells, families, strict=True) if one == family]
+        protocols = [(cell.result.task, cell.config.get("protocol") or {}) for cell in group]
+        for cell, setting in zip(group, settings(protocols), strict=True):
+            cell.setting = setting
 
 
 def differences(records: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -91,13 +103,6 @@ def _knobs(cell: CellData) -> dict[str, Any]:
         if key.startswith("method.") and not key.endswith("_") or key == "seed" or key.startswith("engine."):
             found[key.removeprefix("method.")] = value
     return found
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A protocol's short values by key; long ones (a prompt) would drown a label."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value} if len(str(value)) <= 24 else {}
-    return {k: v for key, child in value.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
 
 
 def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:

@@ -72,7 +72,8 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     if kind in ("speed", "memory"):
         draw = plot_efficiency.speed_figure if kind == "speed" else plot_efficiency.memory_figure
         groups = plot_efficiency.groups(cells).items()
-        return {f"budget {budget_name(budget)}": lambda group=group: draw(group, labels) for budget, group in groups}
+        return {f"{s} budget {budget_name(b)}".lstrip(): lambda group=group: draw(group, labels)
+                for (s, b), group in groups}  # fmt: skip
     if kind == "held":
         by_budget = plot_held.held_by_budget(cells).items()
         draw = plot_held.held_figure

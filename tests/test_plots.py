@@ -43,7 +43,7 @@ def cell(method: str, budget: float, task: str, per_row: list, rows: list = (), 
     ids = [str(i) for i in range(len(per_row))]
     score = Score(100 * sum(per_row) / len(per_row) if per_row else None, len(per_row), per_row)
     result = CellResult(f"m/{method}-{budget}/{task}", names, score, {}, None, None, "p", ids)
-    return CellData(Path("none"), result, identity | config, list(rows), method, task)
+    return CellData(Path("none"), result, identity | config, list(rows), method)
 
 
 def sha(path: Path) -> str:
@@ -142,7 +142,7 @@ def test_a_run_out_of_memory_ends_its_line():
              "full_prefill_peak": None}  # fmt: skip
     rows = [point | {"batch": batch, "decode_tokens_per_s": made_cells.spread(10.0 * batch) if batch < 4 else None,
                      "full_decode_tokens_per_s": made_cells.spread(5.0)} for batch in (4, 1, 2)]  # fmt: skip
-    ((budget, group),) = plot_efficiency.groups([cell("h2o", 0.2, "efficiency", [], rows)]).items()
+    (((_, budget), group),) = plot_efficiency.groups([cell("h2o", 0.2, "efficiency", [], rows)]).items()
     with style():
         ax = plot_efficiency.speed_figure(group, ["h2o"]).axes[0]
         memory = plot_efficiency.memory_figure(group, ["h2o"]).axes[0]

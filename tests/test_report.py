@@ -15,6 +15,7 @@ import pytest
 import eval_long_bench
 from eval.report import write_report
 from eval.results import score_cells
+from eval.series import load_cells
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)")
@@ -25,7 +26,8 @@ def quiet(text: str) -> None:
 
 
 def report(results: Path, target: Path) -> str:
-    write_report(score_cells(results, "official", quiet, keep=True), results, target, "official", quiet)
+    cells = load_cells(score_cells(results, "official", quiet, keep=True), results)
+    write_report(cells, results, target, "official", quiet)
     return target.read_text(encoding="utf-8")
 
 
