@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from eval.bootstrap import Interval, means_interval
 from eval.budgets import budget_name, kind
-from eval.plot_style import FULL, legend_below, line_style, panels
+from eval.plot_style import FULL, legend_below, line_style, panels, write_title
 from eval.series import CellData
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _panel(ax: Axes, curves: Curves, labels: Sequence[str]) -> None:
         ax.axhline(curves.full.value, label=FULL, **look)
         if curves.full.low is not None:
             ax.axhspan(curves.full.low, curves.full.high, color=look["color"], alpha=0.1, linewidth=0)
-    ax.set_title(curves.title)
+    write_title(ax, curves.title)
     ax.set_xlabel(AXES["parts"])
     top = max([one.high or one.value for line in curves.lines.values() for one in line.values()]
               + ([curves.full.high or curves.full.value] if curves.full else []))  # fmt: skip

@@ -54,7 +54,7 @@ def speed_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
         ax.set_title(f"{short(shape[0])} + {shape[1]} tokens")
         ax.set_xlabel("batch")
         _doubling(ax, sorted({p["batch"] for rows, _ in drawn.values() for p in rows}))
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 1.08 * max(ax.dataLim.y1, 1e-3))
     axes[0].set_ylabel("tokens/s, decoding")
     legend_below(figure, axes)
     return figure
@@ -69,11 +69,11 @@ def memory_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
         for label, (rows, prefix) in sorted(drawn.items()):
             sizes = {p["prompt"]: p[prefix + key] / 2**20 for p in rows if p["batch"] == batch and p.get(prefix + key)}
             at = sorted(sizes)
-            ax.plot(at, [sizes[prompt] for prompt in at], label=label, **line_style(label, labels))
+            ax.plot(at, [sizes[prompt] for prompt in at], label=label, **_look(label, labels, len(at)))
         ax.set_title(title)
         ax.set_xlabel("context, tokens")
         _doubling(ax, sorted({p["prompt"] for rows, _ in drawn.values() for p in rows}))
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 1.08 * max(ax.dataLim.y1, 1e-3))
     axes[0].set_ylabel(f"MiB, batch {batch}")
     legend_below(figure, axes)
     return figure
@@ -82,10 +82,16 @@ def memory_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
 def _whiskers(ax: Axes, label: str, rows: Sequence[Point], x: str, y: str, labels: Sequence[str]) -> None:
     """A run out of memory has no reading: the line ends before it."""
     read = [row for row in rows if row.get(y)]
-    look = line_style(label, labels)
+    look = _look(label, labels, len(read))
     ax.plot([row[x] for row in read], [row[y]["median"] for row in read], label=label, **look)
     least, most = ([row[y][key] for row in read] for key in ("least", "most"))
     ax.vlines([row[x] for row in read], least, most, color=look["color"], linewidth=0.8)
+
+
+def _look(label: str, labels: Sequence[str], points: int) -> dict[str, Any]:
+    """A line of one point is seen by its marker, which the full cache has none of."""
+    look = line_style(label, labels) | {"clip_on": False}
+    return look if points > 1 or look["marker"] else look | {"marker": "o", "markerfacecolor": "none"}
 
 
 def _doubling(ax: Axes, values: Sequence[float]) -> None:

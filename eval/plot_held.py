@@ -12,6 +12,7 @@ from eval.series import CellData, mean_layers
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STREAM = "stream"  # of eval/ppl.py: its prefill is one token
 Held = dict[str, list[float]]  # {label: per layer, per cent of the prompt}
 
 
@@ -19,7 +20,7 @@ def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
     """{budget: {label: layers}}, the mean over all tasks; of cells with as many layers as the first."""
     found: dict[float, dict[str, list[list[float]]]] = {}
     for cell in cells:
-        layers = mean_layers(cell.rows, "held_prefill")
+        layers = mean_layers([row for row in cell.rows if row.get("mode") != STREAM], "held_prefill")
         if cell.method != FULL and layers:
             group = found.setdefault(cell.budget, {}).setdefault(cell.label, [])
             if not group or len(group[0]) == len(layers):

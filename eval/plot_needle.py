@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.plot_style import MAP, panels
+from eval.plot_style import MAP, panels, write_title
 from eval.series import CellData
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _map(ax: Axes, one: NeedleMap, numbers: bool, size: float) -> None:
     shown = range(0, len(one.lengths), every)
     ax.set_xticks(shown, [short(one.lengths[i]) for i in shown], fontsize=size + 1)
     ax.set_yticks(range(len(one.depths)), [f"{d:g}" for d in one.depths], fontsize=size + 1)
-    ax.set_title(f"{one.title}, {one.what}")
+    write_title(ax, f"{one.title}, {one.what}")
     if numbers:
         _write_numbers(ax, one, size)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eval.budgets import budget_name
-from eval.plot_style import FULL, legend_below, line_style, panels
+from eval.plot_style import FULL, legend_below, line_style, panels, write_title
 from eval.series import CellData
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def nll_figure(curves: Curves, labels: Sequence[str]) -> Figure:
         ax.plot([at for at, _ in line], [nll for _, nll in line], label=label, **look)
     if curves.window:
         ax.axvline(curves.window, color="#999999", linewidth=0.8, linestyle=(0, (1, 2)))
-        ax.text(curves.window, 1.0, " the model's window", transform=ax.get_xaxis_transform(), fontsize=7, va="top")
-    ax.set_title(curves.title)
+        ax.text(curves.window, 0.97, " the model's window", transform=ax.get_xaxis_transform(), fontsize=7, va="top")
+    write_title(ax, curves.title)
     ax.set_xlabel("position, tokens")
     ax.set_ylabel("NLL, nats per token")
     legend_below(figure, [ax])

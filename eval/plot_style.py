@@ -71,7 +71,7 @@ def panels(
     labels = legend_labels(legend, columns * width)
     wrapped = sum(label.count("\n") for label in labels)
     lines = wrapped - (-len(labels) // legend_columns(labels, columns * width))
-    rows, below = -(-count // columns), 0.17 * lines + (0.1 if labels else 0)
+    rows, below = -(-count // columns), 0.155 * lines + (0.14 if labels else 0)
     whole = columns * width, rows * height + below
     figure = Figure(figsize=whole)
     left, right, bottom, top = 0.55, 0.12, 0.43, 0.28
@@ -104,6 +104,17 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         entries.values(), labels, loc="lower left", ncols=columns, bbox_to_anchor=(0.02, 0.0),
         borderaxespad=0.2, columnspacing=1.2, handlelength=2.4, labelspacing=0.35,
     )  # fmt: skip
+
+
+def write_title(ax: Axes, text: str) -> None:
+    """Above the axes: one line, or two small ones where it is longer than they are wide."""
+    letters = 72 * ax.get_position().width * ax.figure.get_figwidth() / 0.68  # of bold type, at one point
+    size = min(9.0, max(7.5, letters / len(text)))
+    lines = [text]
+    if len(text) * size > letters * 1.02:
+        size = max(5.5, min(7.0, 2 * letters / (len(text) + 12)))
+        lines = textwrap.wrap(text, int(letters / size), max_lines=2, placeholder=" …")
+    ax.set_title("\n".join(lines), fontsize=size, pad=6.0 if len(lines) == 1 else 3.0)
 
 
 def to_svg(figure: Figure) -> str:

@@ -77,9 +77,12 @@ def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
         group = [cell for cell in cells if cell.task == task]
         names = list(dict.fromkeys(name for cell in group for name in cell.result.figures))
         names = [name for name in names if any(cell.result.figures.get(name) is not None for cell in group)]
-        table = Table(task, ["method", "model", "budget", "realised", *names], left=2, note=note(group))
+        scored = ["score"] if any(cell.result.score.value is not None for cell in group) else []
+        header = ["method", "model", "budget", "realised", *scored, *names]
+        table = Table(task, header, left=2, note=note(group))
         for cell in group:
-            shown = [num(cell.result.figures.get(name)) for name in names]
+            shown = [num(cell.result.score.value) for _ in scored]
+            shown += [num(cell.result.figures.get(name)) for name in names]
             first = [Cell(cell.label), Cell(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
         module = str((group[0].config.get("protocol") or {}).get("figures"))

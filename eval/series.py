@@ -87,13 +87,25 @@ def name_cells(cells: Sequence[CellData]) -> None:
 
 
 def differences(records: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """What tells each record from the others: `key=value` for every key on which they differ; a variant by its name."""
+    """What tells each record from the others: a variant by its name, and `key=value` for every key on which they
+    differ, unless most of the different records have that value and all of them have one.
+    """
     keys = dict.fromkeys(key for record in records for key in record)
     differ = [key for key in keys if len({str(record.get(key)) for record in records}) > 1]
-    return [
-        [str(r[key]) if key == "variant" else f"{key}={r[key]}" for key in differ if r.get(key) is not None]
-        for r in records
-    ]
+    kinds = {tuple(_text(record, key) for key in differ) for record in records}
+    usual = {key: _usual([kind[i] for kind in kinds]) for i, key in enumerate(differ) if key != "variant"}
+    shown = [[(key, _text(r, key)) for key in differ if _text(r, key) not in (None, usual.get(key))] for r in records]
+    return [[value if key == "variant" else f"{key}={value}" for key, value in one] for one in shown]
+
+
+def _text(record: dict[str, Any], key: str) -> str | None:
+    return None if record.get(key) is None else str(record[key])
+
+
+def _usual(values: Sequence[str | None]) -> str | None:
+    """The value that more than half have, None where there is no such or some have none."""
+    most = max(set(values), key=values.count)
+    return most if None not in values and 2 * values.count(most) > len(values) else None
 
 
 def _knobs(cell: CellData) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
 from d2o.lab import Answer, Lab
-from d2o.prompt import encode_apart, encode_parts
 from d2o.random_model import random_llama
 from eval.cli import main
 from eval.errors import InputError
@@ -206,37 +205,6 @@ def test_the_command_end_to_end(tmp_path, capsys):
     assert all(fields <= set(row) for row in rows)
 
 
-# ---- the two parts of a prompt
-
-
-TEMPLATE = "{{ bos_token }}[U] {{ messages[0].content }} [/U]{% if add_generation_prompt %} [A]{% endif %}"
-
-
-def test_a_chat_template_stands_around_both_parts():
-    loaded = random_llama()
-    loaded.tokenizer.chat_template = TEMPLATE
-    parts = encode_parts(loaded, "the context.", " What?", True, [(4, 11)])
-    whole = loaded.tokenizer("<s>[U] the context. What? [/U] [A]", add_special_tokens=False).input_ids
-    assert parts.context + parts.question == whole
-    ((first, last),) = parts.spans
-    assert loaded.tokenizer.decode(parts.context[first:last]) == "context"
-    plain = encode_parts(loaded, "the context.", " What?", False, [(4, 11)])
-    assert plain.context[0] == loaded.tokenizer.bos_token_id
-    assert plain.question == loaded.tokenizer(" What?").input_ids[1:]
-    assert loaded.tokenizer.decode(plain.context[slice(*plain.spans[0])]) == "context"
-
-
-def test_only_the_context_is_cut():
-    loaded = random_llama(window=100)
-    parts = encode_apart(loaded, "a" * 60 + "b" * 60, " the question", 10)
-    assert parts.truncated and len(parts.context) + len(parts.question) <= 90
-    text = loaded.tokenizer.decode(parts.context, skip_special_tokens=True)
-    assert text == "a" * text.count("a") + "b" * text.count("b") and abs(text.count("a") - text.count("b")) <= 1
-    assert loaded.tokenizer.decode(parts.question) == " the question"
-    with pytest.raises(ValueError, match="does not fit"):
-        encode_apart(loaded, "a" * 120, " the question", 10, truncate="refuse")
-
-
 # ---- bad input
 
 
@@ -255,6 +223,7 @@ def test_only_the_context_is_cut():
         ([f"task.needle='{'word ' * 99}.'", "task.ask='Which?'", "task.answer=word", "task.lengths=[256]"], "leaves 0"),
         (["task.haystack=/nowhere"], "does not exist"),
         (["task.haystack=EMPTY"], "holds no .txt file"),
+        (["task.haystack=BLANK"], "is empty"),
         (["task.question=never"], "task.question=never is unknown"),
         (["task.needles=5"], "task.needles=5 is above 4"),
         (["task.repeats=0"], "task.repeats=0"),
@@ -263,7 +232,8 @@ def test_only_the_context_is_cut():
 )
 def test_bad_input(words, what, tmp_path, capsys):
     (tmp_path / "EMPTY").mkdir()
-    words = [word.replace("EMPTY", str(tmp_path / "EMPTY")) for word in words]
+    (tmp_path / "BLANK").write_text(" \n")
+    words = [word.replace("haystack=", f"haystack={tmp_path}/") if "haystack=/" not in word else word for word in words]
     words += ["task=needle", "model=random_llama", f"results_dir={tmp_path}/results"]
     assert main(words, run_pred.run_cell, ROOT / "configs") == 2
     lines = capsys.readouterr().err.strip().split("\n")
