@@ -78,7 +78,9 @@ def _map(ax: Axes, one: NeedleMap, numbers: bool, size: float) -> None:
     every = -(-len(one.lengths) // (10 if size > 6 else 6))  # in a sheet not all of them have room
     shown = range(0, len(one.lengths), every)
     ax.set_xticks(shown, [short(one.lengths[i]) for i in shown], fontsize=size + 1)
-    ax.set_yticks(range(len(one.depths)), [f"{d:g}" for d in one.depths], fontsize=size + 1)
+    whole = [f"{d:.0f}" for d in one.depths]
+    apart = len(set(whole)) == len(whole)
+    ax.set_yticks(range(len(one.depths)), whole if apart else [f"{d:g}" for d in one.depths], fontsize=size + 1)
     write_title(ax, f"{one.title}, {one.what}")
     if numbers:
         _write_numbers(ax, one, size)
