@@ -214,19 +214,6 @@ def test_one_cell_for_a_tracker(results):
     assert kinds == {"needle", "held", "atlas"} and all(hasattr(figure, "savefig") for figure in figures.values())
 
 
-@pytest.mark.parametrize("labels", [["full", "h2o"],
-                                    [f"streaming_llm positions={name}" for name in ("original", "slot")],
-                                    [f"d2o layer_budgets=variance merge={i}" for i in range(4)]])  # fmt: skip
-def test_a_legend_lies_inside_its_figure(labels):
-    with style():
-        lines = {label: [(0.0, 1.0), (1.0, 2.0)] for label in labels}
-        figure = plot_ppl.nll_figure(plot_ppl.Curves("t", lines), labels)
-        figure.canvas.draw()
-        box = figure.legends[0].get_window_extent()
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, "no label is cut"
-        assert box.y0 >= 0 and box.y1 <= figure.axes[0].get_tightbbox().y0, "nor written over the axis"
-
-
 def test_no_cells_give_no_figures(tmp_path):
     assert pictures([]) == [] and write_plots([], tmp_path / "plots") == []
 

@@ -11,6 +11,7 @@ import run_pred
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
+from d2o import force
 from d2o.lab import Lab
 from d2o.models import load
 from d2o.random_model import random_llama
@@ -71,7 +72,8 @@ def test_streaming_llm_is_an_explicit_mask(text, mode, prefill):
     """Sinks and a window, drawn as a matrix: it shares no code with the cache."""
     slots, sinks, length = 24, 4, 160
     method = functools.partial(StreamingLLM, sinks=sinks, positions="original")
-    (row,) = rows_of(Perplexity(mode, text, length=length, prefill=prefill, segments=1, width=1), method, slots)
+    task = Perplexity(mode, text, length=length, prefill=prefill, segments=1, width=1, reference=True)
+    (row,) = rows_of(task, method, slots)
     at, seen = torch.arange(length).unsqueeze(1), torch.arange(length)
     window = (seen <= at) & ((seen < sinks) | (seen >= at - (slots - sinks)))
     window[:prefill] = (seen <= at)[:prefill]
@@ -81,8 +83,22 @@ def test_streaming_llm_is_an_explicit_mask(text, mode, prefill):
     expected = nll_of(logits, ids, prefill)
     assert row["bucket_nll"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert row["held_most"] == (slots if mode == "stream" else min(slots, prefill))
-    full = nll_of(oracle.logits(ids, [(seen <= at).repeat(2, 1, 1)] * 4), ids, prefill)
+    whole = oracle.logits(ids, [(seen <= at).repeat(2, 1, 1)] * 4)
+    full = nll_of(whole, ids, prefill)
+    assert row["bucket_full_nll"] == pytest.approx(full, rel=1e-4, abs=1e-5)
     assert max(abs(a - b) for a, b in zip(full, expected, strict=True)) > 0.02  # the window is felt
+    p, q = (one[prefill - 1 : -1].double().log_softmax(-1) for one in (whole, logits))
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert row["bucket_kl"] == pytest.approx(kl.tolist(), rel=1e-2, abs=3e-6)
+
+
+def test_kl_is_that_of_the_method_from_the_full_cache():
+    full, method = torch.tensor([[0.9, 0.05, 0.05]]), torch.tensor([[0.4, 0.4, 0.2]])
+    found = force.Forced(full_nll=[], kl=[], agree=[])
+    force._compare(found, method.log(), full.log(), torch.tensor([2]))
+    by_hand = 0.9 * math.log(0.9 / 0.4) + 0.05 * math.log(0.05 / 0.4) + 0.05 * math.log(0.05 / 0.2)
+    assert found.kl == [pytest.approx(by_hand, rel=1e-5)] and found.agree == [True]
+    assert found.full_nll == [pytest.approx(-math.log(0.05))]
 
 
 @pytest.mark.parametrize("method", [H2O, StreamingLLM])
