@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.errors import InputError  # noqa: E402
+from eval.pairs import read_pairs  # noqa: E402
 
 
 def main(words: list[str]) -> None:
@@ -23,12 +24,7 @@ def main(words: list[str]) -> None:
     from eval.series import load_cells
     from eval.tables import markdown
 
-    given = {"results_dir": "results", "task": ""}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in given or not value:
-            raise InputError(f"cannot read {word!r}", "write results_dir=DIR task=NAME,NAME")
-        given[key] = value
+    given = read_pairs(words, {"results_dir": "results", "task": ""})
     folder, tasks = Path(given["results_dir"]), given["task"].split(",")
     results = score_cells(folder, "official", lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
     cells = [c for c in load_cells(results, folder) if c.task in tasks and c.result.score.n == c.result.total]

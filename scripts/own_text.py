@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.errors import InputError  # noqa: E402
+from eval.pairs import read_pairs  # noqa: E402
 
 KEYS = {"model": "", "out": "", "texts": "60", "tokens": "400", "temperature": "0.8", "seed": "0"}
 
@@ -46,12 +47,7 @@ def main(words: list[str]) -> None:
 
 
 def read_words(words: list[str]) -> dict[str, str]:
-    given = dict(KEYS)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in KEYS or not equals or not value:
-            raise InputError(f"cannot read {word!r}", f"keys are {', '.join(KEYS)}, written key=value")
-        given[key] = value
+    given = read_pairs(words, KEYS)
     for key, kind in (("texts", int), ("tokens", int), ("seed", int), ("temperature", float)):
         try:
             wrong = kind(given[key]) < 0 or (key != "seed" and kind(given[key]) == 0)

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.errors import InputError  # noqa: E402
+from eval.pairs import read_pairs  # noqa: E402
 
 KINDS = ("budget", "budget_sheet", "needle", "ppl", "speed", "memory", "held", "atlas")
 KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "model": "*", "method": "*", "budget": "*",
@@ -84,12 +85,7 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
 
 
 def read_words(words: list[str]) -> dict[str, str]:
-    given = dict(KEYS)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in KEYS or not equals or not value:
-            raise InputError(f"cannot read {word!r}", f"keys are {', '.join(KEYS)}, written key=value")
-        given[key] = value
+    given = read_pairs(words, KEYS)
     if given["kind"] not in KINDS:
         raise InputError(f"kind={given['kind']} is unknown", f"one of: {', '.join(KINDS)}")
     out = Path(given["out"])

@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.errors import InputError  # noqa: E402
+from eval.pairs import read_pairs  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 KEYS = {"results_dir": "results", "project": "", "group": "", "table": "", "scorer": "official", "force": "false"}
@@ -55,12 +56,7 @@ def main(words: list[str]) -> int:
 
 
 def read(words: list[str]) -> dict[str, str]:
-    given = dict(KEYS)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in KEYS or not equals:
-            raise InputError(f"cannot read {word!r}", f"keys are {', '.join(KEYS)}")
-        given[key] = value
+    given = read_pairs(words, KEYS)
     if given["force"] not in ("true", "false"):
         raise InputError(f"force={given['force']} is neither true nor false", "write force=true")
     return given
