@@ -9,8 +9,8 @@ from typing import Any
 
 from eval import checks
 from eval.errors import InputError
-from eval.lm_eval_load import SEED, aggregations, describe, load_task
-from eval.lm_eval_rows import document_row, main_metric, plain, target
+from eval.lm_eval_load import SEED, aggregations, blamed, describe, load_task
+from eval.lm_eval_rows import document_row, main_metric, measured, plain, target
 from eval.lm_eval_stream import check_stream
 from eval.samples import Sample
 
@@ -86,7 +86,8 @@ class LMEval:
         """One sample per document, in lm-eval's order, its requests made when it is its turn."""
         self.task.set_fewshot_seed(SEED)
         for i, doc in self.task.doc_iterator():
-            requests = self._requests(i, doc)
+            with blamed(f"make the prompt of document {i} of {self.tasks[0]}", "a smaller task.num_fewshot may do"):
+                requests = self._requests(i, doc)
             asked = json.dumps([request.args for request in requests], sort_keys=True, ensure_ascii=False)
             meta = {"doc": doc, "requests": requests}
             yield Sample(f"{self.tasks[0]}-{i}", asked, [target(self.task, doc)], None, None, meta=meta)
@@ -101,21 +102,23 @@ class LMEval:
         self._lm(lab).check(samples[0].meta["requests"])
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        return self.measure_batch([sample], lab)[0]
+        return next(self.measure_batch([sample], lab))
 
-    def measure_batch(self, samples: Sequence[Sample], lab: Any) -> list[dict[str, Any]]:
-        """The fields of one row per sample; their contexts are prefilled together."""
+    def measure_batch(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
+        """The fields of one row per sample; their contexts are prefilled together. Raises InputError at the first
+        sample that the task's own code cannot score."""
         lm = self._lm(lab)
         lm.batch_size, lm.rows = len(samples), []
         requests = [request for sample in samples for request in sample.meta["requests"]]
         (kind,) = {request.request_type for request in requests}
         responses = iter(zip(getattr(lm, kind)(requests, disable_tqdm=True), lm.rows, strict=True))
-        rows = []
         for sample in samples:
             doc, asked = sample.meta["doc"], sample.meta["requests"]
             answered = [next(responses) for _ in asked]
-            rows.append(document_row(self.task, doc, asked, answered, self.main) | {"lm_eval": self._about})
-        return rows
+            with blamed(f"score {sample.id}", "look at the metrics of its YAML; rows so far are kept"):
+                metrics = measured(self.task, doc, asked, [response for response, _ in answered])
+            told = {"answers": sample.answers, "lm_eval": self._about}
+            yield document_row(asked, answered, metrics, self.main) | told
 
     @cached_property
     def _about(self) -> dict[str, Any]:

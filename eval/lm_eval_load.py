@@ -6,7 +6,8 @@ import json
 import logging
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,25 @@ def _load(manager: Any, name: str, key: str) -> Any:
     if key in _failed:
         raise _failed[key]
     try:
-        return manager.load([name])["tasks"][name]
-    except (MemoryError, KeyboardInterrupt):
+        with blamed(f"load {name}", lambda: _hint(manager, name)):
+            return manager.load([name])["tasks"][name]
+    except InputError as error:
+        _failed[key] = error
         raise
-    except Exception as error:  # a hub that is away, a file that is not there, a template that fails: a dozen types
-        hint = "pip install the package it names" if isinstance(error, ImportError) else _hint(manager, name)
-        found = _failed[key] = InputError(f"lm-eval cannot load {name}: {_first_line(error)}", hint)
-        raise found from error
+
+
+@contextmanager
+def blamed(what: str, hint: str | Callable[[], str]) -> Iterator[None]:
+    """Whatever goes wrong in a task's own code or data is an InputError: a hub that is away, a file that is not there,
+    a template or a metric that fails, in a dozen types."""
+    try:
+        yield
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:
+        told = "pip install the package it names" if isinstance(error, ImportError) else hint
+        said = f"{type(error).__name__}: " * isinstance(error, LookupError | TypeError) + _first_line(error)
+        raise InputError(f"lm-eval cannot {what}: {said}", told if isinstance(told, str) else told()) from error
 
 
 def _quiet() -> None:
@@ -98,7 +111,17 @@ def _manager(name: str, include_path: Any, metadata: dict[str, Any]) -> Any:
         if name in manager.all_tasks:
             members = ",".join(_members(manager, name))
             raise InputError(f"{name} is a group of tasks, and a cell is one", f"write task.tasks=[{members}]")
+    _check_readable(folders)
     raise InputError(f"lm-eval has no task {name!r}", _similar(name, manager.all_subtasks))
+
+
+def _check_readable(folders: Sequence[str]) -> None:
+    """lm-eval passes over YAMLs that it cannot read, and then knows nothing of their tasks."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for file in (file for folder in folders for file in sorted(Path(folder).rglob("*.yaml"))):
+        with blamed(f"read {file}", "mend its YAML"):
+            load_yaml(file, resolve_func=False, recursive=True)
 
 
 @lru_cache(maxsize=4)

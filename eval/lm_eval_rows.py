@@ -31,18 +31,19 @@ def main_metric(how: Mapping[str, str]) -> str | None:
 
 
 def document_row(
-    task: Any, doc: Any, requests: Sequence[Any], answered: Sequence[tuple[Any, dict[str, Any]]], main: str | None
+    requests: Sequence[Any],
+    answered: Sequence[tuple[Any, dict[str, Any]]],
+    metrics: dict[str, Any],
+    main: str | None,
 ) -> dict[str, Any]:
-    """`task` is lm-eval's; `answered`: a response and the ledger's row of each request."""
+    """All but what the task knows; `answered`: a response and the ledger's row of each request."""
     responses = [response for response, _ in answered]
-    metrics = measured(task, doc, requests, responses)
     contexts = {request.args[0]: row for request, (_, row) in zip(requests, answered, strict=True)}
     first, distinct = answered[0][1], list(contexts.values())
     sums = {key: sum(row[key] for row in distinct) for key in ("prompt_tokens", "prefill_s", "decode_s")}
     score = next((value for key, value in metrics.items() if key.split(",")[0] == main), None)
     return {
         "pred": _shown(requests, responses),
-        "answers": [target(task, doc)],
         "responses": plain(responses),
         "metrics": metrics,
         **({} if score is None else {"score": float(score)}),

@@ -5,7 +5,8 @@ prompt_hash, and may have
 
     begin(samples, lab)         what only tokenizer and window can tell is wrong, before the first row
     check_cell(budget, method)  what is wrong with a budget and a method, before anything is written
-    measure_batch(samples, lab) one dict per sample, where several can be measured at once: `batch_size` of them
+    measure_batch(samples, lab) an iterable of one dict per sample, where several can be measured at once: `batch_size`
+                                of them; each is written before the next is asked for
     longest                     tokens of the longest text it will feed, None: the model's window
 
 and its protocol names under `figures` the module that knows what to show of the rows: `figures(rows) -> dict` of
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def measure(
 
 def _measured(
     samples: list[Sample], task: Any, lab: Any, size: int
-) -> Iterator[tuple[list[Sample], list[dict[str, Any]]]]:
+) -> Iterator[tuple[list[Sample], Iterable[dict[str, Any]]]]:
     if not hasattr(task, "measure_batch"):
         yield from (([sample], [task.measure(sample, lab)]) for sample in samples)
         return

@@ -32,7 +32,7 @@ def _listed(words: Sequence[str], config_dir: Path) -> list[Any]:
         return []
     given = _value(KEY, words)
     if given is not None:
-        names = [name.strip() for name in given.strip("[] ").split(",") if name.strip()]
+        names = list(dict.fromkeys(name.strip() for name in given.strip("[] ").split(",") if name.strip()))
         if not names:
             raise InputError(f"{KEY}={given} names no task", f"write {KEY}=[gsm8k]")
         return names

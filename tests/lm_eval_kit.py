@@ -50,4 +50,4 @@ def measured(task, count, method=D2O, budget=0.2):
     lab, rows = Lab(loaded("tiny"), method, budget), task.rows()
     samples = [next(rows) for _ in range(count)]
     task.begin(samples, lab)
-    return task.measure_batch(samples, lab)
+    return list(task.measure_batch(samples, lab))

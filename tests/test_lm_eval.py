@@ -57,6 +57,7 @@ def test_full_generates_what_their_model_does(name, batch_size):
     assert found == theirs(name).generate_until(requests, disable_tqdm=True)
     assert any(found) and [row["truncated"] for row in lm.rows] == [name == "stories260K"] * 3
     assert lm.realised == 1
+    assert lm.rows[2]["new_tokens"] < 20, "a stop string ends it"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -151,6 +152,7 @@ def test_a_stream_evicts_as_it_goes():
     nll = Engine(loaded("tiny").model, H2O, 64).nll([lm.prefix_token_id, *ids], prefill=1)
     assert found == pytest.approx(-float(nll.sum()), abs=1e-2) and abs(found - full) > 0.1
     assert lm.rows[0]["held_decode"] == [64.0] * 4
+    assert lm.rows[0]["budget_realised"] == pytest.approx(64 / len(ids), abs=1e-6), "at the end, of all that was fed"
 
 
 # ---- from Python

@@ -1,6 +1,8 @@
 """Tasks of lm-evaluation-harness as cells: their rows and tables, lm-eval's own tasks, and bad input."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +55,42 @@ def test_a_task_that_fails_half_way_keeps_its_rows(tmp_path, capsys, monkeypatch
     after = file.read_text().splitlines()
     assert code == 0 and after[:3] == before and len(after) == 5 and "5 (2 new)" in out
     assert file.parent == tmp_path / "tiny" / "h2o-default-b0.2" / "lm_eval-local_choice"
+
+
+FAILING = """
+def results(doc, responses):
+    if doc["text"] == THIRD:
+        raise KeyError("gold")
+    return {"acc": 1.0}
+"""
+
+
+def test_a_metric_that_fails_costs_neither_the_rows_before_it_nor_the_next_task(tmp_path, capsys):
+    """Rows of the same batch are kept too: each is written before the next is scored."""
+    loaded("tiny")
+    third = list(LMEval(["local_choice"], LOCAL).rows())[2].meta["doc"]["text"]
+    own = copy_of_local(tmp_path / "own")
+    (own / "failing.py").write_text(f"THIRD = {third!r}\n{FAILING}")
+    text = (own / "local_choice.yaml").read_text().replace("task: local_choice", "task: failing")
+    (own / "failing.yaml").write_text(f"{text}process_results: !function failing.results\n")
+    words = ["task=lm_eval", "task.tasks=[failing,local_choice,failing]", f"task.include_path={own}", "method=h2o"]
+    code, _, err = run([*words, "limit=4", "batch_size=4"], tmp_path / "r", capsys)
+    assert code == 2 and "lm-eval cannot score failing-2: KeyError: 'gold'" in err and "Traceback" not in err, err
+    assert "1 of 2 cells done" in err
+    counts = {file.parent.name: len(file.read_text().splitlines()) for file in tmp_path.rglob("predictions.jsonl")}
+    assert counts == {"lm_eval-failing": 2, "lm_eval-local_choice": 4}
+
+
+def test_a_yaml_that_cannot_be_read_is_named(tmp_path, capsys):
+    own = copy_of_local(tmp_path / "own")
+    (own / "broken.yaml").write_text("task: broken\n  x: [\n")
+    words = ["task=lm_eval", "task.tasks=[broken]", f"task.include_path={own}"]
+    code, _, err = run(words, tmp_path / "r", capsys)
+    assert code == 2 and f"error: lm-eval cannot read {own}/broken.yaml: " in err and "Traceback" not in err
+
+
+def copy_of_local(place):
+    return Path(shutil.copytree(LOCAL, place))
 
 
 def test_tasks_times_methods_side_by_side(tmp_path, capsys):
@@ -181,6 +219,7 @@ def test_the_reasoning_table_is_run_and_printed(tmp_path, capsys, monkeypatch):
         (["task.tasks=[local_sums]", "task.include_path=/nowhere"], "/nowhere is no folder", "folder"),
         (["task.tasks=[local_sums]", "task.question=after"], "task.question=after is unknown", "again"),
         (["task.tasks=[local_sums]", "task.num_fewshot=-1"], "task.num_fewshot=-1", "task.num_fewshot=1"),
+        (["task.tasks=[local_sums]", "task.num_fewshot=9"], "cannot make the prompt of document 0", "task.num_fewshot"),
         (["task.tasks=[local_sums]", "task.chat=true"], "no chat template", "task.chat=false"),
         (["task.tasks=[local_sums]", "atlas=true"], "atlas=True", "atlas"),
     ],
