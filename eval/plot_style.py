@@ -96,8 +96,9 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels under them, each label once."""
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    """One legend for all panels under them, each label once, in their order, the full cache last."""
+    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    entries = dict(sorted(found.items(), key=lambda item: (item[0] == FULL, item[0])))
     labels = legend_labels(entries, figure.get_figwidth())
     columns = legend_columns(labels, figure.get_figwidth())
     figure.legend(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,8 @@ def _budget(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> lis
             draw = lambda one=one: plot_budget.budget_figure([one], labels)  # noqa: E731
             found.append(Picture("budget", f"budget-{model}-{name}", f"{model}, {title}: score against budget", draw))
         if len(curves) > 1:
-            draw = lambda curves=curves: plot_budget.budget_figure(curves, labels, columns=3)  # noqa: E731
+            bare = [replace(one, title=one.title.removesuffix(f" {group[0].setting}")) for one in curves]
+            draw = lambda curves=bare: plot_budget.budget_figure(curves, labels, columns=3)  # noqa: E731
             title = f"{model}, all tasks of {family}"
             found.append(Picture("budget", f"budget-{model}-{family}-sheet", title, draw, sheet=True))
     return found

@@ -124,7 +124,7 @@ def test_survival_of_streaming_llm_is_arithmetic():
 
 def test_survival_counts_heads_and_merges():
     held = [torch.tensor([[10, 11, 3], [11, 4, -1]]), torch.tensor([[1, 2, 3], [1, 2, 3]])]
-    merges = [torch.tensor([[-1, -1], [10, 12]]), None]
+    merges = [torch.tensor([[11, -1], [10, 12]]), None]  # what is held counts once
     found = Answer("", [], {}, held, merges).survival([(10, 12)])
     assert found == {"survival": [0.75, 0.0], "survival_any": [1.0, 0.0], "merged": [0.25, 0.0]}
 

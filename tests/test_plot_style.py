@@ -22,6 +22,8 @@ def test_a_legend_lies_inside_its_figure(labels):
         box = figure.legends[0].get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, "no label is cut"
         gap = figure.axes[0].get_tightbbox().y0 - box.y1
+        shown = [text.get_text().split()[0] for text in figure.legends[0].texts]
+        assert shown == sorted(shown, key=lambda label: (label == "full", label))
         assert box.y0 >= 0 and 0 <= gap < 0.3 * figure.dpi, "nor written over the axis, nor far below it"
 
 
