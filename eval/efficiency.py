@@ -15,7 +15,8 @@ A row is one point of the grid batch x prompt x new tokens. Besides batch, promp
     full_oom        the full cache ran out of memory
     scoring_s       ttft_s less full_ttft_s (medians): what the method costs in the prefill, statistics and eviction
     observe_s, evict_s   seconds of one prefill spent in taking statistics, and in choosing and moving slots, each timed
-                    on its own in one run more (on a GPU with a wait around each, which the other readings do not have)
+                    on its own in one run more (on a GPU with a wait around each, which the other readings do not have);
+                    statistics that attention takes along in its own pass are in scoring_s alone
     device, dtype, kernel, threads, memory_by, versions   what it ran on; memory_by: how the peaks were read
     weights_bytes   bytes of the model's weights
 

@@ -12,6 +12,7 @@ from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o import race
+from d2o.engine import Engine
 from d2o.lab import Lab
 from d2o.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
 from d2o.random_model import random_llama
@@ -52,11 +53,43 @@ def test_a_row_per_point_with_bytes_that_can_be_counted(method):
         assert row["dtype"] == "float32" and row["kernel"] and row["device"] and row["versions"]["torch"]
 
 
-def test_what_scoring_costs_is_what_a_method_does_in_the_prefill():
-    (h2o,), (full,) = rows_of(Efficiency(1, 2048, 2)), rows_of(Efficiency(1, 2048, 2), Full, 1.0)
-    assert h2o["scoring_s"] == h2o["ttft_s"]["median"] - h2o["full_ttft_s"]["median"] > 0
-    assert full["scoring_s"] == 0 and full["observe_s"] == 0
-    assert h2o["observe_s"] > h2o["evict_s"] > 0
+def test_what_scoring_costs_is_what_a_method_does_in_the_prefill(monkeypatch):
+    """By a clock that only the method and looking at the clock move: 3 s a layer for statistics, 2 s for the eviction,
+    1 s for a look."""
+    now = [0.0]
+
+    def takes(seconds, inner):
+        def outer(*args):
+            now[0] += seconds
+            return inner(*args)
+
+        return outer
+
+    monkeypatch.setattr(Engine, "clock", takes(1, lambda engine: now[0]))
+    monkeypatch.setattr(H2O, "observe", takes(3, H2O.observe))
+    monkeypatch.setattr(H2O, "compress", takes(2, H2O.compress))
+    (h2o,), (full,) = rows_of(Efficiency(1, 64, 2)), rows_of(Efficiency(1, 64, 2), Full, 1.0)
+    assert h2o["ttft_s"]["median"] == 1 + 4 * (3 + 2) and h2o["full_ttft_s"]["median"] == 1
+    assert h2o["scoring_s"] == 4 * (3 + 2)
+    assert (h2o["observe_s"], h2o["evict_s"]) == (4 * (3 + 1), 4 * (2 + 1))
+    assert full["scoring_s"] == 0
+
+
+def test_the_peaks_of_prefill_and_decoding_are_read_apart(monkeypatch):
+    asked = []
+
+    class Noted:
+        def __init__(self, device):
+            asked.append("new")
+
+        def __getattr__(self, name):
+            return lambda: asked.append(name) or len(asked)
+
+    monkeypatch.setattr(race, "Peak", Noted)
+    lab = Lab(random_llama(), H2O, 0.25)
+    found = race.run(lab.engine, [[5] * 32], 3)
+    assert asked == ["new", "base", "start", "read", "start", "read"]
+    assert (found["prefill_peak"], found["decode_peak"]) == (4, 6)
 
 
 def test_rows_of_the_output_are_counted_not_stopped():
