@@ -7,6 +7,7 @@ import made_cells
 import pytest
 
 import eval_long_bench
+from eval.equal import mark_uneven
 from eval.errors import InputError
 from eval.plots import file_name, pictures
 from eval.results import score_cells
@@ -53,8 +54,8 @@ def test_where_no_short_value_differs_a_hash_does():
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Needle and ppl under two protocols each, the same method at the same budget."""
-    for name in ("ppl", "needle"):
+    """Needle, ppl and efficiency under two protocols each, the same method at the same budget."""
+    for name in ("ppl", "needle", "efficiency"):
         for model, setting in (("tiny", {"length": 512}), ("other", {"length": 1024})):
             folder = getattr(made_cells, name)(tmp_path / model, "h2o", 0.5)
             config = json.loads((folder / "config.json").read_text())
@@ -73,6 +74,7 @@ def test_the_report_of_two_protocols_keeps_them_apart(mixed, capsys):
         for length in (512, 1024):
             assert f"{name} length={length}\n" in printed and f"<h3>{name} length={length}</h3>" in page
     sections = re.search(r'<section id="ppl">.*?</section>', page, re.S)[0]
+    assert "<button>score</button>" in re.search(r"<h3>needle length=512</h3>.*?</thead>", page, re.S)[0]
     assert sections.count("<svg") == 2 and sections.count("<h3>") == 2, "a figure and a table for each"
 
 
@@ -81,3 +83,16 @@ def test_no_figure_of_two_protocols_is_written_over_the_other(mixed):
     found = [file_name(one.name) for one in pictures(cells)]
     assert len(found) == len(set(found))
     assert sum(name.startswith("needle_length=512") for name in found) == 2, "recall and survival, and no sheet of both"
+    assert sum(name.startswith(("speed-tiny-length=", "memory-tiny-length=")) for name in found) == 4
+
+
+def test_cells_of_two_protocols_are_not_compared_by_what_they_hold(mixed):
+    results = score_cells(mixed, "official", print)
+    for result, realised in zip(results, (0.5, 0.6) * 3, strict=True):
+        result.realised = realised
+    mark_uneven(results)
+    assert not any(result.uneven for result in results)
+    for result in results:
+        result.protocol_hash = "one"
+    mark_uneven(results)
+    assert sum(result.uneven for result in results) == 3
