@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import squad
-from eval.checks import as_list
+from eval.checks import as_list, is_list
 from eval.errors import InputError
 
 SEED = 1234  # lm-eval's own, for the examples of a prompt
@@ -27,10 +27,11 @@ def load_task(name: str, include_path: Any, num_fewshot: int | None, metadata: M
     metadata: settings of tasks that write their own data (RULER: max_seq_lengths, tokenizer).
     """
     _quiet()
-    manager = _manager(name, include_path, dict(metadata))
+    metadata = _plain(metadata)
+    manager = _manager(name, include_path, metadata)
     squad.stand_in()
     _seed()
-    task = _load(manager, name, json.dumps([name, as_list(include_path), dict(metadata)], sort_keys=True))
+    task = _load(manager, name, json.dumps([name, as_list(include_path), metadata], sort_keys=True))
     if num_fewshot is not None:
         task.set_config("num_fewshot", num_fewshot)
     elif task.get_config("num_fewshot") is None:
@@ -173,7 +174,7 @@ def _seed() -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
+    if is_list(value):
         return [_plain(child) for child in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value

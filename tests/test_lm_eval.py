@@ -17,6 +17,7 @@ from baselines.snapkv import SnapKV
 from d2o.d2o import D2O
 from d2o.engine import Engine
 from d2o.oracle import Oracle, run_masks, seen_by
+from d2o.prompt import decode
 from eval.errors import InputError
 from eval.lm_eval import LMEval
 from eval.lm_eval_figures import figures
@@ -131,6 +132,20 @@ def test_batches_change_nothing(method):
     assert [row["held_prefill"] for row in many.rows] == [row["held_prefill"] for row in one.rows]
 
 
+def test_an_answer_begins_where_the_question_says():
+    """From the evicted cache, or from the prefill, as the engine itself generates; the two differ."""
+    requests, said = requests_of("local_sums", 3), {}
+    for question in ("again", "before"):
+        lm = ours("tiny", H2O, 0.1, question=question)
+        said[question] = lm.generate_until(requests, disable_tqdm=True)
+        engine = Engine(loaded("tiny").model, H2O, 0.1)
+        for request, text in zip(requests, said[question], strict=True):
+            prompt = [lm.tok_encode(request.args[0])]
+            (found,) = engine.generate(prompt, 48, loaded("tiny").eos_ids, again=question == "again")
+            assert text == decode(loaded("tiny"), found.tokens).split("Question:")[0]
+    assert said["again"] != said["before"]
+
+
 def test_choices_share_one_prefill(monkeypatch):
     lm, fed = ours("tiny", H2O, 0.2), []
     plain = Engine.prefill
@@ -142,6 +157,11 @@ def test_choices_share_one_prefill(monkeypatch):
     monkeypatch.setattr(Engine, "prefill", counted)
     lm.loglikelihood(requests_of("local_choice", 2), disable_tqdm=True)
     assert fed == [1, 1] and len(lm.rows) == 8
+    task = LMEval(["local_choice"], LOCAL)
+    for row, sample in zip(measured(task, 2), task.rows(), strict=False):
+        requests = sample.meta["requests"]
+        assert row["prompt_tokens"] == len(lm.tok_encode(requests[0].args[0])), "counted once"
+        assert row["new_tokens"] == sum(len(lm._encode_pair(*request.args)[1]) for request in requests)
 
 
 def test_a_stream_evicts_as_it_goes():

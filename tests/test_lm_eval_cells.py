@@ -89,6 +89,17 @@ def test_a_yaml_that_cannot_be_read_is_named(tmp_path, capsys):
     assert code == 2 and f"error: lm-eval cannot read {own}/broken.yaml: " in err and "Traceback" not in err
 
 
+def test_metadata_of_the_command_line_reaches_the_task(tmp_path, capsys):
+    """As RULER takes its lengths; the folder of two lengths is not one."""
+    loaded("tiny")
+    for length in (512, 1024):
+        words = ["task=lm_eval", "task.tasks=[local_sums]", f"task.metadata={{max_seq_lengths:[{length}]}}"]
+        code, _, err = run([*words, "method=h2o", "limit=1"], tmp_path, capsys)
+        assert code == 0, err
+    made = [json.loads(file.read_text())["protocol"]["task_config"] for file in tmp_path.rglob("config.json")]
+    assert sorted(one["metadata"]["max_seq_lengths"] for one in made) == [[512], [1024]]
+
+
 def copy_of_local(place):
     return Path(shutil.copytree(LOCAL, place))
 
