@@ -7,6 +7,7 @@ import made_cells
 import pytest
 
 import eval_long_bench
+from eval import plot_efficiency
 from eval.equal import mark_uneven
 from eval.errors import InputError
 from eval.plots import file_name, pictures
@@ -84,6 +85,7 @@ def test_no_figure_of_two_protocols_is_written_over_the_other(mixed):
     assert len(found) == len(set(found))
     assert sum(name.startswith("needle_length=512") for name in found) == 2, "recall and survival, and no sheet of both"
     assert sum(name.startswith(("speed-tiny-length=", "memory-tiny-length=")) for name in found) == 4
+    assert [len(group) for group in plot_efficiency.groups(cells).values()] == [1, 1]
 
 
 def test_cells_of_two_protocols_are_not_compared_by_what_they_hold(mixed):
