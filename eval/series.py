@@ -99,7 +99,8 @@ def differences(records: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _text(record: dict[str, Any], key: str) -> str | None:
-    return None if record.get(key) is None else str(record[key])
+    value = record.get(key)
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)  # as it is typed
 
 
 def _usual(values: Sequence[str | None]) -> str | None:

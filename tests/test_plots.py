@@ -182,11 +182,11 @@ def test_labels_say_what_differs_and_nothing_else():
     for one, variant in zip(drawn, ("paper", "paper", "official", "default"), strict=True):
         one.result.cell["variant"] = variant
     name_cells(drawn)
-    names = ["d2o paper", "d2o paper merge=False", "d2o official", "h2o"]
+    names = ["d2o paper", "d2o paper merge=false", "d2o official", "h2o"]
     assert [one.label for one in drawn] == names
     assert differences([{"length": 1}, {"length": 2}]) == [["length=1"], ["length=2"]], "neither is the usual one"
     new = [{"hold": "all"}, {"hold": "all", "merge": False}, {}]
-    assert differences(new) == [["hold=all"], ["hold=all", "merge=False"], []], "no two look the same"
+    assert differences(new) == [["hold=all"], ["hold=all", "merge=false"], []], "no two look the same"
     names = labels_of(drawn)
     looks = {json.dumps(line_style(label, [str(i) for i in range(20)])) for label in [str(i) for i in range(20)]}
     assert len(looks) == 20, "twenty methods can be told apart"
