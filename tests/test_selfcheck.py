@@ -98,3 +98,9 @@ def test_the_command_fails_with_what_differs(capsys, monkeypatch):
     assert "FAILED small, h2o: mask is" in out and "first after token 9" in out and "prompt of 96 tokens" in out
     assert selfcheck.main(["families", "model=tiny"]) == 2
     assert "'model=tiny' beside families" in capsys.readouterr().err
+
+
+def test_every_method_of_the_configs_runs_on_any_model(capsys):
+    """Retaining heads that ship with the bundled model fit no other."""
+    assert selfcheck.main(["families", "methods=locret,full"]) == 0
+    assert "left out" not in capsys.readouterr().err
