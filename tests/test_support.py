@@ -93,10 +93,10 @@ def test_a_family_outside_the_interface_is_found_by_the_probe():
 
 def test_wrong_attention_is_found_by_the_probe(monkeypatch):
     """The probe compares numbers: attention that is off by a scale must not pass."""
-    from d2o import layer
+    from d2o import block
 
-    original = layer.attend_lse
-    monkeypatch.setattr(layer, "attend_lse", lambda q, k, v, scale, causal: original(q, k, v, scale * 1.1, causal))
+    original = block.attend_lse
+    monkeypatch.setattr(block, "attend_lse", lambda q, k, v, scale, causal: original(q, k, v, scale * 1.1, causal))
     with pytest.raises(InputError, match="llama: our attention is not its own"):
         Engine(build("llama_gqa"), METHODS["full"], 1)
 
