@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2o.kernels import triton_serves
 
-SIMILARITIES = 1 << 22  # cosines computed at once: 16 MB, so that no [H, E, C] tensor is ever built
+SIMILARITIES = 1 << 19  # cosines computed at once: 2 MB, so that no [H, E, C] tensor is ever built
+RUN = 64  # slots
+LONG = 4 * RUN  # kept slots, below which it is not worth while to go by runs
 
 FEW = 16  # evicted slots of a head: below it a product of torch, which splits the kept keys, beats a kernel a head
 
@@ -36,15 +39,47 @@ def nearest(e_keys: Tensor, k_keys: Tensor, k_norms: Tensor | None, kept: Tensor
 
 def nearest_plain(unit: Tensor, k_keys: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """The twin of the Triton kernel: `unit [b, H, E, D]` against keys whose 1 / norm is `inverse [b, H, C]`, below 0
-    for an empty slot."""
-    scale, hole = inverse.unsqueeze(-2), torch.where(inverse < 0, float("-inf"), 0.0).unsqueeze(-2)
-    turned = k_keys.float().transpose(-1, -2)
-    step = max(1, SIMILARITIES // (inverse.numel() or 1))
-    found = [
-        torch.matmul(unit[:, :, i : i + step], turned).mul_(scale).add_(hole).max(dim=-1)
-        for i in range(0, unit.shape[2], step)
-    ]
-    return torch.cat([f.values for f in found], dim=-1), torch.cat([f.indices for f in found], dim=-1)
+    for an empty slot.
+
+    A few heads or a part of one at a time, in one room of SIMILARITIES. The largest cosine of a run of RUN slots is
+    found without its index, which is a vector operation on a CPU as the search for an index is not; then the index is
+    looked for in one run only. Of equal cosines the first slot is taken.
+    """
+    keys = k_keys.float() * inverse.unsqueeze(-1)
+    if unit.shape[2] < FEW:
+        cosines = torch.matmul(unit, keys.transpose(-1, -2))
+        return tuple(cosines.add_(_holes(inverse)).max(dim=-1))
+    size, missing = unit.shape[:3], -keys.shape[2] % RUN if keys.shape[2] >= LONG else 0
+    # the last run is filled with the last slot, which comes first among its equals
+    keys = F.pad(keys, (0, 0, 0, missing), mode="replicate").flatten(0, 1).transpose(-1, -2)
+    hole = _holes(F.pad(inverse, (0, missing), mode="replicate")).flatten(0, 1) if bool((inverse < 0).any()) else None
+    unit, width = unit.flatten(0, 1), keys.shape[2]
+    rows = max(1, min(unit.shape[1], SIMILARITIES // width))
+    heads = max(1, SIMILARITIES // (width * unit.shape[1]))
+    best = torch.empty(unit.shape[:2], device=unit.device)
+    slot = torch.empty(unit.shape[:2], dtype=torch.int64, device=unit.device)
+    room = torch.empty(min(heads, unit.shape[0]) * rows * width, device=unit.device)
+    for h in range(0, unit.shape[0], heads):
+        for i in range(0, unit.shape[1], rows):
+            some = slice(h, h + heads), slice(i, i + rows)
+            b, e, _ = unit[some].shape
+            cosines = torch.bmm(unit[some], keys[some[0]], out=room[: b * e * width].view(b, e, width))
+            best[some], slot[some] = _largest(cosines if hole is None else cosines.add_(hole[some[0]]))
+    return best.view(size), slot.view(size)
+
+
+def _holes(inverse: Tensor) -> Tensor:
+    return torch.where(inverse < 0, float("-inf"), 0.0).unsqueeze(-2)
+
+
+def _largest(cosines: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of `[b, E, C]` and its index, `[b, E]` each."""
+    if cosines.shape[2] < LONG:
+        return tuple(cosines.max(dim=-1))
+    runs = cosines.unflatten(2, (-1, RUN))
+    best, run = runs.amax(dim=-1).max(dim=-1)
+    index = run[..., None, None].expand(-1, -1, 1, RUN)
+    return best, runs.gather(2, index).squeeze(2).argmax(dim=-1) + run * RUN
 
 
 def merge_exponential(

@@ -127,17 +127,30 @@ def entries(seed: int, e: int, c: int = 6):
 
 
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("e", [1, 7])
-def test_the_nearest_kept_key_by_cosine(e, known, monkeypatch):
-    monkeypatch.setattr(merge, "SIMILARITIES", 60)  # several pieces
-    leaving, kept = entries(0, e)
-    filled = torch.tensor([True, False, True, True, False, True]).expand(2, HEADS, -1)
+@pytest.mark.parametrize("room", [60, 3000, 1 << 19], ids=["rows", "heads", "at once"])
+@pytest.mark.parametrize(("e", "c"), [(1, 6), (20, 6), (20, 255), (37, 256), (20, 301)])
+def test_the_nearest_kept_key_by_cosine(e, c, room, known, monkeypatch):
+    monkeypatch.setattr(merge, "SIMILARITIES", room)
+    leaving, kept = entries(0, e, c)
+    filled = torch.rand(2, HEADS, c, generator=torch.Generator().manual_seed(3)) < 0.6
+    filled[..., 0], filled[..., 1], filled[..., -1] = True, False, c % 2 == 0
     kept[:, :, 1] = leaving[:, :, 0]  # an empty slot that would be nearest
     best, slot = merge.nearest(leaving, kept, kept.norm(dim=-1) if known else None, filled)
     cosine = torch.nn.functional.cosine_similarity(leaving.unsqueeze(3), kept.unsqueeze(2), dim=-1)
     expected = cosine.masked_fill(~filled.unsqueeze(2), -2).max(dim=-1)
     torch.testing.assert_close(best, expected.values)
     assert torch.equal(slot, expected.indices)
+
+
+@pytest.mark.parametrize("c", [5, 300])
+@pytest.mark.parametrize("e", [1, 20])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_of_equal_cosines_the_first_slot(e, c, sign):
+    leaving, across = torch.ones(2, HEADS, e, DIM), torch.tensor([2.0, -2.0]).repeat(DIM // 2)
+    kept = -torch.ones(2, HEADS, c, DIM)
+    kept[:, :, 2:] = sign + across  # to the last slot, behind which the last run is filled up; below 0 for -1
+    _, slot = merge.nearest(leaving, kept, None, torch.ones(2, HEADS, c, dtype=torch.bool))
+    assert slot.eq(2).all()
 
 
 @pytest.mark.parametrize("variant", ["exponential", "average"])

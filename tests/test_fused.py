@@ -76,6 +76,21 @@ def test_logits_far_from_zero_neither_overflow_nor_vanish():
     assert torch.isfinite(sums).all() and sums.sum().item() == pytest.approx(2 * 2 * 64, rel=1e-4)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_the_mode_of_denormals_is_as_it_was(before):
+    q, k, v = draw(n=20, past=0, heads=2, kv_heads=1)
+    inside = []
+    tiny = torch.tensor(1e-40)
+    try:
+        torch.set_flush_denormal(before)
+        with fused._denormals_are_zero():
+            inside.append(float(tiny * 1.0))
+        summed(q, k, v, 0, 1.0)
+        assert inside == [0.0] and (float(tiny * 1.0) == 0) is before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_other_types_go_through_the_library():
     assert fused.serves(torch.zeros(1)) and not fused.serves(torch.zeros(1, dtype=torch.bfloat16))
     assert not fused.serves(torch.zeros(1, device="meta"))
