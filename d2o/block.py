@@ -40,6 +40,8 @@ def attend_block(
     n = q.shape[2]
     if len(set(past)) == 1 and min(lengths) == n:
         return causal(q, k, v, *older(slice(None), past[0]), scale, stats)
+    if stats and fused.serves(q):
+        return _summed_rows(q, k, v, older(slice(None), max(past)), lengths, past, scale, stats)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
     for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
         row, new = slice(b, b + 1), slice(n - m, n)
@@ -47,6 +49,24 @@ def attend_block(
             out[row, :, new] = causal(q[row, :, new], k[row, :, new], v[row, :, new], *older(row, p), scale, stats)
         elif stats:
             stats.add(q.new_zeros(1, q.shape[1], 0).float(), None)
+    return out
+
+
+def _summed_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    older: tuple[Tensor, Tensor],
+    lengths: list[int],
+    past: list[int],
+    scale: float,
+    stats: RowStats,
+) -> Tensor:
+    """All rows in one call, whatever their lengths."""
+    out, lse, sums = fused.attend_summed(q, k, v, *older, scale, stats.stride, lengths, past)
+    for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
+        row = slice(b, b + 1)
+        stats.add(lse[row, :, q.shape[2] - m :], sums[row, :, : p + m])
     return out
 
 

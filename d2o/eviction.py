@@ -13,6 +13,8 @@ from torch import Tensor
 
 from d2o.storage import SlotStorage
 
+TOGETHER = 1 << 22  # numbers of the keys that leave the rows merged in one call: 16 MB
+
 
 @dataclass
 class Entries:
@@ -76,9 +78,8 @@ class Eviction(SlotStorage):
         before, held = Entries(self.keys, self.values, self.positions), self.held
         self.keep(index, room)
         if self.merges:
-            for b, rows in enumerate(index):
-                if rows.shape[1] < held[b]:
-                    self._absorb_row(b, rows, held[b], before)
+            for rows in self._together([h - i.shape[1] for h, i in zip(held, index, strict=True)]):
+                self._absorb_rows(rows, index[rows], held[rows], before)
 
     def _top(self, scores: Tensor, row: int) -> Tensor:
         """`[Hkv, k]` ascending: the slots that row keeps."""
@@ -98,17 +99,35 @@ class Eviction(SlotStorage):
         recent = min(self.recent(slots), slots)
         return min(self.sinks, slots - recent), recent
 
-    def _absorb_row(self, row: int, kept: Tensor, held: int, before: Entries) -> None:
-        heads, k = kept.shape
-        leaving = torch.ones(heads, held, dtype=torch.bool, device=kept.device).scatter_(1, kept, False)
-        leaving = leaving.nonzero()[:, 1].view(heads, held - k)
+    def _together(self, leaving: list[int]) -> list[slice]:
+        """Ranges of rows that are merged in one call, without those at either end of which nothing leaves: many short
+        rows, or one long one, so that what is copied for it stays small."""
+        heads, dim = self.keys.shape[1], self.keys.shape[3]
+        found: list[slice] = []
+        for b, most in enumerate(leaving):
+            last = found[-1] if found else None
+            if most and last and (b + 1 - last.start) * max(leaving[last.start : b + 1]) * heads * dim <= TOGETHER:
+                found[-1] = slice(last.start, b + 1)
+            elif most:
+                found.append(slice(b, b + 1))
+        return found
 
-        def pick(x: Tensor) -> Tensor:
-            return torch.stack([x[row, h].index_select(0, leaving[h]) for h in range(heads)]).unsqueeze(0)
-
-        evicted = Entries(pick(before.keys), pick(before.values), before.positions[row].gather(1, leaving).unsqueeze(0))
-        b = slice(row, row + 1)
-        self.absorb(evicted, Entries(self.keys[b, :, :k], self.values[b, :, :k], self.positions[b, :, :k]), b)
+    def _absorb_rows(self, rows: slice, kept: list[Tensor], held: list[int], before: Entries) -> None:
+        """Merge what left the rows `rows`: of each row all but the slots `kept[b] [Hkv, k]` of its first `held[b]`."""
+        heads, most = kept[0].shape[0], max(h - i.shape[1] for h, i in zip(held, kept, strict=True))
+        keys, values = (x.new_zeros(len(held), heads, most, x.shape[3]) for x in (before.keys, before.values))
+        positions = torch.full(keys.shape[:3], -1, dtype=torch.int32, device=keys.device)
+        for i, (index, h) in enumerate(zip(kept, held, strict=True)):
+            row, e = rows.start + i, h - index.shape[1]
+            leaving = torch.ones(heads, h, dtype=torch.bool, device=keys.device).scatter_(1, index, False)
+            leaving = leaving.nonzero()[:, 1].view(heads, e)
+            positions[i, :, :e] = before.positions[row].gather(1, leaving)
+            for new, old in ((keys, before.keys), (values, before.values)):
+                for head in range(heads):
+                    torch.index_select(old[row, head], 0, leaving[head], out=new[i, head, :e])
+        stay = slice(max(i.shape[1] for i in kept))
+        there = Entries(self.keys[rows, :, stay], self.values[rows, :, stay], self.positions[rows, :, stay])
+        self.absorb(Entries(keys, values, positions), there, rows)
 
     def cut_early(self, slots: list[int], spare: int) -> None:
         """Between two chunks of a prefill: cut row b at `slots[b]`, with room for `spare` tokens behind them."""

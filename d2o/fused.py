@@ -28,25 +28,41 @@ def serves(x: Tensor) -> bool:
 
 
 def attend_summed(
-    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: float, stride: int = 1
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_k: Tensor,
+    past_v: Tensor,
+    scale: float,
+    stride: int = 1,
+    lengths: list[int] | None = None,
+    past: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `past_k, past_v [B, Hkv, P, D]`; n at least 1, P may be 0. Gives the
     attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp `[B, Hq, n]`; the
-    column sums `[B, Hq, P + n]` as d2o.kernels.column_sums has them."""
+    column sums `[B, Hq, P + n]` as d2o.kernels.column_sums has them.
+
+    Row b feeds its last `lengths[b]` columns (all n) behind its first `past[b]` older keys (all P); its column sums are
+    the first past[b] + lengths[b]. What belongs to no row is zero.
+    """
     batch, heads, n, _ = q.shape
-    groups = heads // k.shape[1]
-    out = q.new_empty(batch, heads, n, v.shape[3])
-    lse, sums = q.new_empty(batch, heads, n), q.new_zeros(batch, heads, past_k.shape[2] + n)
-    future = torch.ones(min(ROWS, n), min(ROWS, n), dtype=torch.bool, device=q.device).triu_(1)
+    groups, older = heads // k.shape[1], past_k.shape[2]
+    lengths, past = lengths or [n] * batch, past or [older] * batch
+    out = q.new_zeros(batch, heads, n, v.shape[3])
+    lse, sums = q.new_zeros(batch, heads, n), q.new_zeros(batch, heads, older + n)
+    q = q * (scale * LOG2E)
+    future = q.new_full((min(ROWS, n), min(ROWS, n)), float("-inf")).triu_(1)
 
     def job(b: int, part: slice) -> None:
-        own = part.start // groups
-        block = _Block(k[b, own].t(), v[b, own], past_k[b, own].t(), past_v[b, own], future, stride)
+        if not lengths[b]:
+            return
+        own, new, before = part.start // groups, slice(n - lengths[b], n), slice(past[b])
+        block = _Block(k[b, own, new].t(), v[b, own, new], past_k[b, own, before].t(), past_v[b, own, before])
         with _denormals_are_zero():
-            _group(q[b, part] * (scale * LOG2E), block, out[b, part], lse[b, part], sums[b, part])
+            _group(q[b, part, new], block, future, stride, out[b, part, new], lse[b, part, new], sums[b, part])
 
-    in_threads(job, batch, heads, groups, n * (past_k.shape[2] + n))
-    return out, lse.div_(LOG2E), sums.mul_(n / -(-n // stride))
+    in_threads(job, batch, heads, groups, max(lengths) * (max(past) + max(lengths)))
+    return out, lse.div_(LOG2E), sums
 
 
 @dataclass
@@ -55,13 +71,12 @@ class _Block:
     values: Tensor  # [n, D]
     past_keys: Tensor  # [D, P]
     past_values: Tensor  # [P, D]
-    future: Tensor  # [ROWS, ROWS] bool
-    stride: int  # every so many-th row is in the column sums, the last one among them
 
 
-def _group(q: Tensor, block: _Block, out: Tensor, lse: Tensor, sums: Tensor) -> None:
+def _group(q: Tensor, block: _Block, future: Tensor, stride: int, out: Tensor, lse: Tensor, sums: Tensor) -> None:
     """The query heads `q [g, n, D]` of one KV head, scaled for base 2; fills the rest, `lse` in base 2 too."""
     (groups, n, dim), past, start = q.shape, block.past_values.shape[0], 0
+    share = n / -(-n // stride)  # rows over rows counted, of which the last is one
     room = q.new_empty(max(ELEMENTS, groups * min(LEAST, n) * (past + n)))
     while start < n:
         height = _height(groups, past + start, n - start)
@@ -72,7 +87,7 @@ def _group(q: Tensor, block: _Block, out: Tensor, lse: Tensor, sums: Tensor) -> 
             torch.mm(rows, block.past_keys, out=logits[:, :past])
         torch.mm(rows, block.keys[:, :end], out=logits[:, past:])
         per_head = logits.view(groups, height, seen)
-        per_head[:, :, past + start :].masked_fill_(block.future[:height, :height], float("-inf"))
+        per_head[:, :, past + start :] += future[:height, :height]  # a third of what masked_fill_ takes
         largest = logits.amax(1, keepdim=True)
         total = logits.sub_(largest).exp2_().sum(1, keepdim=True)
         found = torch.mm(logits[:, past:], block.values[:end])
@@ -80,9 +95,9 @@ def _group(q: Tensor, block: _Block, out: Tensor, lse: Tensor, sums: Tensor) -> 
             found.addmm_(logits[:, :past], block.past_values)
         out[:, start:end] = found.div_(total).view(groups, height, -1)
         lse[:, start:end] = largest.add_(total.log2()).view(groups, height)
-        first = (n - 1 - start) % block.stride
-        weights = 1 / total.view(groups, 1, height)[:, :, first :: block.stride]
-        sums[:, :seen].unsqueeze(1).baddbmm_(weights, per_head[:, first :: block.stride])
+        first = (n - 1 - start) % stride
+        weights = share / total.view(groups, 1, height)[:, :, first::stride]
+        sums[:, :seen].unsqueeze(1).baddbmm_(weights, per_head[:, first::stride])
         start = end
 
 

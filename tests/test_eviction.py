@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from d2o import merge
+from d2o import eviction, merge
 from d2o.eviction import Eviction
 
 HEADS, DIM = 2, 4
@@ -15,6 +15,12 @@ PROMPTS, STEPS = (12, 5, 9), 10
 def score(position: int, head: int) -> float:
     """Importance with ties, unlike in the heads."""
     return ((position * 7 + 3 * head) % 5) / 4
+
+
+def named(rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Keys `[b, HEADS, n, DIM]` that tell the row, the head and the position `at [b, HEADS, n]`."""
+    number = 1000.0 * rows.view(-1, 1, 1) + 100 * torch.arange(HEADS).view(1, -1, 1) + at
+    return number.unsqueeze(-1) + torch.arange(DIM) / 8
 
 
 class Scored(Eviction):
@@ -39,18 +45,26 @@ class Scored(Eviction):
         assert not (evicted.positions.unsqueeze(-1) == kept.positions.unsqueeze(-2)).logical_and(
             evicted.positions.unsqueeze(-1) >= 0
         ).any(), "what leaves is not among what stays"
+        stays = (kept.positions >= 0).sum(-1)
+        assert stays.tolist() == [[h] * HEADS for h in self.held[rows]], "all that stays can be merged into"
+        for entries in (evicted, kept):
+            for x, sign in ((entries.keys, 1), (entries.values, -1)):
+                at, names = entries.positions, torch.arange(len(self.slots))[rows]
+                wanted = sign * named(names, at)
+                assert torch.equal(x[at >= 0], wanted[at >= 0]), "the key and the value of that position"
 
     def fill(self):
         lengths = list(PROMPTS)
-        x = torch.zeros(len(lengths), HEADS, max(lengths), DIM)
+        at = torch.stack([torch.arange(max(lengths)) - (max(lengths) - n) for n in lengths]).unsqueeze(1)
+        x = named(torch.arange(len(lengths)), at.expand(-1, HEADS, -1))
         self.allocate_storage(x, x, max(lengths) + 1)
-        self.append(x, x, lengths)
+        self.append(x, -x, lengths)
 
     def step(self):
-        x = torch.zeros(len(self.slots), HEADS, 1, DIM)
         self.make_space(self.used + 1)
         self.now = self.now + 1
-        self.write(x, x, self.now)
+        x = named(torch.arange(len(self.slots)), self.now.expand(-1, HEADS, 1))
+        self.write(x, -x, self.now)
         self.seen, self.held = [s + 1 for s in self.seen], [h + 1 for h in self.held]
         self.make_room(self.used)
 
@@ -69,7 +83,9 @@ def leaves(held: list[int], slots: int, sinks: int, recent: int, head: int) -> l
 
 @pytest.mark.parametrize(("sinks", "recent"), [(0, 0), (2, 3), (4, 4), (1, 20)])
 @pytest.mark.parametrize("slots", [(6, 8, 9), (1, 2, 3), (5, 5, 5)])
-def test_the_cut_and_every_step_leave_what_lists_say(slots, sinks, recent):
+@pytest.mark.parametrize("together", [1, 1 << 22], ids=["row by row", "rows together"])
+def test_the_cut_and_every_step_leave_what_lists_say(slots, sinks, recent, together, monkeypatch):
+    monkeypatch.setattr(eviction, "TOGETHER", together)
     layer = Scored(slots, sinks, recent, merges=True)
     layer.fill()
     layer.compress(reserve=STEPS)
@@ -96,6 +112,16 @@ def test_the_cut_and_every_step_leave_what_lists_say(slots, sinks, recent):
                 expected[b][h] = now
         assert layer.found() == expected and layer.left == gone
         assert layer.held == [len(row[0]) for row in expected]
+
+
+def test_rows_are_merged_together_while_what_is_copied_stays_small(monkeypatch):
+    layer = Scored((1,) * 7, 0, 0)
+    layer.fill()
+    monkeypatch.setattr(eviction, "TOGETHER", 3 * 10 * HEADS * DIM)
+    ranges = [(r.start, r.stop) for r in layer._together([10, 10, 10, 10, 0, 20, 0])]
+    assert ranges == [(0, 3), (3, 4), (5, 6)], "four rows of 10 are too many, and so are 20 behind a row of 10"
+    assert [(r.start, r.stop) for r in layer._together([0, 5, 0, 7, 0])] == [(1, 4)]
+    assert layer._together([0, 0]) == []
 
 
 def step_victim(order: list[int], new: int, slots: int, sinks: int, recent: int, head: int) -> int:

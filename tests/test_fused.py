@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from d2o import fused
+from d2o.block import RowStats, attend_block
 from d2o.engine import Engine
 from d2o.kernels import column_sums, column_sums_plain, repeat_heads
 from tests.zoo import METHODS, build, prompt
@@ -53,6 +54,34 @@ def test_a_stride_counts_the_rows_that_the_second_pass_counts(stride):
     _, lse, sums = summed(q, k, v, 20, 0.2, stride)
     torch.testing.assert_close(sums, column_sums(q, k, lse, 0.2, 20, stride), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(sums, summed(q, k, v, 20, 0.2)[2], rtol=0.1)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_rows_of_several_lengths_are_what_each_is_alone(stride, cores):
+    """Behind pads, over older keys of which a row has only the first; one row feeds nothing."""
+    lengths, past = [300, 17, 0, 290], [6, 40, 9, 0]
+    n, older = max(lengths), max(past)
+    q, k, v = torch.randn(4, 6, n, 16), torch.randn(4, 2, n, 16), torch.randn(4, 2, n, 16)
+    past_k, past_v = torch.randn(4, 2, older, 16), torch.randn(4, 2, older, 16)
+    before, stats = torch.get_num_threads(), RowStats(stride)
+    torch.set_num_threads(cores)
+    try:
+        out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, 0.3, stride, lengths, past)
+        older = lambda rows, count: (past_k[rows, :, :count], past_v[rows, :, :count])  # noqa: E731
+        assert torch.equal(attend_block(q, k, v, older, lengths, past, 0.3, stats), out)
+    finally:
+        torch.set_num_threads(before)
+    for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
+        assert not out[b, :, : n - m].any() and not sums[b, :, p + m :].any()
+        if m:
+            new, row = slice(n - m, n), slice(b, b + 1)
+            parts = q[row, :, new], k[row, :, new], v[row, :, new], past_k[row, :, :p], past_v[row, :, :p]
+            alone = fused.attend_summed(*parts, 0.3, stride)
+            found = out[row, :, new], lse[row, :, new], sums[row, :, : p + m]
+            for one, wanted in zip(found, alone, strict=True):
+                torch.testing.assert_close(one, wanted, atol=1e-5, rtol=1e-5)
+            assert torch.equal(stats.lse[b], found[1]) and torch.equal(stats.sums[b], found[2])
 
 
 def test_long_texts_take_small_blocks(monkeypatch):
