@@ -42,6 +42,8 @@ def stock_run(model: Any, prompts: list[list[int]], new: int, press: Any, clock:
     cache = DynamicCache(config=model.config)
     with press(model) if press is not None else contextlib.nullcontext():
         more = {"output_attentions": True} if observed else {}
+        if press is not None:  # its hooks ask for it, transformers hands it on and has no use for it any more
+            more["cache_position"] = torch.arange(ids.shape[1], device=device)
         logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **more).logits
     first = clock()
     prefill_peak = peak.read()
@@ -62,5 +64,6 @@ def _loop(model: Any, token: torch.Tensor, cache: Any, position: int, steps: int
     """generate() would count positions by what a press has left."""
     for i in range(steps):
         at = torch.full_like(token, position + i)
-        logits = model(token, position_ids=at, past_key_values=cache, use_cache=True).logits
+        where = {"position_ids": at, "cache_position": at[0]}
+        logits = model(token, past_key_values=cache, use_cache=True, **where).logits
         token = logits[:, -1:].argmax(-1)
