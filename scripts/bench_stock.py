@@ -64,6 +64,5 @@ def _loop(model: Any, token: torch.Tensor, cache: Any, position: int, steps: int
     """generate() would count positions by what a press has left."""
     for i in range(steps):
         at = torch.full_like(token, position + i)
-        where = {"position_ids": at, "cache_position": at[0]}
-        logits = model(token, past_key_values=cache, use_cache=True, **where).logits
+        logits = model(token, position_ids=at, past_key_values=cache, use_cache=True).logits
         token = logits[:, -1:].argmax(-1)
