@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d2o.budget import Budget
 from d2o.errors import InputError
+from d2o.kernels import column_variance
 
 LEAST, MOST = 0.01, 1.0  # the clamp of R
 D2O_HINT = "method.protected_layers=[] or method.budget_accounting=nominal"
@@ -20,7 +21,11 @@ D2O_HINT = "method.protected_layers=[] or method.budget_accounting=nominal"
 
 def layer_metric(column_sums: Tensor) -> Tensor:
     """F `[...]` in [0, 1] from `c [..., H, S]`: variance over keys, normalised across the heads, their mean."""
-    variance = column_sums.float().var(dim=-1, unbiased=True) if column_sums.shape[-1] > 1 else column_sums[..., 0] * 0
+    return density(column_variance(column_sums))
+
+
+def density(variance: Tensor) -> Tensor:
+    """F `[...]` from the variances `[..., H]`."""
     low, high = variance.amin(dim=-1, keepdim=True), variance.amax(dim=-1, keepdim=True)
     return ((variance - low) / (high - low + 1e-6)).mean(dim=-1)
 

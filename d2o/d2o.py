@@ -29,7 +29,7 @@ import math
 import torch
 from torch import Tensor
 
-from d2o.allocation import layer_metric, ratios, realised_slots
+from d2o.allocation import density, layer_metric, ratios, realised_slots
 from d2o.bound import add_by_position, bound
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError
@@ -92,6 +92,7 @@ class D2O(KVLayer):
         self._check()
         self.nominal = budget_accounting == "nominal"
         self.head_sums: Tensor | None = None  # [B, Hq, n] column sums per query head, during the prefill
+        self.variance: Tensor | None = None  # [B, Hq] instead, where the prefill was one pass over equal rows
         self.tau: Tensor | None = None  # [B, 1, 1] merge threshold, nan before the first merge
 
     def _check(self) -> None:
@@ -129,6 +130,9 @@ class D2O(KVLayer):
 
     def metric(self, lengths: list[int]) -> Tensor:
         """F of this layer for every row, `[B]`; the column sums are given up."""
+        if self.variance is not None:
+            variance, self.variance = self.variance, None
+            return density(variance)
         sums, self.head_sums = self.head_sums, None
         return torch.stack([layer_metric(sums[b, :, :n]) for b, n in enumerate(lengths)])
 
@@ -155,12 +159,19 @@ class D2O(KVLayer):
         return int(slots * self.recent_share + 1e-6)
 
     def observe(self, attn: PromptRows | LastRows) -> None:
-        sums = attn.column_sums(self.stride)
+        prompt = isinstance(attn, PromptRows)
+        if prompt and attn.whole:
+            self.variance = torch.empty(attn.queries.shape[:2], device=attn.queries.device)
+            sums = attn.column_sums(self.stride, self.variance)
+        else:
+            sums = attn.column_sums(self.stride)
         used = sums.shape[2]
         self.scores[:, :, :used] += group_sum(sums, self.scores.shape[1])
-        if isinstance(attn, PromptRows) and self.hold == "bound":
+        if not prompt or attn.whole:
+            return
+        if self.hold == "bound":
             self.head_sums = add_by_position(self.head_sums, sums, self.positions[:, :, :used], max(self.seen))
-        elif isinstance(attn, PromptRows):
+        else:
             if self.head_sums is not None:
                 sums[:, :, : self.head_sums.shape[2]] += self.head_sums
             self.head_sums = sums

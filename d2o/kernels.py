@@ -93,8 +93,17 @@ def row_probs(q: Tensor, k: Tensor, scale: float, visible: Tensor | None) -> Ten
     return probs.view(batch, heads, n, -1)
 
 
-def column_sums(q: Tensor, k: Tensor, lse: Tensor, scale: float, past: int = 0, stride: int = 1) -> Tensor:
-    """Attention received by every key, summed over the query rows: `[B, Hq, T]` float32.
+def column_sums(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    scale: float,
+    past: int = 0,
+    stride: int = 1,
+    variance: Tensor | None = None,
+) -> Tensor:
+    """Attention received by every key, summed over the query rows: `[B, Hq, T]` float32. Their variance over the keys
+    is written into `variance [B, Hq]`, where that is given.
 
     Row i is the token with index `past + i` and sees keys 0..past+i. With `stride` s only every s-th row counts,
     the last one always among them, and the sums are multiplied by n / (rows counted): an approximation of h2o's
@@ -106,15 +115,26 @@ def column_sums(q: Tensor, k: Tensor, lse: Tensor, scale: float, past: int = 0, 
         q, lse = q.index_select(2, rows), lse.index_select(2, rows)
     out = torch.zeros(q.shape[0], q.shape[1], k.shape[2], dtype=torch.float32, device=q.device)
     first = int(past + (n - 1) % stride)  # the key index that row 0 of the strided rows may still see
-    if q.device.type == "cpu":
-        _sums_cpu(q, k, lse, scale, first, stride, out)
-    elif triton_serves(q):
+    if triton_serves(q):
         from d2o.triton_kernels import sums_into
 
-        sums_into(q, k, lse, scale, first, stride, out)
+        sums_into(q, k, lse, scale, first, stride, out, variance)
     else:
-        sums_plain(q, k, lse, scale, first, stride, out)
-    return out if stride == 1 else out.mul_(n / rows.numel())
+        taken = _sums_cpu if q.device.type == "cpu" else sums_plain
+        taken(q, k, lse, scale, first, stride, out)
+        if variance is not None:
+            variance.copy_(column_variance(out))
+    if stride > 1:
+        share = n / rows.numel()
+        out.mul_(share)
+        if variance is not None:
+            variance.mul_(share**2)
+    return out
+
+
+def column_variance(sums: Tensor) -> Tensor:
+    """Unbiased variance `[...]` of `sums [..., T]` over the keys; 0 for one key."""
+    return sums.float().var(dim=-1) if sums.shape[-1] > 1 else sums[..., 0].float() * 0
 
 
 def triton_serves(x: Tensor) -> bool:

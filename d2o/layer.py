@@ -147,7 +147,8 @@ class KVLayer(Eviction):
                 self.allocate_storage(k, v, self._first_capacity(feed))
             out = self._block(q, k, v, scale, feed.lengths)
         if self.rows == "all" and not self.unlimited:
-            self.observe(PromptRows(q, self.keys[:, :, : self.used], self.stats, past, feed.lengths, scale))
+            keys = self.keys[:, :, : self.used]
+            self.observe(PromptRows(q, keys, self.stats, past, feed.lengths, scale, whole and feed.last))
             self.stats = None
         self.chunk_done(feed, past)
         if not self.unlimited and (early := self.early(feed.prompt)):

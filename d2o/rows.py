@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from d2o.block import RowStats
-from d2o.kernels import column_sums, row_probs
+from d2o.kernels import column_sums, column_variance, row_probs
 
 
 @dataclass
@@ -27,11 +27,15 @@ class PromptRows:
     past: list[int]
     lengths: list[int]
     scale: float
+    whole: bool = False  # all rows of all prompts of the batch, which are of one length
 
-    def column_sums(self, stride: int = 1) -> Tensor:
+    def column_sums(self, stride: int = 1, variance: Tensor | None = None) -> Tensor:
+        """`variance [B, Hq]`, for rows that are whole, is filled with the variance of the sums over the slots."""
         n, used = self.queries.shape[2], self.keys.shape[2]
         if len(self.stats.lse) == 1:
-            return self._sums(0, self.queries, self.keys, self.past[0], stride)
+            return self._sums(0, self.queries, self.keys, self.past[0], stride, variance)
+        if variance is not None:
+            raise ValueError("rows of several lengths have no variance over the same slots")
         out = self.queries.new_zeros(*self.queries.shape[:2], used, dtype=torch.float32)
         for b, (m, past) in enumerate(zip(self.lengths, self.past, strict=True)):
             if m:
@@ -39,12 +43,14 @@ class PromptRows:
                 out[b : b + 1, :, : past + m] = self._sums(b, q, k, past, stride)
         return out
 
-    def _sums(self, entry: int, q: Tensor, k: Tensor, past: int, stride: int) -> Tensor:
+    def _sums(self, entry: int, q: Tensor, k: Tensor, past: int, stride: int, variance: Tensor | None = None) -> Tensor:
         """Those that came with the attention, or a second pass over queries and keys."""
         there = self.stats.sums[entry]
-        if there is not None and stride == self.stats.stride:
-            return there
-        return column_sums(q, k, self.stats.lse[entry], self.scale, past, stride)
+        if there is None or stride != self.stats.stride:
+            return column_sums(q, k, self.stats.lse[entry], self.scale, past, stride, variance)
+        if variance is not None:
+            variance.copy_(column_variance(there))
+        return there
 
     def row_probs(self) -> Tensor:
         raise RuntimeError("the rows of a whole prompt are a T x T matrix: declare `rows = 'last'` and a window")

@@ -263,7 +263,9 @@ def test_column_sums_equal_their_plain_twin(past, stride):
     expected = torch.zeros(2, 6, total)
     for i in rows.tolist():
         expected[:, :, : past + i + 1] += column_sums_plain(q[:, :, i : i + 1], k[:, :, : past + i + 1], 0.25, past + i)
-    ours = column_sums(q, k, lse, 0.25, past, stride)
+    variance = torch.full((2, 6), float("nan"))
+    ours = column_sums(q, k, lse, 0.25, past, stride, variance)
+    torch.testing.assert_close(variance, ours.var(-1), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(ours, expected * n / len(rows), atol=1e-5, rtol=1e-4)
 
 

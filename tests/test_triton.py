@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2o.engine import Engine
 from d2o.kernels import attend_lse, column_sums_plain, sums_plain
 from d2o.merge import nearest_plain
+from tests.zoo import METHODS, build, prompt
 
 pytest.importorskip("triton")  # runs as the interpreter: see conftest.py
 kernels = importlib.import_module("d2o.triton_kernels")
@@ -107,6 +110,41 @@ def test_of_equals_the_first() -> None:
     best, slot = poisoned(1, 1, 2), poisoned(1, 1, 2, dtype=torch.int64)
     kernels.nearest_into(torch.full((1, 1, 2, 16), 0.25), keys, torch.full((1, 1, 200), 0.25), best, slot)
     assert slot.tolist() == [[[0, 0]]]
+
+
+@pytest.mark.parametrize("lengths", [(130, 130), (130, 75)], ids=["equal rows", "padded"])
+@pytest.mark.parametrize(("name", "stride"), [("h2o", 1), ("d2o", 1), ("d2o", 3)])
+def test_a_run_through_the_kernels_is_the_run_without_them(name, stride, lengths, monkeypatch) -> None:
+    """As on a GPU: statistics, layer budgets, eviction and merge of a prefill and three steps."""
+    prompts = [prompt(n, seed=i) for i, n in enumerate(lengths)]
+
+    def run():
+        engine = Engine(build("llama_gqa"), functools.partial(METHODS[name], stride=stride), 0.3)
+        cache, logits = engine.prefill(prompts, reserve=4)
+        for _ in range(3):
+            logits = engine.step(cache, logits.argmax(-1))
+        return cache, logits
+
+    wanted, expected = run()
+    called = []
+    for inner in ("sums_into", "nearest_into"):
+        monkeypatch.setattr(kernels, inner, functools.partial(_noted, called, getattr(kernels, inner)))
+    monkeypatch.setattr("d2o.fused.serves", lambda x: False)
+    monkeypatch.setattr("d2o.kernels.triton_serves", lambda x: True)
+    monkeypatch.setattr("d2o.merge.triton_serves", lambda x: True)
+    found, logits = run()
+    layers = len(found.layers)
+    assert called.count("sums_into") == layers * (1 if len(set(lengths)) == 1 else 2)
+    assert called.count("nearest_into") == (layers if name == "d2o" else 0)
+    for one, other in zip(found.layers, wanted.layers, strict=True):
+        assert one.slots == other.slots and torch.equal(one.positions, other.positions)
+        torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def _noted(called, inner, *args):
+    called.append(inner.__name__)
+    return inner(*args)
 
 
 COMPILE = """
