@@ -1,8 +1,12 @@
 """kvpress: the scores of a press of the kvpress package decide what is kept; once, after the prefill.
 
-Reference: NVIDIA/kvpress 0.5 (an optional extra: `pip install kvpress`). Papers: see the press.
+Reference: NVIDIA/kvpress 0.5, an optional extra. Papers: see the press.
 
-Its releases pin transformers; where the pin does not admit the version that is here, selecting this method says so and
+    pip install cachetools fire && pip install --no-deps kvpress
+    python run_pred.py method=kvpress method.press=SnapKVPress method.ignore_pin=true budget=0.2
+
+Its releases pin transformers below what the engine needs, and with its dependencies pip would install that older one:
+hence --no-deps. Where the pin does not admit the version that is here, selecting this method says so, and
 `ignore_pin: true` tries all the same. Importing the package wraps transformers' attention functions.
 
 Intended differences from the reference
@@ -94,7 +98,8 @@ def _package(ignore_pin: bool) -> ModuleType:
     try:
         version, requires = metadata.version("kvpress"), metadata.requires("kvpress") or []
     except metadata.PackageNotFoundError:
-        raise InputError("kvpress is not installed", "pip install kvpress, where its pin fits") from None
+        how = "pip install cachetools fire && pip install --no-deps kvpress"
+        raise InputError("kvpress is not installed", how) from None
     from packaging.requirements import Requirement
 
     pins = [r for r in map(Requirement, requires) if r.name == "transformers"]
