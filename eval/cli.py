@@ -62,15 +62,15 @@ class Terminated(KeyboardInterrupt):
 
 def main(argv: list[str], run: Run, config_dir: Path, size: Any = None) -> int:
     """Parse, compose, run one cell or a sweep of them; returns the exit code. `size`: eval.dryrun.Measure."""
-    if "-h" in argv or "--help" in argv:
-        print(usage(config_dir))
-        return 0
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if "-h" in argv or "--help" in argv:
+            print(usage(config_dir), flush=True)  # a pipe that has read enough shows here, not at the exit
+            return 0
         if "--methods" in argv:
             from eval.cards import cards
 
-            print(cards([word for word in argv if word != "--methods"], config_dir))
+            print(cards([word for word in argv if word != "--methods"], config_dir), flush=True)
             return 0
         return _main(argv, run, config_dir, size)
     except BaseException as error:

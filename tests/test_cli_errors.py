@@ -172,3 +172,14 @@ def test_errors_come_before_anything_heavy_is_imported(tmp_path):
 def test_cfg_prints_the_config(capsys):
     assert main([*CHEAP, "--cfg", "budget=64"], run_pred.run_cell, CONFIGS) == 0
     assert "budget: 64.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["--help", "--methods"])
+def test_a_reader_that_has_read_enough_is_no_fault(word):
+    """`| head`: its end of the pipe is closed before anything was written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "run_pred.py", word]
+    ran = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (1, "")
