@@ -9,6 +9,8 @@ The prefill keeps the `slots` most important slots of every row and head; afterw
 least important one, so `held` stays at `slots`. The sinks, the most recent slots and empty slots are protected here.
 Tokens fed together after the prefill are written and evicted one by one inside the layer, so that a question fed at
 once gives what it gives token by token, while the rest of the model still runs on all of them together.
+
+One forward pass in its order, with all that a method may say about it: longer than most files for that reason.
 """
 
 from __future__ import annotations

@@ -45,10 +45,11 @@ def nearest_plain(unit: Tensor, k_keys: Tensor, inverse: Tensor) -> tuple[Tensor
     found without its index, which is a vector operation on a CPU as the search for an index is not; then the index is
     looked for in one run only. Of equal cosines the first slot is taken.
     """
-    keys = k_keys.float() * inverse.unsqueeze(-1)
-    if unit.shape[2] < FEW:
-        cosines = torch.matmul(unit, keys.transpose(-1, -2))
+    keys = k_keys.float()
+    if unit.shape[2] < FEW:  # a decode step: to scale the cosines is less than to scale, and copy, all keys
+        cosines = torch.matmul(unit, keys.transpose(-1, -2)).mul_(inverse.unsqueeze(-2))
         return tuple(cosines.add_(_holes(inverse)).max(dim=-1))
+    keys = keys * inverse.unsqueeze(-1)
     size, missing = unit.shape[:3], -keys.shape[2] % RUN if keys.shape[2] >= LONG else 0
     # the last run is filled with the last slot, which comes first among its equals
     keys = F.pad(keys, (0, 0, 0, missing), mode="replicate").flatten(0, 1).transpose(-1, -2)
