@@ -141,13 +141,12 @@ def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) ->
 
 def load_model(cfg: Any) -> LoadedModel:
     from huggingface_hub.utils import logging as hub_logging
+    from omegaconf import OmegaConf
     from transformers.utils import logging
 
     from eval.build import build
-    from eval.identity import digest, identity
 
-    key = digest({k: v for k, v in identity(cfg).items() if k.startswith(("model.", "engine."))})
-    key += str(cfg.model.get("path"))
+    key = OmegaConf.to_yaml(OmegaConf.create({"model": cfg.model, "engine": cfg.engine}), resolve=True)
     if key not in _last:
         _last.clear()
         logging.set_verbosity_error()
@@ -205,7 +204,7 @@ def record(planned: Plan) -> dict[str, Any]:
     from d2o.memory import device_name
     from d2o.models import fingerprint, resolve_device
     from eval.build import check_given
-    from eval.identity import describe, digest, identity
+    from eval.identity import describe, identity, protocol_digest
     from eval.plan import dataset_hash
     from eval.provenance import origin
 
@@ -214,10 +213,10 @@ def record(planned: Plan) -> dict[str, Any]:
     check_given(composed.cfg.model, "model")
     return {
         "cell": {**describe(composed), "scorer_task": planned.task.name},
-        "identity": identity(composed.cfg),
+        "identity": identity(composed.cfg, composed.names),
         "config": OmegaConf.to_container(composed.cfg, resolve=True),
         "protocol": planned.protocol,
-        "protocol_hash": digest(planned.protocol),
+        "protocol_hash": protocol_digest(planned.protocol),
         "dataset_hash": dataset_hash(planned.samples),
         "dataset_rows": len(planned.samples),
         "model_fingerprint": fingerprint(composed.cfg.model),

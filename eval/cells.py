@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import InputError
+from eval.names import first_identity, is_first
 from eval.rows import Busy, RowFile, is_held, read_rows
 from eval.shards import Shard, named, row_file, row_files, status_file
 from eval.state import Heartbeat, now, process, replace_json
@@ -158,7 +159,10 @@ def _keep_config(path: Path, config: dict[str, Any], has_rows: bool, tag: str) -
     if not has_rows:
         replace_json(place, config, tag)
         return []
-    for difference in _differences(before, config, COMPARED):
+    now = config
+    if is_first(before.get("identity") or {}):  # written when identities named modules: compared in those words
+        now = config | {"identity": first_identity(config["identity"], config.get("config"))}
+    for difference in _differences(before, now, COMPARED):
         raise InputError(f"{path} was begun with {difference}", "name another folder with results_dir=")
     return _differences(before, config, NOTED)
 

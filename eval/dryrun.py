@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.find import cell_folders, read_config
 from eval.launch import distinct
 from eval.plan import Plan
 from eval.predictions import cell_rows
-from eval.results import cell_folders, read_config
 from eval.rows import is_held
 from eval.shards import row_file
 from eval.tables import markdown

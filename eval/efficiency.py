@@ -203,4 +203,4 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def scoring_protocol(task_name: str) -> dict[str, Any]:
     """The part of the protocol that scoring reads: no prediction is scored, the figures are the rows' own."""
-    return {"figures": "eval.efficiency_figures", "buckets": []}
+    return {"figures": "efficiency", "buckets": []}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from eval.budgets import short_name
+from eval.names import GROUPS, first_identity, first_protocol
 
 if TYPE_CHECKING:
     from eval.compose import Composed
@@ -25,22 +26,28 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def identity(cfg: Any) -> dict[str, Any]:
-    """The part of a config that can change a prediction, flat.
+def identity(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a config that can change a prediction, flat: `names`, the choices {group: name}, and every setting.
 
     Left out: engine.graph, which changes none, and places on the disk (a path, a *_dir): what lies there is compared by
-    content instead.
+    content instead. What Hydra reads (`_target_`) is the choice's own business.
     """
-    flat: dict[str, Any] = {}
+    whole, flat = OmegaConf.to_container(cfg, resolve=True), {group: names[group] for group in GROUPS}
     for key in IDENTITY:
-        _flatten(OmegaConf.to_container(cfg, resolve=True)[key], key, flat)
+        _flatten(whole[key], key, flat)
     return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir"))}
+
+
+def protocol_digest(protocol: Mapping[str, Any]) -> str:
+    """Hash of a protocol, over the words of the first cells."""
+    return digest(first_protocol(protocol))
 
 
 def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:
     if isinstance(value, dict):
         for key, child in value.items():
-            _flatten(child, f"{prefix}.{key}", into)
+            if not (prefix in GROUPS and str(key).startswith("_")):
+                _flatten(child, f"{prefix}.{key}", into)
     else:
         into[prefix] = value
 
@@ -75,8 +82,9 @@ def folder(composed: Composed) -> Path:
         plain.task.tasks = cfg.task.tasks
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
         OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
-    asked = identity(cfg)
-    name = f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
-    if asked != identity(plain):
-        name += f"-{digest(asked)[:8]}"
-    return Path(cfg.results_dir) / cell["model"] / name / cell["task"]
+    asked, bare = identity(cfg, composed.names), f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
+    run = Path(cfg.results_dir) / cell["model"]
+    if asked == identity(plain, composed.names):
+        return run / bare / cell["task"]
+    first = run / f"{bare}-{digest(first_identity(asked, OmegaConf.to_container(cfg)))[:8]}" / cell["task"]
+    return first if first.is_dir() else run / f"{bare}-{digest(first_identity(asked))[:8]}" / cell["task"]

@@ -72,7 +72,7 @@ class LMEval:
             "fewshot_seed": SEED,
             "question": self.question,
             "chat": self.chat,
-            "figures": "eval.lm_eval_figures",
+            "figures": "lm_eval",
             "buckets": [],
             **({"metric": "row"} if self.main else {}),
         }

@@ -9,22 +9,22 @@ prompt_hash, and may have
                                 of them; each is written before the next is asked for
     longest                     tokens of the longest text it will feed, None: the model's window
 
-and its protocol names under `figures` the module that knows what to show of the rows: `figures(rows) -> dict` of
-numbers, `COLUMNS` {figure: header} for the table of cells (or `columns(rows)`, where that depends on them),
-`table(rows) -> str` for the end of a run, `records(rows) -> {name: [record]}`, flat ones for a tracker's tables,
-and perhaps `side_by_side([(cell, rows)]) -> str` for the end of a run of several cells.
+and its protocol says under `figures` whose module knows what to show of the rows (eval/names.py):
+`figures(rows) -> dict` of numbers, `COLUMNS` {figure: header} for the table of cells (or `columns(rows)`, where that
+depends on them), `table(rows) -> str` for the end of a run, `records(rows) -> {name: [record]}`, flat ones for a
+tracker's tables, and perhaps `side_by_side([(cell, rows)]) -> str` for the end of a run of several cells.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.cells import Cell
 from eval.errors import InputError
+from eval.find import read_config
+from eval.names import module_of, read_protocol
 from eval.predict import prompt_hash
 from eval.progress import Progress
 from eval.rows import read_rows
@@ -81,10 +81,10 @@ def columns(module: Any, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]
 def side_by_side(folders: Sequence[Path]) -> str | None:
     """The table of several cells, where they are all of one kind that has one."""
     cells, modules = [], set()
-    if not all((folder / "config.json").is_file() for folder in folders):
+    if any(read_config(folder) is None for folder in folders):
         return None
     for folder in dict.fromkeys(folders):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder)
         modules.add(figures_module(config["protocol"]))
         rows = [row for file in row_files(folder).values() for row in read_rows(file)[0].values()]
         cells += [(config["cell"], rows)] if rows else []
@@ -94,15 +94,13 @@ def side_by_side(folders: Sequence[Path]) -> str | None:
 
 def figures_module(protocol: Mapping[str, Any] | None) -> Any:
     """The module that reads the rows of a measuring task, None for any other. Raises InputError for an unknown one."""
-    name = (protocol or {}).get("figures")
+    name = read_protocol(protocol or {}).get("figures")
     if name is None:
         return None
-    if not str(name).startswith("eval."):
-        raise InputError(f"the figures of {name} lie outside eval", "name them eval.<module>")
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"the figures of {name} are unknown", "the cell was written by another version") from error
+    module = module_of(str(name), "readings")
+    if module is None:
+        raise InputError(f"the figures of {name!r} are unknown", "the cell was written by another version")
+    return module
 
 
 def average(values: Sequence[float | None]) -> float | None:

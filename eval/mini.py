@@ -172,5 +172,5 @@ def _kind(task_name: str) -> Kind:
 def scoring_protocol(task_name: str) -> dict[str, Any]:
     """The part of the protocol that scoring reads. Raises InputError."""
     kind = _kind(task_name)
-    metric = kind.metric if kind.metric == "count" else f"eval.mini_metrics:{kind.metric}"
+    metric = kind.metric if kind.metric == "count" else f"mini:{kind.metric}"
     return {"metric": metric, "first_line": False, "over_answers": "mean" if kind.mean else "max", "buckets": []}

@@ -30,6 +30,7 @@ from eval.checks import as_list
 from eval.errors import InputError
 from eval.haystack import Facts, build, grammar_facts, own_facts
 from eval.mini_metrics import told
+from eval.names import first_protocol
 from eval.samples import Sample
 from eval.texts import fingerprint, read_text
 
@@ -110,7 +111,8 @@ class Needle:
     def rows(self) -> Iterator[Sample]:
         """The grid, shortest first. A prompt is written when it is measured, in the model's own tokens; until then a
         sample's prompt is what it will be made of."""
-        made_of = {k: v for k, v in self.protocol().items() if k not in ("lengths", "depths", "repeats")}
+        words = first_protocol(self.protocol())  # what a row was made of is hashed, see eval/names.py
+        made_of = {k: v for k, v in words.items() if k not in ("lengths", "depths", "repeats")}
         steps = self.lengths if isinstance(self.lengths, int) else None
         for length in range(1, steps + 1) if steps else as_list(self.lengths):
             for depth in self._depths():
@@ -217,5 +219,5 @@ def judge(prediction: str, answers: Sequence[str]) -> dict[str, float]:
 
 def scoring_protocol(task_name: str) -> dict[str, Any]:
     """The part of the protocol that scoring reads; `figures` names the module that knows what to show of the rows."""
-    metric = {"metric": "eval.mini_metrics:told", "first_line": False, "over_answers": "mean", "buckets": []}
-    return metric | {"figures": "eval.needle_figures"}
+    metric = {"metric": "mini:told", "first_line": False, "over_answers": "mean", "buckets": []}
+    return metric | {"figures": "needle"}

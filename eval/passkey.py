@@ -55,7 +55,7 @@ class Passkey(Needle):
         return {**super().protocol(), "digits": self.digits}
 
     def scoring(self) -> dict[str, Any]:
-        return scoring_protocol(self.name) | {"metric": "eval.passkey:first_number"}
+        return scoring_protocol(self.name) | {"metric": "passkey:first_number"}
 
     def facts(self, draw: str) -> Facts:
         rng = random.Random(f"{draw}:key")

@@ -32,6 +32,7 @@ from typing import Any
 
 from eval import checks
 from eval.errors import InputError
+from eval.names import first_protocol
 from eval.ppl_rows import buckets, compared, exp, mean, pace
 from eval.samples import Sample
 from eval.texts import fingerprint, read_text, story
@@ -99,7 +100,7 @@ class Perplexity:
 
     def rows(self) -> Iterator[Sample]:
         """One sample per segment; what it will be made of stands for its prompt."""
-        made_of = self.protocol()
+        made_of = first_protocol(self.protocol())  # hashed, see eval/names.py
         for i in range(self.segments):
             spec = json.dumps({"segment": i, **made_of}, sort_keys=True)
             yield Sample(f"ppl-{self.mode}-{self.length}-{self.seed}-{i}", spec, [], None, None, meta={"segment": i})
@@ -206,4 +207,4 @@ def bundled(draw: str, tokens: int, lab: Any) -> list[int]:
 
 def scoring_protocol(task_name: str) -> dict[str, Any]:
     """The part of the protocol that scoring reads: no prediction is scored, the figures are the rows' own."""
-    return {"figures": "eval.ppl_figures", "buckets": []}
+    return {"figures": "ppl", "buckets": []}

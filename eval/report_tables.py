@@ -85,8 +85,7 @@ def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
             shown += [num(cell.result.figures.get(name)) for name in names]
             first = [Cell(cell.label), Cell(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
-        module = str((group[0].config.get("protocol") or {}).get("figures"))
-        tables.append((module.removeprefix("eval.").removesuffix("_figures"), table))
+        tables.append((str((group[0].config.get("protocol") or {}).get("figures")), table))
     return tables
 
 
@@ -100,7 +99,7 @@ def point_tables(cells: Sequence[CellData]) -> list[Table]:
     header += [name for one in readings for name in (one, f"{one.removesuffix(' ms').removesuffix(' MiB')} x")]
     table = Table("every point", [*header, "scoring ms"], left=2)
     for cell in cells:
-        if (cell.config.get("protocol") or {}).get("figures") != "eval.efficiency_figures":
+        if (cell.config.get("protocol") or {}).get("figures") != "efficiency":
             continue
         for point in efficiency_figures.records(cell.rows)["efficiency"]:
             line = [Cell(cell.label), Cell(cell.model), budget_cell(cell)]
@@ -218,4 +217,4 @@ def _versions(cell: CellData) -> str:
 
 
 def _metric(cell: CellData) -> str:
-    return str((cell.config.get("protocol") or {}).get("metric") or "").removeprefix("eval.")
+    return str((cell.config.get("protocol") or {}).get("metric") or "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,11 @@ from eval.bootstrap import Interval, mean_interval, paired
 from eval.budgets import kind, read_budget
 from eval.equal import mark_uneven
 from eval.errors import InputError
+from eval.find import find_cells, read_config
 from eval.kept_rows import KeptRows
 from eval.longbench import BUCKETS, SETS, SETS_E
 from eval.predictions import cell_rows, note_gaps, read_predictions, wanted
 from eval.scoring import Score, protocol_of, score_rows
-from eval.shards import FILE
 
 Note = Callable[[str], None]
 TEXTS = ("pred", "answers", "all_classes", "prompt_hash")  # of a row: what no figure is drawn from
@@ -79,26 +78,6 @@ class CellResult:
         return self.folder.rpartition("/")[0]
 
 
-def find_cells(results_dir: Path) -> list[Path]:
-    """The cells' folders, sorted. Raises InputError where there is none."""
-    if not results_dir.is_dir():
-        raise InputError(
-            f"no folder results_dir={results_dir}", "run `python run_pred.py` first, or name the folder of its results"
-        )
-    folders = cell_folders(results_dir)
-    if not folders:
-        raise InputError(
-            f"no predictions under results_dir={results_dir}",
-            "run `python run_pred.py` first; for a folder of <set>.jsonl files use preds=DIR",
-        )
-    return folders
-
-
-def cell_folders(results_dir: Path) -> list[Path]:
-    """The cells' folders, sorted; none where there is none."""
-    return sorted({path.parent for path in results_dir.rglob("predictions*.jsonl") if FILE.fullmatch(path.name)})
-
-
 def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) -> list[CellResult]:
     """Every cell under results_dir, sorted by task, model, method, variant, budget. `keep`: their rows too."""
     folders = find_cells(results_dir)
@@ -116,12 +95,6 @@ def read_cell(folder: Path, name: str, scorer: str, note: Note, keep: bool = Fal
         note(f"{folder}: no config.json with a cell in it, left out")
         return None
     return _score_cell(folder, name, config, scorer, note, keep)
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """A cell's config.json; None where there is none with a cell in it."""
-    config = _json(folder / "config.json")
-    return config if config is not None and isinstance(config.get("cell"), dict) else None
 
 
 def compare_with_full(results: Sequence[CellResult]) -> None:
@@ -188,14 +161,6 @@ def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) 
             realised.append(row["budget_realised"])
         ids.append(row.get("id"))
         yield row
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _order(result: CellResult) -> tuple:

@@ -2,8 +2,8 @@
 
 Which metric a task has is said by its protocol ({"metric", "first_line", "over_answers"}), which the runner stores
 beside the rows. A scorer is a module `eval/metrics_<scorer>.py`; a metric is a function in it. A task with a metric
-of its own names it "eval.<module>:<function>", the same for every scorer: nothing here changes for a new task. "row"
-is the metric of a task that has scored its rows itself: their field `score`, 0..1.
+of its own names it "<task>:<function>", the same for every scorer: nothing here changes for a new task. "row" is the
+metric of a task that has scored its rows itself: their field `score`, 0..1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import InputError
+from eval.names import module_of, read_protocol
 
 Metric = Callable[[str, str, list[str] | None], float]
 
@@ -89,28 +90,20 @@ def scorer_module(scorer: str) -> Any:
 
 
 def metric_named(name: str, module: Any) -> Metric:
-    """A metric of the scorer's module, or "eval.<module>:<function>"."""
-    if ":" in name:
-        path, _, name = name.partition(":")
-        if not path.startswith("eval."):
-            raise InputError(f"the metric {path}:{name} lies outside eval", "name it eval.<module>:<function>")
-        module = importlib.import_module(path)
-    metric = getattr(module, name, None)
+    """A metric of the scorer's module, or "<task>:<function>"."""
+    name = read_protocol({"metric": name})["metric"]
+    task, colon, function = name.rpartition(":")
+    metric = getattr(module_of(task, "metrics") if colon else module, function, None)
     if not callable(metric):
-        raise InputError(
-            f"the metric {name!r} is unknown in {module.__name__}",
-            "the cell was written by another version: score it with that",
-        )
+        hint = "the cell was written by another version: score it with that"
+        raise InputError(f"the metric {name!r} is unknown", hint)
     return metric
 
 
 def protocol_of(task_name: str) -> Mapping[str, Any]:
     """The scoring part of a task's protocol, from the task's own module."""
-    module = f"eval.{task_name.split('_')[0]}"
-    try:
-        ask = importlib.import_module(module).scoring_protocol
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise InputError(
-            f"the task {task_name!r} is unknown", "a task's name begins with its module's, for example longbench_trec"
-        ) from error
+    ask = getattr(module_of(task_name.split("_")[0], "task"), "scoring_protocol", None)
+    if ask is None:
+        hint = "a task's name begins with its module's, for example longbench_trec"
+        raise InputError(f"the task {task_name!r} is unknown", hint)
     return ask(task_name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.budgets import Bytes, budget_name, read_budget
+from eval.find import read_config
 from eval.results import CellResult
 from eval.settings import settings
 
@@ -64,8 +64,7 @@ def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellDat
     cells = []
     for result in results:
         path = results_dir / result.folder
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        cells.append(CellData(path, result, config, result.rows))
+        cells.append(CellData(path, result, read_config(path) or {}, result.rows))
     name_cells(cells)
     return cells
 

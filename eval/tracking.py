@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.identity import digest
+from eval.names import first_identity
 from eval.shards import row_files
 from eval.state import replace_json
 
@@ -161,7 +162,7 @@ def settings(wandb: Any) -> Any:
 
 def run_id(config: Mapping[str, Any]) -> str:
     """The same for the same cell, whenever and wherever it is sent."""
-    return digest([config["cell"], config["identity"], config["protocol_hash"], *shard_of(config)])[:16]
+    return digest([config["cell"], first_identity(config["identity"]), config["protocol_hash"], *shard_of(config)])[:16]
 
 
 def shard_of(config: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         print(__doc__, end="")
         return 0
-    from eval.results import find_cells
+    from eval.find import find_cells
 
     given = read(words)
     table = _table(given) if given["table"] else None
@@ -64,9 +64,9 @@ def read(words: list[str]) -> dict[str, str]:
 
 def send(folder: Path, given: dict[str, str]) -> tuple[str, str]:
     """sent | there | unfinished, and what to say of it. Raises Unsent where the server does not take it."""
+    from eval.find import read_config
     from eval.mirror import mirror
     from eval.predictions import cell_rows, wanted
-    from eval.results import read_config
     from eval.state import read_json
     from eval.tracking import MARK, Tracker, Unsent, first_line, mark, run_id
 

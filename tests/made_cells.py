@@ -8,7 +8,7 @@ from pathlib import Path
 
 METHODS = {"full": 1.0, "d2o": 0.95, "h2o": 0.8, "snapkv": 0.9, "streaming_llm": 0.4}
 LAYERS = 8
-SCORED = {"metric": "eval.mini_metrics:told", "first_line": False, "over_answers": "mean", "buckets": []}
+SCORED = {"metric": "mini:told", "first_line": False, "over_answers": "mean", "buckets": []}
 
 
 def rng(*words) -> random.Random:
@@ -65,7 +65,7 @@ def needle(results: Path, method: str, budget: float, steps: int = 10) -> Path:
                  "merged": [(1 - kept) / 2 * (method == "d2o")] * LAYERS,
                  "needles": [[10, 20]], **ledger(method, budget, length)}
             )  # fmt: skip
-    return write_cell(results, method, budget, "needle", rows, SCORED | {"figures": "eval.needle_figures"})
+    return write_cell(results, method, budget, "needle", rows, SCORED | {"figures": "needle"})
 
 
 def ppl(results: Path, method: str, budget: float, length: int = 2048, past: bool = False) -> Path:
@@ -81,7 +81,7 @@ def ppl(results: Path, method: str, budget: float, length: int = 2048, past: boo
              "full_perplexity": 10.0, "first_divergence": 1100, "pace_tokens": [1000, 2000], "pace_s": [1.0, 1.1],
              "held_most": 400, "window": 1500, "past_window": past, **ledger(method, budget)}
         )  # fmt: skip
-    return write_cell(results, method, budget, "ppl", rows, {"figures": "eval.ppl_figures"})
+    return write_cell(results, method, budget, "ppl", rows, {"figures": "ppl"})
 
 
 def spread(value: float) -> dict:
@@ -112,7 +112,7 @@ def efficiency(results: Path, method: str, budget: float) -> Path:
     rows.append({"id": "largest-p2048-n32", "kind": "largest", "prompt": 2048, "new": 32, "largest_batch": 40,
                  "full_largest_batch": 9, "memory_gb": 4.0, "largest_capped": False, "full_largest_capped": False,
                  "tried": [[1, True]], **ledger(method, budget)})  # fmt: skip
-    return write_cell(results, method, budget, "efficiency", rows, {"figures": "eval.efficiency_figures"})
+    return write_cell(results, method, budget, "efficiency", rows, {"figures": "efficiency"})
 
 
 def atlas(layers: int = 4, heads: int = 2, tokens: int = 300) -> dict:

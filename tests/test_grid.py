@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def make(folder, method, budget, right, total=4):
     folder.mkdir(parents=True)
     cell = {"model": "m", "method": method, "variant": "default", "budget": budget, "task": "mini_single", "seed": 0}
-    config = {"cell": cell, "protocol": {"metric": "eval.mini_metrics:exact"}, "protocol_hash": "x"}
+    config = {"cell": cell, "protocol": {"metric": "mini:exact"}, "protocol_hash": "x"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "status.json").write_text(json.dumps({"total": total}))
     rows = [{"id": str(i), "pred": " a." if i < right else " b.", "answers": ["a"]} for i in range(4)]

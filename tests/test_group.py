@@ -39,7 +39,7 @@ def test_the_table_compares_row_by_row(tmp_path, score):
             folder = tmp_path / method / task
             folder.mkdir(parents=True)
             cell = {"model": "m", "method": method, "variant": "default", "budget": 0.5, "task": task, "seed": 0}
-            config = {"cell": cell, "protocol": {"metric": "eval.mini_metrics:exact"}, "protocol_hash": task}
+            config = {"cell": cell, "protocol": {"metric": "mini:exact"}, "protocol_hash": task}
             (folder / "config.json").write_text(json.dumps(config))
             rows = [
                 {"id": str(i), "pred": " amber." if hit else " no.", "answers": ["amber"], "budget_realised": 0.5}
@@ -69,7 +69,7 @@ def write(results, method, held):
     folder.mkdir(parents=True)
     budget = 1.0 if method == "full" else 0.5
     cell = {"model": "m", "method": method, "variant": "default", "budget": budget, "task": "mini_single", "seed": 0}
-    config = {"cell": cell, "protocol": {"metric": "eval.mini_metrics:exact"}, "protocol_hash": "p"}
+    config = {"cell": cell, "protocol": {"metric": "mini:exact"}, "protocol_hash": "p"}
     (folder / "config.json").write_text(json.dumps(config))
     row = {"id": "0", "pred": " amber.", "answers": ["amber"], "budget_realised": held}
     (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
@@ -83,7 +83,7 @@ def test_methods_that_differ_in_a_knob_have_a_mean_each(tmp_path):
             folder = tmp_path / str(recent) / task
             folder.mkdir(parents=True)
             cell = {"model": "m", "method": "h2o", "variant": "default", "budget": 0.5, "task": task, "seed": 0}
-            config = {"cell": cell, "protocol": {"metric": "eval.mini_metrics:exact"}, "protocol_hash": task}
+            config = {"cell": cell, "protocol": {"metric": "mini:exact"}, "protocol_hash": task}
             (folder / "config.json").write_text(json.dumps({**config, "identity": {"method.recent": recent}}))
             row = {"id": "0", "pred": " amber." if right else " no.", "answers": ["amber"], "budget_realised": 0.5}
             (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")

@@ -54,8 +54,8 @@ def test_the_stored_protocol_decides():
     rows = [{**row("3 and 4", "3"), "answers": ["3", "4", "9"]}]
     assert score_rows("any", rows, protocol={"metric": "count"}).value == 50
     assert score_rows("any", rows, protocol={"metric": "count", "over_answers": "mean"}).value == pytest.approx(100 / 3)
-    by_path = {"metric": "eval.metrics_official:count"}
-    assert score_rows("any", rows, scorer="fixed", protocol=by_path).value == 50
+    told = score_rows("any", [row("it is 3.", "3"), row("33", "3")], scorer="fixed", protocol={"metric": "mini:told"})
+    assert told.value == 50
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_stored_protocol_decides():
         ("nothing_here", "official", None, "nothing_here"),
         ("longbench_trec", "offical", None, "scorer=offical"),
         ("any", "official", {"metric": "qa_f2"}, "qa_f2"),
-        ("any", "official", {"metric": "os.path:join"}, "outside eval"),
+        ("any", "official", {"metric": "os.path:join"}, "os.path:join"),
         ("longbench_trec", "official", None, "row 1: all_classes"),
     ],
 )
