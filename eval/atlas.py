@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.samples import Sample
 
 FILE = "atlas.json"

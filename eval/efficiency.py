@@ -35,8 +35,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.samples import Sample
 
 READINGS = ("ttft_s", "tpot_s", "tokens_per_s", "decode_tokens_per_s")

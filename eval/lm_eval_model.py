@@ -19,7 +19,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.lm_eval_stream import check_stream, joined
 
 GREEDY = {"do_sample", "temperature", "until", "max_gen_toks"}

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval.cells import Cell
-from eval.errors import InputError
 from eval.predict import prompt_hash
 from eval.progress import Progress
 from eval.rows import read_rows

@@ -25,9 +25,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
 from eval.checks import as_list
-from eval.errors import InputError
 from eval.haystack import Facts, build, grammar_facts, own_facts
 from eval.mini_metrics import told
 from eval.samples import Sample

@@ -30,8 +30,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.ppl_rows import buckets, compared, exp, mean, pace
 from eval.samples import Sample
 from eval.texts import fingerprint, read_text, story

@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
 
 
 def check(words: list[str]) -> int:
-    from eval.errors import InputError
+    from d2o.errors import InputError
 
     names = next((w.split("=", 1)[1].split(",") for w in words if w.startswith("methods=")), None)
     rest = [w for w in words if not w.startswith("methods=") and w != "families"]
@@ -104,8 +104,8 @@ def build_methods(names: list[str] | None) -> dict:
     """Factories by name; all of configs/method that can be made here, unless they are named."""
     from omegaconf import OmegaConf
 
+    from d2o.errors import InputError
     from eval.build import build
-    from eval.errors import InputError
 
     known, made = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml")), {}
     for name in names or known:

@@ -12,10 +12,10 @@ from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
+from d2o.errors import InputError
 from d2o.lab import Answer, Lab
 from d2o.random_model import random_llama
 from eval.cli import main
-from eval.errors import InputError
 from eval.haystack import Facts, place
 from eval.needle import Needle, judge
 from eval.needle_figures import figures, grid, records, table

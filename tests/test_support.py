@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MistralConfig
 from zoo import FAMILIES, GQA, METHODS, build, prompt
 
-from d2o.budget import UNLIMITED, Budget, Ledger
+from d2o.budget import UNLIMITED, Budget
 from d2o.engine import Engine
 from d2o.errors import InputError
+from d2o.ledger import Ledger
 from d2o.support import check_config
 
 
