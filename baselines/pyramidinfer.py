@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError
 from d2o.feed import Feed
-from d2o.kernels import row_probs
+from d2o.kernels.attend import row_probs
 from d2o.layer import KVLayer
 
 ROWS = 64  # rows of attention at once

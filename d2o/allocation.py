@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from d2o.kernels import column_variance
+from d2o.kernels.sums import column_variance
 from d2o.shares import LEAST
 
 MOST = 1.0  # R is clamped to [LEAST, MOST]

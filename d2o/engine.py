@@ -23,8 +23,8 @@ from d2o.feed import Feed
 from d2o.generation import Generation, greedy
 from d2o.graph import StepGraph, check_graph, is_static
 from d2o.layer import KVLayer
+from d2o.models.support import check_config, expanded_heads
 from d2o.rotary import find_rotation
-from d2o.support import check_config, expanded_heads
 
 
 class Engine:

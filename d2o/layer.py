@@ -21,11 +21,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from d2o.block import RowStats, attend_block
 from d2o.budget import Budget
 from d2o.eviction import Eviction
 from d2o.feed import Feed
-from d2o.kernels import attend_row
+from d2o.kernels.attend import attend_row
+from d2o.kernels.block import RowStats, attend_block
 from d2o.rows import LastRows, PromptRows
 
 

@@ -1,4 +1,4 @@
-"""An atlas (d2o/atlas.py) as it lies beside its cell, atlas.json: what became of every position, layer by layer."""
+"""An atlas (d2o/lab/atlas.py) as it lies beside its cell, atlas.json: what became of every position, layer by layer."""
 
 from __future__ import annotations
 

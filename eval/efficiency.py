@@ -109,7 +109,7 @@ class Efficiency:
             lab.check_memory(self.memory_gb)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.Lab is."""
+        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
         meta = sample.meta
         row = self._search(meta, lab) if meta["kind"] == "largest" else self._point(meta, lab)
         return {**meta, **row, **lab.hardware()}

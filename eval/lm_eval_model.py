@@ -28,7 +28,7 @@ IGNORED = {"top_p", "top_k"}  # mean nothing to a greedy search
 
 
 class EvictingLM(TemplateLM):
-    """`lab` is what d2o.lab.Lab is: a model, a method and a budget.
+    """`lab` is what d2o.lab.lab.Lab is: a model, a method and a budget.
 
     question   "again": the last token of the prompt is read again after the eviction, so that also the first token of
                an answer is read from the cache; "before": it comes from the prefill, which saw everything, and a choice

@@ -129,7 +129,7 @@ class Needle:
         self._case(samples[lengths.index(min(lengths))], lab)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.Lab is."""
+        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
         case, asked = self._case(sample, lab)
         late = len(asked.question) if self.question == "after" else 0
         found = lab.generate(asked, self.max_new_tokens, self.stop, late, self.question == "again")

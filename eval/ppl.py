@@ -125,7 +125,7 @@ class Perplexity:
         self._ids(samples[0].meta["segment"], lab)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.Lab is."""
+        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
         start, ids = self._ids(sample.meta["segment"], lab)
         forced = lab.force(ids, self.prefill, self.piece, self.reference)
         row = {

@@ -6,7 +6,7 @@
     python scripts/selfcheck.py families                              small random Llama, Falcon, Phi-3, Qwen3 and Gemma
 
 Exit code 0: everything passed; 1: something failed, named below the table; 2: bad input. What the columns mean is said
-in d2o/selfcheck.py. A dash: the check does not apply to the method.
+in d2o/lab/selfcheck.py. A dash: the check does not apply to the method.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check(words: list[str]) -> int:
 
 def show(name: str, model, methods: dict) -> list[str]:
     """Print the table of one model; what failed, in words."""
-    from d2o.selfcheck import CHECKS, SelfCheck, kernels
+    from d2o.lab.selfcheck import CHECKS, SelfCheck, kernels
 
     parameter, began = next(model.parameters()), time.monotonic()
     found, bad = SelfCheck(model), []

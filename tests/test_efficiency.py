@@ -11,12 +11,11 @@ import run_pred
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
-from d2o import race
 from d2o.engine import Engine
 from d2o.errors import InputError
-from d2o.lab import Lab
-from d2o.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
-from d2o.random_model import random_llama
+from d2o.lab.lab import Lab, race
+from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
+from d2o.models.random import random_llama
 from eval.cli import main
 from eval.efficiency import Efficiency, largest, spread, summary
 from eval.efficiency_figures import figures, table
