@@ -31,7 +31,7 @@ from omegaconf import OmegaConf  # noqa: E402
 
 from d2o.engine import Engine  # noqa: E402
 from d2o.errors import InputError  # noqa: E402
-from d2o.lab.lab import race  # noqa: E402
+from d2o.lab import race  # noqa: E402
 from d2o.lab.memory import hardware, is_out_of_memory, limited  # noqa: E402
 from scripts.bench_floors import Floors, measure_rates  # noqa: E402
 from scripts.bench_stock import presses, stock_run  # noqa: E402

@@ -13,7 +13,8 @@ from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o.engine import Engine
 from d2o.errors import InputError
-from d2o.lab.lab import Lab, race
+from d2o.lab import race
+from d2o.lab.lab import Lab
 from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
 from d2o.models.random import random_llama
 from eval.cli import main

@@ -12,7 +12,8 @@ from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
 from d2o.errors import InputError
-from d2o.lab.lab import Lab, force
+from d2o.lab import force
+from d2o.lab.lab import Lab
 from d2o.models.load import load
 from d2o.models.random import random_llama
 from eval.cli import main

@@ -16,7 +16,7 @@ from torch import Tensor
 from d2o.cache import KVCache
 from d2o.engine import Engine
 from d2o.generation import Generation
-from d2o.lab.lab import force, race
+from d2o.lab import force, race
 from d2o.lab.likelihood import Scored, likelihoods
 from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
