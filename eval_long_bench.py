@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 

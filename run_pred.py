@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from eval.cli import main
 
 if TYPE_CHECKING:
-    from d2o.models import LoadedModel
-    from d2o.outline import Outline
+    from d2o.models.load import LoadedModel
+    from d2o.models.outline import Outline
     from eval.cells import Cell
     from eval.compose import Composed
     from eval.dryrun import Size
@@ -76,7 +76,7 @@ def keep_figures(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]])
 def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """Everything is tokenised before the first prediction, so that a prompt that does not fit shows at once."""
     from d2o.engine import Engine
-    from d2o.prompt import decode, stop_ids
+    from d2o.models.prompt import decode, stop_ids
     from eval.predict import predict
 
     loaded, when = load_model(cfg), getattr(task, "question", "before")
@@ -95,7 +95,7 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
 
 
 def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
-    from d2o.prompt import encode, encode_apart
+    from d2o.models.prompt import encode, encode_apart
     from eval.predict import Prompt, apart
 
     when, limits = getattr(task, "question", "before"), (task.max_new_tokens, task.chat, task.truncate)
@@ -108,7 +108,7 @@ def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
 
 def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """For a task that is more than a prompt and an answer: it is handed a lab."""
-    from d2o.lab import Lab
+    from d2o.lab.lab import Lab
     from eval.measure import measure
 
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": getattr(task, "longest", None)}
@@ -117,9 +117,9 @@ def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
 
 def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) -> None:
     """The atlas of one row beside its cell: that prompt is run once more, watched."""
-    from d2o.atlas import AtlasLab, draw_atlas
     from d2o.engine import Engine
-    from d2o.prompt import stop_ids
+    from d2o.lab.atlas import AtlasLab, draw_atlas
+    from d2o.models.prompt import stop_ids
     from eval.atlas import write_atlas
     from eval.measure import measures
 
@@ -189,8 +189,8 @@ def check_size(planned: Plan) -> None:
 
 
 def shape(cfg: Any) -> Outline | None:
-    from d2o.models import resolve_device
-    from d2o.outline import outline
+    from d2o.models.load import resolve_device
+    from d2o.models.outline import outline
     from eval.build import check_given
 
     check_given(cfg.model, "model")
@@ -201,8 +201,8 @@ def record(planned: Plan) -> dict[str, Any]:
     """config.json: all that a reader of the rows may want to know about how they were made."""
     from omegaconf import OmegaConf
 
-    from d2o.memory import device_name
-    from d2o.models import fingerprint, resolve_device
+    from d2o.lab.memory import device_name
+    from d2o.models.load import fingerprint, resolve_device
     from eval.build import check_given
     from eval.identity import describe, identity, protocol_digest
     from eval.plan import dataset_hash

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from d2o.allocation import realised_slots
 from d2o.budget import Budget
 from d2o.errors import InputError
 from d2o.layer import KVLayer
+from d2o.shares import realised_slots
 
 EVERY, MOST = 16, 2  # one skipped layer of every 16, at most 2
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2o.cache import KVCache
 from d2o.errors import InputError
+from d2o.feed import Feed
 from d2o.layer import KVLayer
 
 
@@ -58,20 +58,20 @@ class KVPress(KVLayer):
         return self.scores
 
     @contextlib.contextmanager
-    def around_forward(self, model: nn.Module, cache: KVCache) -> Iterator[None]:
+    def around_forward(self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
         """In a prefill, the press is shown every attention module after it has attended."""
-        if not cache.feed.prefill or self.unlimited:
+        if not feed.prefill or self.unlimited:
             yield
             return
         base = getattr(model, "model", model)
         attention = [getattr(block, "self_attn", None) for block in getattr(base, "layers", ())]
-        if len(attention) != len(cache.layers) or not all(hasattr(module, "layer_idx") for module in attention):
+        if len(attention) != len(layers) or not all(hasattr(module, "layer_idx") for module in attention):
             raise InputError(f"kvpress knows no {model.config.model_type}", "take a model such as Llama")
         handles = []
-        for module, layer in zip(attention, cache.layers, strict=True):
+        for module, layer in zip(attention, layers, strict=True):
             layer.press.post_init_from_model(model)
             module.rotary_emb = base.rotary_emb  # presses look for it there
-            hook = functools.partial(layer.score, list(cache.feed.lengths))
+            hook = functools.partial(layer.score, list(feed.lengths))
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
         try:
             yield

@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,10 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from d2o.budget import UNLIMITED, Budget
-from d2o.cache import KVCache
 from d2o.errors import InputError
-from d2o.kernels import row_probs
-from d2o.layer import Feed, KVLayer
+from d2o.feed import Feed
+from d2o.kernels.attend import row_probs
+from d2o.layer import KVLayer
 
 ROWS = 64  # rows of attention at once
 LAST, SINK = float("inf"), 1e30  # weights of what always stays
@@ -162,12 +162,12 @@ class PyramidInfer(KVLayer):
 
     # ---- and dropping them
     @contextlib.contextmanager
-    def around_forward(self, model: nn.Module, cache: KVCache) -> Iterator[None]:
+    def around_forward(self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
         """In a prefill, every decoder layer gets what the one before it passed on; unhooked when the forward ends."""
         handles = []
-        if cache.feed.prefill and not self.unlimited:
-            for i, block in enumerate(decoder_layers(model, len(cache.layers))[1:], start=1):
-                hook = functools.partial(take_over, cache, i)
+        if feed.prefill and not self.unlimited:
+            for i, block in enumerate(decoder_layers(model, len(layers))[1:], start=1):
+                hook = functools.partial(take_over, layers, i)
                 handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
         try:
             yield
@@ -185,13 +185,13 @@ def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
 
 
 def take_over(
-    cache: KVCache, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layers: Sequence[PyramidInfer], index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A forward pre-hook of decoder layer `index`: the tokens that the layer before it passed on, and their positions.
 
     Hidden states come from that layer; whatever else has a column per token comes as for the whole prompt.
     """
-    first, before, layer = cache.layers[0], cache.layers[index - 1], cache.layers[index]
+    first, before, layer = layers[0], layers[index - 1], layers[index]
     layer.table = before.table
     if before.passed is not None:
         tables = before.table or [torch.arange(n, device=before.scores.device) for n in before.fed]

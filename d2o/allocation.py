@@ -2,6 +2,13 @@
 
 Notation of the paper: c[h, j] column sums of the causal softmax over the prompt, v[h] their variance over j,
 F the mean over the heads of v min-max normalised within the layer, R the ratio of the prompt that a layer keeps.
+
+What a layer can be given at most is known before all layers are seen, so that the rest need not be held until then. F
+lies in [0, 1], so the largest weight softmax(-F) is at most e times the smallest, and the smallest share is at most the
+mean: no layer gets more than e rho S slots. Cut at that bound layer by layer, a prefill in one piece keeps the very
+slots that it keeps otherwise: the order of the scores is the same and the protected window only larger. What leaves at
+the bound is merged there, into slots some of which leave later, so merged keys and values differ; in chunks the early
+cuts go by the scores so far, and the slots differ too.
 """
 
 from __future__ import annotations
@@ -11,12 +18,10 @@ import math
 import torch
 from torch import Tensor
 
-from d2o.budget import Budget
-from d2o.errors import InputError
-from d2o.kernels import column_variance
+from d2o.kernels.sums import column_variance
+from d2o.shares import LEAST
 
-LEAST, MOST = 0.01, 1.0  # the clamp of R
-D2O_HINT = "method.protected_layers=[] or method.budget_accounting=nominal"
+MOST = 1.0  # R is clamped to [LEAST, MOST]
 
 
 def layer_metric(column_sums: Tensor) -> Tensor:
@@ -35,43 +40,17 @@ def ratios(metric: Tensor, rho: float) -> Tensor:
     return (metric.shape[0] * rho * torch.softmax(-metric, dim=0)).clamp(LEAST, MOST)
 
 
-def realised_slots(
-    weights: list[float], budget: Budget, length: int, protected: set[int], name: str = "d2o", hint: str = D2O_HINT
-) -> list[int]:
-    """Slots per layer, proportional to `weights`, that add up to what layers of equal slots would hold, with protected
-    layers whole.
-
-    A layer gets at least 1 % of the prompt and at most all of it; what the caps leave over goes to the others. `name`
-    and `hint` are the method's, for the InputError of a budget that the protected layers exceed.
-    """
-    layers = len(weights)
-    total = budget.slots(length) * layers - len(protected) * length
-    free = [layer for layer in range(layers) if layer not in protected]
-    least = max(1, math.ceil(LEAST * length - 1e-9))
-    if total < least * len(free):
-        needed = -(-(len(protected) * length + least * len(free)) // layers)  # slots per layer
-        why = f"{len(protected)} protected layers of {layers}" if protected else f"layers, at least {LEAST:.0%} each"
-        raise InputError(
-            f"budget {budget.value} is too small for {name}'s {why}",
-            f"the smallest that works for {length} tokens is budget={math.ceil(needed / length * 1000) / 1000:g}, "
-            f"or type {hint}",
-        )
-    exact = _water_fill({layer: weights[layer] for layer in free}, total, least, length)
-    slots = {layer: math.floor(value + 1e-9) for layer, value in exact.items()}
-    by_remainder = sorted(free, key=lambda layer: (slots[layer] - exact[layer], layer))
-    for layer in by_remainder[: total - sum(slots.values())]:
-        slots[layer] += 1
-    return [length if layer in protected else slots[layer] for layer in range(layers)]
+def bound(length: int, rho: float) -> int:
+    """Slots of a prompt of `length` tokens under a budget of `rho`; one more for what rounding gives away."""
+    return min(length, math.ceil(max(LEAST, math.e * rho) * length) + 1)
 
 
-def _water_fill(weights: dict[int, float], total: int, least: int, most: int) -> dict[int, float]:
-    """Shares of `total` proportional to `weights`, each within [least, most]; found by bisection on the level."""
-    low, high = 0.0, total / min(weights.values())
-
-    def fill(level: float) -> dict[int, float]:
-        return {layer: min(most, max(least, level * weight)) for layer, weight in weights.items()}
-
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(fill(middle).values()) < total else (low, middle)
-    return fill(high)
+def add_by_position(total: Tensor | None, sums: Tensor, positions: Tensor, length: int) -> Tensor:
+    """`total [B, Hq, <= length]` (None: zeros) grown to `length`, plus `sums [B, Hq, n]` of slots that hold the
+    `positions [B, Hkv, n]` (-1: none)."""
+    grown = sums.new_zeros(*sums.shape[:2], length)
+    if total is not None:
+        grown[:, :, : total.shape[2]] = total
+    at = positions.clamp_min(0).long().repeat_interleave(sums.shape[1] // positions.shape[1], dim=1)
+    held = (positions >= 0).repeat_interleave(sums.shape[1] // positions.shape[1], dim=1)
+    return grown.scatter_add_(2, at, torch.where(held, sums, 0.0))

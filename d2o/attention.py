@@ -17,22 +17,29 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-if TYPE_CHECKING:
-    from d2o.cache import KVCache
-
 NAME = "d2o_slots"
 _hand_over = threading.local()
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def post(cache: KVCache, layer_idx: int, key: Tensor) -> None:
+class Attends(Protocol):
+    """What a cache is to the attention function."""
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """`[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, the new tokens of a layer."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens passed so far."""
+
+
+def post(cache: Attends, layer_idx: int, key: Tensor) -> None:
     """Leave word for the attention function that is called with `key` next."""
     if getattr(_hand_over, "slot", None) is not None:
         waiting = _hand_over.slot[1]
@@ -43,7 +50,7 @@ def post(cache: KVCache, layer_idx: int, key: Tensor) -> None:
     _hand_over.slot = (cache, layer_idx, key)
 
 
-def take(key: Tensor) -> tuple[KVCache, int]:
+def take(key: Tensor) -> tuple[Attends, int]:
     """The cache and the layer that posted `key`."""
     slot = getattr(_hand_over, "slot", None)
     _hand_over.slot = None

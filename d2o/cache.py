@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from d2o import attention
-from d2o.budget import UNLIMITED, Budget, Ledger
-from d2o.layer import Feed, KVLayer
+from d2o.budget import UNLIMITED, Budget
+from d2o.feed import Feed
+from d2o.layer import KVLayer
+from d2o.ledger import Ledger
 
 
 class KVCache(Cache):

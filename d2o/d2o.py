@@ -29,14 +29,14 @@ import math
 import torch
 from torch import Tensor
 
-from d2o.allocation import density, layer_metric, ratios, realised_slots
-from d2o.bound import add_by_position, bound
+from d2o.allocation import add_by_position, bound, density, layer_metric, ratios
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError
 from d2o.eviction import Entries, Merge
 from d2o.layer import KVLayer
 from d2o.merge import merge_average, merge_exponential, nearest
 from d2o.rows import LastRows, PromptRows, group_sum
+from d2o.shares import realised_slots
 
 VARIANTS = {
     "paper": {"recent": 0.25, "compress_at": "prefill", "protected_layers": []},
@@ -55,7 +55,8 @@ class D2O(KVLayer):
 
     threshold: "ema" or a number (a fixed cosine; -1 merges everything, 2 nothing); beta is the EMA of `paper`,
     alpha and belta that of `official`; self_weight is the kept slot's own weight in `paper`; stride as in h2o.
-    hold: what a layer holds until all layers are seen, "all" or the "bound" of what it can be given (d2o/bound.py).
+    hold: what a layer holds until all layers are seen, "all" or the "bound" of what it can be given, see
+    d2o/allocation.py.
     """
 
     state, rows, needs_all_layers = ("scores", "norms"), "all", True

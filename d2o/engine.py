@@ -19,11 +19,12 @@ from d2o.attention import attach, forward_context, is_attached
 from d2o.budget import Budget
 from d2o.cache import KVCache
 from d2o.errors import InputError
+from d2o.feed import Feed
 from d2o.generation import Generation, greedy
 from d2o.graph import StepGraph, check_graph, is_static
-from d2o.layer import Feed, KVLayer
+from d2o.layer import KVLayer
+from d2o.models.support import check_config, expanded_heads
 from d2o.rotary import find_rotation
-from d2o.support import check_config, expanded_heads
 
 
 class Engine:
@@ -81,7 +82,7 @@ class Engine:
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
         """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
         cache.feed = feed
-        with forward_context(self.model), cache.layers[0].around_forward(self.model, cache):
+        with forward_context(self.model), cache.layers[0].around_forward(self.model, cache.layers, feed):
             out = self.model(
                 input_ids=ids,
                 position_ids=self._position_ids(cache, ids, feed),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from d2o.budget import Ledger
+from d2o.ledger import Ledger
 
 if TYPE_CHECKING:
     from d2o.engine import Engine

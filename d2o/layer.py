@@ -17,32 +17,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from d2o.block import RowStats, attend_block
 from d2o.budget import Budget
 from d2o.eviction import Eviction
-from d2o.kernels import attend_row
+from d2o.feed import Feed
+from d2o.kernels.attend import attend_row
+from d2o.kernels.block import RowStats, attend_block
 from d2o.rows import LastRows, PromptRows
-
-if TYPE_CHECKING:
-    from d2o.cache import KVCache
-
-
-@dataclass
-class Feed:
-    """One forward pass: row b feeds its last `lengths[b]` columns, the columns before them are padding."""
-
-    lengths: list[int]
-    prefill: bool = False
-    last: bool = False  # the last chunk of the prefill
-    prompt: list[int] | None = None  # whole prompt lengths, in the prefill
-    reserve: int = 0  # tokens that will follow the prompt
-    again: bool = False  # the newest token once more, at its own position, against what is held now: nothing changes
 
 
 class KVLayer(Eviction):
@@ -100,9 +84,11 @@ class KVLayer(Eviction):
         before = [[0] * len(lengths), *fed]
         return [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, fed, strict=False)]
 
-    def around_forward(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[object]:
-        """Entered around every forward of the engine, on the first layer; `cache.feed` says which one it is. For
-        methods that need more of a model than its attention: what they hook is unhooked when the forward ends."""
+    def around_forward(
+        self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed
+    ) -> contextlib.AbstractContextManager[object]:
+        """Entered around every forward of the engine, on the first of the cache's `layers`; `feed` says which one it
+        is. For methods that need more of a model than its attention: their hooks leave when the forward ends."""
         return contextlib.nullcontext()
 
     def chunk_done(self, feed: Feed, past: list[int]) -> None:

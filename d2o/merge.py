@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2o.kernels import triton_serves
+from d2o.kernels.attend import triton_serves
 
 SIMILARITIES = 1 << 19  # cosines computed at once: 2 MB, so that no [H, E, C] tensor is ever built
 RUN = 64  # slots
@@ -29,7 +29,7 @@ def nearest(e_keys: Tensor, k_keys: Tensor, k_norms: Tensor | None, kept: Tensor
     own = e_keys.float().norm(dim=-1, keepdim=True).clamp_min(1e-12)
     if e_keys.shape[2] < FEW or not triton_serves(e_keys):
         return nearest_plain(e_keys.float() / own, k_keys, inverse)
-    from d2o.triton_kernels import nearest_into
+    from d2o.kernels.triton import nearest_into
 
     best = torch.empty(e_keys.shape[:3], device=e_keys.device)
     slot = torch.empty(e_keys.shape[:3], dtype=torch.int64, device=e_keys.device)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from d2o.budget import Budget
 from d2o.errors import InputError
-from d2o.layer import Feed, KeepAll
+from d2o.feed import Feed
+from d2o.layer import KeepAll
 
 if TYPE_CHECKING:
     from d2o.engine import Engine

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2o.block import causal
-from d2o.kernels import attend_row
+from d2o.kernels.attend import attend_row
+from d2o.kernels.block import causal
 from d2o.layer import KVLayer
 
 

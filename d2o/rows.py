@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2o.block import RowStats
-from d2o.kernels import column_sums, column_variance, row_probs
+from d2o.kernels.attend import row_probs
+from d2o.kernels.block import RowStats
+from d2o.kernels.sums import column_sums, column_variance
 
 
 @dataclass

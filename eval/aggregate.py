@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.longbench import CATEGORIES, CHINESE, SETS, SETS_E
 from eval.scoring import Score
 

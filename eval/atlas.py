@@ -1,4 +1,4 @@
-"""An atlas (d2o/atlas.py) as it lies beside its cell, atlas.json: what became of every position, layer by layer."""
+"""An atlas (d2o/lab/atlas.py) as it lies beside its cell, atlas.json: what became of every position, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.samples import Sample
 
 FILE = "atlas.json"

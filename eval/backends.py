@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.launcher import Local, Slurm
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.jobs import error_line, job_file
 from eval.progress import clock
 from eval.shards import FILE, Shard, absent, parse, row_files, status_file

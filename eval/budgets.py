@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]+)", re.ASCII)

@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 
 def check_given(node: DictConfig, group: str) -> None:

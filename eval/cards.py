@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 
 def methods(config_dir: Path) -> list[str]:

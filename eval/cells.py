@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.names import first_identity, is_first
 from eval.rows import Busy, RowFile, is_held, read_rows
 from eval.shards import Shard, named, row_file, row_files, status_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 # When the question is fed, seen from the eviction of the context. before: with the context, as papers do it; the first
 # token of the answer then comes from the prefill, which saw everything, whatever was evicted. again: the same eviction,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 if TYPE_CHECKING:
     from eval.compose import Composed

@@ -19,8 +19,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from d2o.errors import InputError
 from eval import schema
-from eval.errors import InputError
 
 GROUPS = ("method", "model", "task")
 FEW = 30  # names that still make a readable hint

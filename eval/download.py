@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 CHUNK = 1 << 18
 TRIES = 5

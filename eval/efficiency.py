@@ -35,8 +35,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.samples import Sample
 
 READINGS = ("ttft_s", "tpot_s", "tokens_per_s", "decode_tokens_per_s")
@@ -109,7 +109,7 @@ class Efficiency:
             lab.check_memory(self.memory_gb)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.Lab is."""
+        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
         meta = sample.meta
         row = self._search(meta, lab) if meta["kind"] == "largest" else self._point(meta, lab)
         return {**meta, **row, **lab.hardware()}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.names import read_protocol
 from eval.shards import FILE
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.mini_text import RELATIONS, VALUES, names
 from eval.texts import sentences, story
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.plan import Plan
 from eval.rows import is_held
 from eval.shards import Shard, named, row_file, status_file

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval.backends import Backend, LocalBackend, SlurmBackend
-from eval.errors import InputError
 from eval.jobs import CellJob, job_file, last_error, queue, submitted
 from eval.launcher import Joblib, Launcher, Local
 from eval.plan import Plan

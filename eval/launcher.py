@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 GROUP, PREFIX = "hydra/launcher", "hydra.launcher."
 LEAST = {"parallel": 1, "gpus": 0, "cpus": 1, "timeout_min": 1, "requeues": 0, "signal_s": 1}

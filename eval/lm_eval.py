@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.lm_eval_load import SEED, aggregations, blamed, describe, load_task
 from eval.lm_eval_rows import document_row, main_metric, measured, plain, target
 from eval.lm_eval_stream import check_stream

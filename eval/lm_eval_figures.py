@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.measure import average
 
 Rows = Sequence[Mapping[str, Any]]

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval import squad
 from eval.checks import as_list, is_list
-from eval.errors import InputError
 
 SEED = 1234  # lm-eval's own, for the examples of a prompt
 _failed: dict[str, InputError] = {}

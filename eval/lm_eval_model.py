@@ -19,7 +19,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.lm_eval_stream import check_stream, joined
 
 GREEDY = {"do_sample", "temperature", "until", "max_gen_toks"}
@@ -28,7 +28,7 @@ IGNORED = {"top_p", "top_k"}  # mean nothing to a greedy search
 
 
 class EvictingLM(TemplateLM):
-    """`lab` is what d2o.lab.Lab is: a model, a method and a budget.
+    """`lab` is what d2o.lab.lab.Lab is: a model, a method and a budget.
 
     question   "again": the last token of the prompt is read again after the eviction, so that also the first token of
                an answer is read from the cache; "before": it comes from the prefill, which saw everything, and a choice

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.measure import average
 
 MAIN = ("exact_match", "f1", "em", "acc", "score", "bleu_acc")  # metrics that are shares, in the order of choice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 
 def check_stream(budget: float | str, decode_eviction: bool) -> None:

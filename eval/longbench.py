@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.longbench_data import data_file, prompt_and_limit, read_rows
 from eval.samples import Sample
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 PREPARE = "run `python scripts/prepare_data.py`, or give task.data_dir=DIR and task.prompts_dir=DIR"
 FIELDS = {"input": str, "context": str, "answers": list}

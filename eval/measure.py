@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval.cells import Cell
-from eval.errors import InputError
 from eval.find import read_config
 from eval.names import module_of, read_protocol
 from eval.predict import prompt_hash

@@ -22,8 +22,8 @@ import warnings
 from collections import Counter
 from types import ModuleType
 
+from d2o.errors import InputError
 from eval import rouge_official
-from eval.errors import InputError
 from eval.words import cut, need, words_en, words_zh
 
 NUMBER = re.compile(r"\d+")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.mini_build import Doc, build
 from eval.mini_tasks import Ask
 from eval.mini_text import plain

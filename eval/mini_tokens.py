@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.mini_text import MARK, plain
 
 TINY = Path(__file__).resolve().parents[1] / "models" / "tiny"

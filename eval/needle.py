@@ -25,9 +25,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
 from eval.checks import as_list
-from eval.errors import InputError
 from eval.haystack import Facts, build, grammar_facts, own_facts
 from eval.mini_metrics import told
 from eval.names import first_protocol
@@ -131,7 +131,7 @@ class Needle:
         self._case(samples[lengths.index(min(lengths))], lab)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.Lab is."""
+        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
         case, asked = self._case(sample, lab)
         late = len(asked.question) if self.question == "after" else 0
         found = lab.generate(asked, self.max_new_tokens, self.stop, late, self.question == "again")

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 KEY = "task.tasks"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 
 def read_pairs(words: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:

@@ -30,8 +30,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from d2o.errors import InputError
 from eval import checks
-from eval.errors import InputError
 from eval.names import first_protocol
 from eval.ppl_rows import buckets, compared, exp, mean, pace
 from eval.samples import Sample
@@ -126,7 +126,7 @@ class Perplexity:
         self._ids(samples[0].meta["segment"], lab)
 
     def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.Lab is."""
+        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
         start, ids = self._ids(sample.meta["segment"], lab)
         forced = lab.force(ids, self.prefill, self.piece, self.reference)
         row = {

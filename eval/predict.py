@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from d2o.errors import InputError
 from eval.cells import Cell
-from eval.errors import InputError
 from eval.progress import Progress
 from eval.samples import Sample
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.shards import absent, row_files, status_file
 from eval.state import read_json
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval.aggregate import by_bucket
 from eval.bootstrap import Interval, mean_interval, paired
 from eval.budgets import kind, read_budget
 from eval.equal import mark_uneven
-from eval.errors import InputError
 from eval.find import find_cells, read_config
 from eval.kept_rows import KeptRows
 from eval.longbench import BUCKETS, SETS, SETS_E

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 # json leaves these three as they are, and str.splitlines() would break a row at them.
 _ESCAPES = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})

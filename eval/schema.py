@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from d2o.errors import InputError
 from eval import shards
 from eval.budgets import plain, read_budget
-from eval.errors import InputError
 from eval.scoring import scorers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

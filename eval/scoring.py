@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.names import module_of, read_protocol
 
 Metric = Callable[[str, str, list[str] | None], float]

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 MOST = 9999
 WORD = re.compile(r"(\d{1,4})/(\d{1,4})")

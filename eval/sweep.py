@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from d2o.errors import InputError
 from eval.compose import Composed, compose_cell
-from eval.errors import InputError
 from eval.provenance import command
 
 Run = Callable[[Composed], tuple[Path, str]]

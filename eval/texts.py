@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.mini_text import Cast, names, plain
 
 SENTENCE = re.compile(r"\s*\S.*?(?:[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+|(?=\n\s*\n)|\Z)", re.DOTALL)

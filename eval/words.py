@@ -9,7 +9,7 @@ import string
 import warnings
 from types import ModuleType
 
-from eval.errors import InputError
+from d2o.errors import InputError
 
 PUNCTUATION_ZH = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"

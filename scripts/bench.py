@@ -29,10 +29,10 @@ import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
-from d2o import race  # noqa: E402
 from d2o.engine import Engine  # noqa: E402
 from d2o.errors import InputError  # noqa: E402
-from d2o.memory import hardware, is_out_of_memory, limited  # noqa: E402
+from d2o.lab import race  # noqa: E402
+from d2o.lab.memory import hardware, is_out_of_memory, limited  # noqa: E402
 from scripts.bench_floors import Floors, measure_rates  # noqa: E402
 from scripts.bench_stock import presses, stock_run  # noqa: E402
 
@@ -81,7 +81,7 @@ def build_method(config: str, knobs: dict):
 
 def build_model(name: str | None, longest: int):
     if name is None:
-        from d2o.random_model import random_llama
+        from d2o.models.random import random_llama
 
         return random_llama(hidden=512, layers=4, heads=8, kv_heads=2, window=2 * longest, dtype="float32").model
     node = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from d2o.fused import serves
-from d2o.memory import weights_bytes
+from d2o.kernels.fused import serves
+from d2o.lab.memory import weights_bytes
 
 ALL_ROWS = {"h2o": 1, "d2o": 1, "d2o_bound": 1, "h2o_stride8": 8, "d2o_stride8": 8}  # every how many-th row is counted
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from d2o.memory import Peak
+from d2o.lab.memory import Peak
 
 PRESSES = ("SnapKVPress", "StreamingLLMPress", "ObservedAttentionPress", "TOVAPress")
 
@@ -29,7 +29,7 @@ def presses(ratio: float) -> dict[str, Any]:
 
 @torch.inference_mode()
 def stock_run(model: Any, prompts: list[list[int]], new: int, press: Any, clock: Callable[[], float]) -> dict[str, Any]:
-    """As d2o.race.run: the prefill, then generate() for the rest, no early stop."""
+    """As d2o.lab.race.run: the prefill, then generate() for the rest, no early stop."""
     from transformers import DynamicCache
 
     device = next(model.parameters()).device

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.errors import InputError  # noqa: E402
+from d2o.errors import InputError  # noqa: E402
 
 NEEDLE = """
 run_pred.py -m results_dir=results/figures/needle task=needle budget=.2 method=full,streaming_llm,h2o,snapkv,d2o

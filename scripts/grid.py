@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.errors import InputError  # noqa: E402
+from d2o.errors import InputError  # noqa: E402
 from eval.pairs import read_pairs  # noqa: E402
 
 

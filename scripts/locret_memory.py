@@ -21,9 +21,9 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
     from hydra.utils import get_class
 
     from d2o.engine import Engine
+    from d2o.lab.memory import Peak
     from d2o.layer import KeepAll
-    from d2o.memory import Peak
-    from d2o.random_model import random_llama
+    from d2o.models.random import random_llama
 
     loaded = random_llama(hidden=hidden, window=length + 16, dtype="float32")
     locret = get_class("baselines.locret.cache.Locret")

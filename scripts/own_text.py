@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.errors import InputError  # noqa: E402
+from d2o.errors import InputError  # noqa: E402
 from eval.pairs import read_pairs  # noqa: E402
 
 KEYS = {"model": "", "out": "", "texts": "60", "tokens": "400", "temperature": "0.8", "seed": "0"}
@@ -26,7 +26,7 @@ def main(words: list[str]) -> None:
     import torch
     from transformers.utils import logging
 
-    from d2o.models import load
+    from d2o.models.load import load
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

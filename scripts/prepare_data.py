@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from d2o.errors import InputError
 from eval.cli import report
 from eval.download import CHUNK, fetch
-from eval.errors import InputError
 from eval.longbench import SETS, SETS_E
 from eval.longbench_data import cache_dir
 

@@ -6,7 +6,7 @@
     python scripts/selfcheck.py families                              small random Llama, Falcon, Phi-3, Qwen3 and Gemma
 
 Exit code 0: everything passed; 1: something failed, named below the table; 2: bad input. What the columns mean is said
-in d2o/selfcheck.py. A dash: the check does not apply to the method.
+in d2o/lab/selfcheck.py. A dash: the check does not apply to the method.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
 
 
 def check(words: list[str]) -> int:
-    from eval.errors import InputError
+    from d2o.errors import InputError
 
     names = next((w.split("=", 1)[1].split(",") for w in words if w.startswith("methods=")), None)
     rest = [w for w in words if not w.startswith("methods=") and w != "families"]
@@ -65,7 +65,7 @@ def check(words: list[str]) -> int:
 
 def show(name: str, model, methods: dict) -> list[str]:
     """Print the table of one model; what failed, in words."""
-    from d2o.selfcheck import CHECKS, SelfCheck, kernels
+    from d2o.lab.selfcheck import CHECKS, SelfCheck, kernels
 
     parameter, began = next(model.parameters()), time.monotonic()
     found, bad = SelfCheck(model), []
@@ -104,8 +104,8 @@ def build_methods(names: list[str] | None) -> dict:
     """Factories by name; all of configs/method that can be made here, unless they are named."""
     from omegaconf import OmegaConf
 
+    from d2o.errors import InputError
     from eval.build import build
-    from eval.errors import InputError
 
     known, made = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml")), {}
     for name in names or known:

@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from d2o.errors import InputError
 from eval.backends import slurm_jobs
 from eval.board import Line, board, show
 from eval.cli import report
-from eval.errors import InputError
 from eval.state import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.errors import InputError  # noqa: E402
+from d2o.errors import InputError  # noqa: E402
 from eval.pairs import read_pairs  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from d2o.layer import Feed, KVLayer
+from d2o.feed import Feed
+from d2o.layer import KVLayer
 
 
 @dataclass

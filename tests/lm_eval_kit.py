@@ -8,8 +8,8 @@ import pytest
 
 from baselines.full import Full
 from d2o.d2o import D2O
-from d2o.lab import Lab
-from d2o.models import load
+from d2o.lab.lab import Lab
+from d2o.models.load import load
 from eval.lm_eval import LMEval
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,11 +8,11 @@ import pytest
 import torch
 import zoo
 
-from d2o.atlas import Merges, draw_atlas, runs, snapshot
 from d2o.d2o import D2O
 from d2o.engine import Engine
 from d2o.errors import InputError
 from d2o.eviction import Entries
+from d2o.lab.atlas import Merges, draw_atlas, runs, snapshot
 
 PROMPT = zoo.prompt(60, seed=3)
 

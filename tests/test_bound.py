@@ -9,12 +9,12 @@ import torch
 from zoo import build, prompt
 
 from baselines.streaming_llm import StreamingLLM
-from d2o.allocation import LEAST, ratios, realised_slots
-from d2o.bound import bound
+from d2o.allocation import bound, ratios
 from d2o.budget import Budget
 from d2o.d2o import D2O
 from d2o.engine import Engine
 from d2o.errors import InputError
+from d2o.shares import LEAST, realised_slots
 
 
 def held(hold: str, merge: bool, lengths=(97, 60), chunk: int | None = None, budget: float = 0.2):

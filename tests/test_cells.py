@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval import cells, identity, predict, rows
 from eval.compose import compose_cell, configs
-from eval.errors import InputError
 from eval.samples import Sample
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import run_pred
-from d2o.outline import outline
+from d2o.models.outline import outline
 from eval.cli import main
 from eval.dryrun import Size, estimate, mib
 from tests import made_cells

@@ -11,15 +11,15 @@ import run_pred
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
-from d2o import race
 from d2o.engine import Engine
-from d2o.lab import Lab
-from d2o.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
-from d2o.random_model import random_llama
+from d2o.errors import InputError
+from d2o.lab import race
+from d2o.lab.lab import Lab
+from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
+from d2o.models.random import random_llama
 from eval.cli import main
 from eval.efficiency import Efficiency, largest, spread, summary
 from eval.efficiency_figures import figures, table
-from eval.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"batches": [1, 3], "prompts": 64, "new": [4, 9]}

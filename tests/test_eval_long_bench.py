@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import eval_long_bench
+from d2o.errors import InputError
 from eval.equal import FOOTNOTE
-from eval.errors import InputError
 from eval.longbench import SETS, SETS_E, scoring_protocol
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,10 +5,11 @@ import functools
 import pytest
 import torch
 
-from d2o import fused
-from d2o.block import RowStats, attend_block
 from d2o.engine import Engine
-from d2o.kernels import column_sums, column_sums_plain, repeat_heads
+from d2o.kernels import fused
+from d2o.kernels.attend import repeat_heads
+from d2o.kernels.block import RowStats, attend_block
+from d2o.kernels.sums import column_sums, column_sums_plain
 from tests.zoo import METHODS, build, prompt
 
 

@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = {"baselines", "d2o", "eval", "run_pred", "eval_long_bench", "scripts", "tests"}
 ARROWS = {
     "d2o": {"d2o"},
-    "eval": {"eval"},
+    "eval": {"eval", "d2o"},
     "baselines": {"baselines", "d2o"},
     "run_pred": {"run_pred", "d2o", "eval"},
-    "eval_long_bench": {"eval"},
+    "eval_long_bench": {"eval", "d2o"},
     "scripts": {"d2o", "eval", "scripts"},
 }
 HEAVY = {"torch", "transformers", "datasets", "wandb", "matplotlib", "jieba", "rouge", "rouge_score", "accelerate"}
@@ -44,6 +44,15 @@ def parse(path: Path) -> ast.Module:
 def test_arrows(part):
     for path in sources(part):
         assert imported(parse(path)) & OURS <= ARROWS[part], path
+
+
+def test_eval_knows_the_errors_and_the_budgets_of_the_engine_alone():
+    for path in [*sources("eval"), *sources("eval_long_bench")]:
+        nodes = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0}
+        ours = {name for name in names if name.split(".")[0] == "d2o"}
+        assert ours <= {"d2o.errors", "d2o.budget"}, path
 
 
 def test_engine_needs_no_harness():

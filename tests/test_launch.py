@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import run_pred
+from d2o.errors import InputError
 from eval import jobs, launch
 from eval.cli import main
 from eval.compose import compose_cell, configs
-from eval.errors import InputError
 from eval.launcher import Slurm, take
 from eval.plan import plan
 

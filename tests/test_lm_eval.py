@@ -16,9 +16,9 @@ from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o.d2o import D2O
 from d2o.engine import Engine
-from d2o.oracle import Oracle, run_masks, seen_by
-from d2o.prompt import decode
-from eval.errors import InputError
+from d2o.errors import InputError
+from d2o.lab.oracle import Oracle, run_masks, seen_by
+from d2o.models.prompt import decode
 from eval.lm_eval import LMEval
 from eval.lm_eval_figures import figures
 from tests.lm_eval_kit import LOCAL, MODELS, ask, choices, loaded, measured, ours, requests_of

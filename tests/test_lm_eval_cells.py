@@ -12,7 +12,7 @@ import datasets
 
 import run_pred
 from baselines.h2o import H2O
-from d2o.lab import Lab
+from d2o.lab.lab import Lab
 from eval import lm_eval_load
 from eval.cli import main
 from eval.lm_eval import LMEval

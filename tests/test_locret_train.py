@@ -21,7 +21,7 @@ from baselines.locret.labels import Recorder, labelled
 from baselines.locret.train import Settings, rate, train
 from d2o.engine import Engine
 from d2o.errors import InputError
-from d2o.random_model import random_llama
+from d2o.models.random import random_llama
 from scripts.locret_data import main as make_data
 
 TEXT = "the red fox keeps a blue stone under the old tree by the river. "
@@ -61,7 +61,7 @@ def test_labels_do_not_depend_on_the_pieces(family, monkeypatch):
 @pytest.mark.parametrize("family", ["llama_gqa", "phi3"])
 def test_labels_by_probability_are_the_softmax_of_a_plain_pass(family):
     """Against the matrix of a whole pass: the largest log-probability over the answer's rows and a group's heads."""
-    from d2o.oracle import Oracle
+    from d2o.lab.oracle import Oracle
 
     text, answer = prompt(40), prompt(70, 1)
     lessons = labelled(Engine(build(family), functools.partial(Recorder, "log_prob"), 1, chunk=16), text, answer)

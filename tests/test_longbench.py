@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from d2o.errors import InputError
 from eval import metrics_fixed, metrics_official
-from eval.errors import InputError
 from eval.longbench import METRICS, SETS, SETS_E, LongBench
 
 ROOT = Path(__file__).resolve().parents[1]

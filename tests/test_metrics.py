@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval import metrics_fixed as fixed
 from eval import metrics_official as official
 from eval import rouge_official
-from eval.errors import InputError
 from eval.words import cut, words_en, words_zh
 
 ROOT = Path(__file__).resolve().parents[1]

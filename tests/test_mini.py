@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from eval.errors import InputError
+from d2o.errors import InputError
 from eval.mini import KINDS, Mini, scoring_protocol
 from eval.mini_metrics import exact, last, told
 from eval.mini_text import names, words

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from d2o.errors import InputError
-from d2o.models import fingerprint, load, load_hub
-from d2o.prompt import decode, encode, stop_ids
-from d2o.random_model import random_llama
+from d2o.models.load import fingerprint, load, load_hub
+from d2o.models.prompt import decode, encode, stop_ids
+from d2o.models.random import random_llama
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

@@ -12,10 +12,10 @@ from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
-from d2o.lab import Answer, Lab
-from d2o.random_model import random_llama
+from d2o.errors import InputError
+from d2o.lab.lab import Answer, Lab
+from d2o.models.random import random_llama
 from eval.cli import main
-from eval.errors import InputError
 from eval.haystack import Facts, place
 from eval.needle import Needle, judge
 from eval.needle_figures import figures, grid, records, table
@@ -144,7 +144,7 @@ def test_the_bundled_model_answers_what_is_held_and_nothing_else():
     one token survives that, since its token comes from logits that saw everything."""
     if not (ROOT / "models" / "tiny" / "model.safetensors").is_file():
         pytest.skip("the bundled model has no weights yet")
-    from d2o.models import load
+    from d2o.models.load import load
 
     tiny = load(str(ROOT / "models" / "tiny"), device="cpu")
     found = {}

@@ -7,8 +7,8 @@ import pytest
 import run_pred
 from baselines.full import Full
 from baselines.streaming_llm import StreamingLLM
-from d2o.lab import Lab
-from d2o.random_model import random_llama
+from d2o.lab.lab import Lab
+from d2o.models.random import random_llama
 from eval.cli import main
 from eval.passkey import Passkey, first_number
 

@@ -12,9 +12,9 @@ import made_cells
 import numpy as np
 import pytest
 
+from d2o.errors import InputError
 from eval import plot_budget, plot_efficiency, plot_held, plot_needle, plot_ppl
 from eval.atlas import DROPPED, HELD, LEFT_LATER, MERGED, fates, largest_targets, read_atlas, shares, write_atlas
-from eval.errors import InputError
 from eval.plot_style import COLOURS, line_style, save, style, to_svg
 from eval.plots import cell_figures, file_name, labels_of, pictures, write_plots
 from eval.results import CellResult, score_cells

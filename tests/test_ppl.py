@@ -11,12 +11,12 @@ import run_pred
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
-from d2o import force
-from d2o.lab import Lab
-from d2o.models import load
-from d2o.random_model import random_llama
+from d2o.errors import InputError
+from d2o.lab import force
+from d2o.lab.lab import Lab
+from d2o.models.load import load
+from d2o.models.random import random_llama
 from eval.cli import main
-from eval.errors import InputError
 from eval.ppl import Perplexity
 from eval.ppl_figures import by_position, figures, table
 from eval.ppl_rows import buckets, pace

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval.download import fetch
-from eval.errors import InputError
 from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[1]

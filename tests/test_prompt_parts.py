@@ -2,8 +2,8 @@
 
 import pytest
 
-from d2o.prompt import encode_apart, encode_parts
-from d2o.random_model import random_llama
+from d2o.models.prompt import encode_apart, encode_parts
+from d2o.models.random import random_llama
 
 TEMPLATE = "{{ bos_token }}[U] {{ messages[0].content }} [/U]{% if add_generation_prompt %} [A]{% endif %}"
 

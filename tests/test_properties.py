@@ -13,8 +13,9 @@ from zoo import METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visi
 from d2o.d2o import D2O
 from d2o.engine import Engine
 from d2o.errors import InputError
-from d2o.kernels import attend_lse, column_sums, column_sums_plain
-from d2o.oracle import run_masks, seen_by
+from d2o.kernels.attend import attend_lse
+from d2o.kernels.sums import column_sums, column_sums_plain
+from d2o.lab.oracle import run_masks, seen_by
 
 LENGTHS = (70, 41, 58)
 STEPS = 10

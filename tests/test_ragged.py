@@ -46,7 +46,7 @@ def test_nobody_reserved():
 
 
 def grow(layer, reserve):
-    from d2o.layer import Feed
+    from d2o.feed import Feed
 
     q, k, v = skewed(1)
     layer.slots = [SLOTS]

@@ -123,7 +123,7 @@ def test_a_prompt_that_does_not_fit_is_cut_or_refused_as_the_task_says(words, ca
 
 
 def test_another_model_in_the_same_folder_is_refused(words, tmp_path, capsys):
-    from d2o.random_model import random_llama
+    from d2o.models.random import random_llama
 
     for seed in (0, 1):
         made = random_llama(layers=1, hidden=16, heads=2, kv_heads=1, weights_seed=seed)

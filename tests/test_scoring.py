@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval.aggregate import bucket_labels, by_bucket, longbench_e_means, longbench_means
-from eval.errors import InputError
 from eval.longbench import CATEGORIES, SETS, SETS_E
 from eval.metrics_official import code_line
 from eval.rouge_official import lcs_rows

@@ -11,8 +11,8 @@ from zoo import METHODS, build
 import d2o.layer
 from baselines.h2o import H2O
 from d2o.eviction import Eviction
+from d2o.lab.selfcheck import SelfCheck, kernels
 from d2o.rows import LastRows
-from d2o.selfcheck import SelfCheck, kernels
 from d2o.storage import SlotStorage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

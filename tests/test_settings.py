@@ -7,9 +7,9 @@ import made_cells
 import pytest
 
 import eval_long_bench
+from d2o.errors import InputError
 from eval import plot_efficiency
 from eval.equal import mark_uneven
-from eval.errors import InputError
 from eval.plots import file_name, pictures
 from eval.results import score_cells
 from eval.series import load_cells

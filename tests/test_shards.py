@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import run_pred
+from d2o.errors import InputError
 from eval.cli import main
-from eval.errors import InputError
 from eval.results import score_cells
 from eval.shards import Shard, absent, parse, row_files
 

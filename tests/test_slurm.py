@@ -27,7 +27,7 @@ def slurm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Four models; the weights of the second are torn."""
-    from d2o.random_model import random_llama
+    from d2o.models.random import random_llama
 
     folder = tmp_path_factory.mktemp("models")
     for i in range(4):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval import board, jobs
 from eval.cli import main
-from eval.errors import InputError
 from eval.shards import Shard
 
 ROOT = Path(__file__).resolve().parents[1]

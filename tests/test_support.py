@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MistralConfig
 from zoo import FAMILIES, GQA, METHODS, build, prompt
 
-from d2o.budget import UNLIMITED, Budget, Ledger
+from d2o.budget import UNLIMITED, Budget
 from d2o.engine import Engine
 from d2o.errors import InputError
-from d2o.support import check_config
+from d2o.ledger import Ledger
+from d2o.models.support import check_config
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5e9, math.nan, math.inf, 1.5, "abc", True])
@@ -93,7 +94,7 @@ def test_a_family_outside_the_interface_is_found_by_the_probe():
 
 def test_wrong_attention_is_found_by_the_probe(monkeypatch):
     """The probe compares numbers: attention that is off by a scale must not pass."""
-    from d2o import block
+    from d2o.kernels import block
 
     original = block.attend_lse
     monkeypatch.setattr(block, "attend_lse", lambda q, k, v, scale, causal: original(q, k, v, scale * 1.1, causal))

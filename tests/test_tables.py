@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval.bootstrap import paired_interval
 from eval.compose import configs
 from eval.equal import FOOTNOTE
-from eval.errors import InputError
 from eval.table_fill import fill
 from eval.table_formats import render
 from eval.table_grid import grids

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from d2o.errors import InputError
 from eval.compose import compose_cell, configs
-from eval.errors import InputError
 from eval.table_jobs import expand_tables
 from eval.table_read import read_table, tables
 

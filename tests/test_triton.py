@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from d2o.engine import Engine
-from d2o.kernels import attend_lse, column_sums_plain, sums_plain
+from d2o.kernels.attend import attend_lse
+from d2o.kernels.sums import column_sums_plain, sums_plain
 from d2o.merge import nearest_plain
 from tests.zoo import METHODS, build, prompt
 
 pytest.importorskip("triton")  # runs as the interpreter: see conftest.py
-kernels = importlib.import_module("d2o.triton_kernels")
+kernels = importlib.import_module("d2o.kernels.triton")
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,8 +130,8 @@ def test_a_run_through_the_kernels_is_the_run_without_them(name, stride, lengths
     called = []
     for inner in ("sums_into", "nearest_into"):
         monkeypatch.setattr(kernels, inner, functools.partial(_noted, called, getattr(kernels, inner)))
-    monkeypatch.setattr("d2o.fused.serves", lambda x: False)
-    monkeypatch.setattr("d2o.kernels.triton_serves", lambda x: True)
+    monkeypatch.setattr("d2o.kernels.fused.serves", lambda x: False)
+    monkeypatch.setattr("d2o.kernels.sums.triton_serves", lambda x: True)
     monkeypatch.setattr("d2o.merge.triton_serves", lambda x: True)
     found, logits = run()
     layers = len(found.layers)
@@ -151,7 +152,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from d2o.triton_kernels import sources
+from d2o.kernels.triton import sources
 
 for name, (kernel, kinds, constants) in sources(128).items():
     signature = {a: "constexpr" if a in constants else kinds.get(a, "i32") for a in kernel.arg_names}

@@ -37,9 +37,9 @@ from baselines.locret import checkpoint
 from baselines.locret.data import prepend
 from baselines.locret.heads import capture, new_heads, shape_of
 from d2o.budget import Budget
-from d2o.cache import KVCache
 from d2o.errors import InputError
-from d2o.layer import Feed, KVLayer
+from d2o.feed import Feed
+from d2o.layer import KVLayer
 
 RANDOM = "random"
 _heads: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], list[Callable[[Tensor], Tensor]]]]
@@ -144,9 +144,10 @@ class Locret(KVLayer):
         return max(sizes)
 
     # ---- scores
-    def around_forward(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[object]:
+    def around_forward(
+        self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed
+    ) -> contextlib.AbstractContextManager[object]:
         """Hooks on the projections while tokens are fed that will be scored."""
-        feed = cache.feed
         starts = self.seen or [0] * len(feed.lengths)
         if not feed.prefill or not any(
             m and start < plan.scored for plan, start, m in zip(self.plans, starts, feed.lengths, strict=True)
@@ -155,7 +156,7 @@ class Locret(KVLayer):
         heads = heads_for(model, self.heads, self.seed)
 
         def take(layer: int, qkv: Tensor) -> None:
-            cache.layers[layer].fresh = heads[layer](qkv)
+            layers[layer].fresh = heads[layer](qkv)
 
         return capture(model, take)
 

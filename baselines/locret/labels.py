@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from baselines.locret.heads import capture
-from d2o.cache import KVCache
 from d2o.engine import Engine
-from d2o.layer import Feed, KeepAll
+from d2o.feed import Feed
+from d2o.layer import KeepAll, KVLayer
 
 BLOCK = 64  # answer tokens at a time
 KINDS = ("logit", "log_prob")
@@ -45,11 +45,13 @@ class Recorder(KeepAll):
         self.inputs: list[Tensor] = []  # of every chunk, on the CPU: they are larger than the cache
         self.labels: Tensor | None = None
 
-    def around_forward(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[object]:
+    def around_forward(
+        self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed
+    ) -> contextlib.AbstractContextManager[object]:
         def take(layer: int, qkv: Tensor) -> None:
-            cache.layers[layer].inputs.append(qkv[0].to("cpu", copy=True))
+            layers[layer].inputs.append(qkv[0].to("cpu", copy=True))
 
-        return capture(model, take) if cache.feed.prefill else contextlib.nullcontext()
+        return capture(model, take) if feed.prefill else contextlib.nullcontext()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
         if not feed.prefill:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2o.kernels import LOG2E, in_threads
+from d2o.kernels.sums import LOG2E
+from d2o.kernels.threads import in_threads
 
 ROWS = 256  # query rows of one head in a block, at most
 LEAST = 16  # and at least, however long the text: below, products with so few rows lose more than memory is worth
@@ -40,7 +41,7 @@ def attend_summed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `past_k, past_v [B, Hkv, P, D]`; n at least 1, P may be 0. Gives the
     attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp `[B, Hq, n]`; the
-    column sums `[B, Hq, P + n]` as d2o.kernels.column_sums has them.
+    column sums `[B, Hq, P + n]` as d2o.kernels.sums.column_sums has them.
 
     Row b feeds its last `lengths[b]` columns (all n) behind its first `past[b]` older keys (all P); its column sums are
     the first past[b] + lengths[b]. What belongs to no row is zero.

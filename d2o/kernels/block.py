@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from d2o import fused
-from d2o.kernels import attend, attend_lse, merge_attention
+from d2o.kernels import fused
+from d2o.kernels.attend import attend, attend_lse, merge_attention
 
 
 @dataclass

@@ -18,9 +18,9 @@ from d2o.cache import KVCache
 from d2o.engine import Engine
 from d2o.errors import InputError
 from d2o.eviction import Entries
-from d2o.lab import Answer, Asked, Lab
+from d2o.lab.lab import Answer, Asked, Lab
 from d2o.layer import KVLayer
-from d2o.prompt import stop_ids
+from d2o.models.prompt import stop_ids
 
 LONGEST = 8192  # tokens: the columns of one layer are heads x slots x leaving entries
 Runs = list[list[int]]  # [first, last] of every run of positions

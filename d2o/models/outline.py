@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models import LoadedModel, check_folder, finish
+from d2o.models.load import LoadedModel, check_folder, finish
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,7 +51,7 @@ def _random(node: Mapping[str, Any], dtype: str, device: str) -> Outline:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from d2o.random_model import byte_tokenizer
+    from d2o.models.random import byte_tokenizer
 
     tokenizer, heads = byte_tokenizer(), node["heads"]
     config = LlamaConfig(

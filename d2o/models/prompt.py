@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models import LoadedModel
+from d2o.models.load import LoadedModel
 
 MARK = "<the message>"  # stands for a message, to see what a chat template puts around it
 

@@ -1,6 +1,6 @@
 """Triton kernels for the statistics, for CUDA. Each has a plain twin in torch, which is what runs without one.
 
-    sums_into       twin: kernels.sums_plain       column sums of the causal softmax, and their variance
+    sums_into       twin: sums.sums_plain          column sums of the causal softmax, and their variance
     nearest_into    twin: merge.nearest_plain      best cosine and its slot, without an [evicted, kept] matrix
 
 The caller allocates what is written. Arithmetic is float32 whatever the inputs are; float32 products are not rounded to

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2o import force, race
 from d2o.cache import KVCache
 from d2o.engine import Engine
 from d2o.generation import Generation
+from d2o.lab import force, race
+from d2o.lab.likelihood import Scored, likelihoods
+from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
-from d2o.likelihood import Scored, likelihoods
-from d2o.memory import check_memory, hardware
-from d2o.models import LoadedModel
-from d2o.prompt import decode, encode_parts, stop_ids
+from d2o.models.load import LoadedModel
+from d2o.models.prompt import decode, encode_parts, stop_ids
 
 Span = tuple[int, int]
 
@@ -149,7 +149,7 @@ class Lab:
     def likelihoods(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], again: bool = False
     ) -> list[Scored]:
-        """Log-likelihoods of the continuations of a batch of contexts: d2o/likelihood.py."""
+        """Log-likelihoods of the continuations of a batch of contexts: d2o/lab/likelihood.py."""
         return likelihoods(self.plain, contexts, continuations, again and self.evicts)
 
     def force(self, ids: Sequence[int], prefill: int, piece: int, reference: bool) -> force.Forced:

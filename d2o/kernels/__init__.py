@@ -1,0 +1,1 @@
+"""Attention and its statistics as functions of tensors: what a layer calls."""

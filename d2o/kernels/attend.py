@@ -1,0 +1,88 @@
+"""Attention over slots, with its log-sum-exp where that is wanted, in memory linear in the text.
+
+Everything here is a pure function of tensors. Shapes: `q [B, Hq, n, D]`, `k, v [B, Hkv, T, D]` with `Hq = g * Hkv`
+(query head h reads KV head h // g), `lse [B, Hq, n]` float32, natural logarithm.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """`[B, Hkv, T, D]` -> `[B, Hkv * groups, T, D]`, each KV head repeated for its query heads."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+    """Attention output `[B, Hq, n, D]`; `causal` needs n == T. The fastest kernel there is, without its LSE."""
+    groups = q.shape[1] // k.shape[1]
+    if q.shape[2] == 1:
+        return attend_row(q, k, v, scale, None)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=groups > 1)
+
+
+def attend_row(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """Attention of one query per head over all keys, `visible [B, Hkv, 1, T]` bool (None: all of them).
+
+    The query heads of a group are handed over as rows over the same keys, so that a key is read once.
+    """
+    packed = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    out = F.scaled_dot_product_attention(packed, k, v, attn_mask=visible, scale=scale)
+    return out.reshape(*q.shape[:3], v.shape[3])
+
+
+def attend_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention output `[B, Hq, n, D]` and its log-sum-exp `[B, Hq, n]`; `causal` needs n == T; n and T at least 1."""
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        raise ValueError(f"attend_lse needs at least one query and one key, got {q.shape[2]} and {k.shape[2]}")
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    groups = q.shape[1] // k.shape[1]
+    k, v = repeat_heads(k, groups), repeat_heads(v, groups)
+    if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16):
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+        return out, lse
+    if q.device.type == "cuda":
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, causal, scale=scale
+        )
+        return out, lse[..., : q.shape[2]]  # the kernel pads the rows of its LSE
+    raise NotImplementedError(f"no attention kernel that returns its log-sum-exp is known for {q.device.type}")
+
+
+def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two attentions of the same queries over disjoint keys -> the attention over their union, exactly."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    weight_a, weight_b = (torch.exp(x - lse).unsqueeze(-1).to(out_a.dtype) for x in (lse_a, lse_b))
+    return out_a * weight_a + out_b * weight_b, lse
+
+
+def row_probs(q: Tensor, k: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """Softmax rows `[B, Hq, n, T]` float32 of a few queries; `visible` broadcasts to `[B, Hkv, g, n, T]`, bool.
+
+    A query that sees nothing gives a row of zeros. Memory is n x T: for windows and decode steps, not for prompts.
+    """
+    batch, heads, n, dim = q.shape
+    groups = heads // k.shape[1]
+    packed = q.reshape(batch, k.shape[1], groups * n, dim)
+    logits = torch.matmul(packed, k.transpose(-1, -2)).float().mul_(scale)
+    logits = logits.view(batch, k.shape[1], groups, n, -1)
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
+    probs = torch.softmax(logits, dim=-1)
+    if visible is not None:
+        probs = probs.nan_to_num(0.0)
+    return probs.view(batch, heads, n, -1)
+
+
+def triton_serves(x: Tensor) -> bool:
+    """On CUDA with Triton installed, unless D2O_TRITON=0 asks for the plain twins."""
+    if x.device.type != "cuda" or os.environ.get("D2O_TRITON") == "0":
+        return False
+    return importlib.util.find_spec("triton") is not None

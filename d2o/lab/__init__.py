@@ -1,0 +1,1 @@
+"""What measures an engine: answers, likelihoods, times, the atlas, the self-check."""

@@ -1,0 +1,60 @@
+"""The ledger of what a row asked for and what its cache really held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from d2o.budget import Budget
+
+
+@dataclass
+class Ledger:
+    """What one row asked for and what was held, per layer: mean over the KV heads, in slots; bytes from storages.
+
+    `requested` is what the method gave each layer out of the budget, at the end of the prefill.
+    """
+
+    budget: Budget
+    prompt_tokens: int  # passed when the first eviction was done: the prompt, or one more at the first decode step
+    requested: list[float]
+    held_prefill: list[float]
+    held_decode: list[float] = field(default_factory=list)
+    kv_bytes_prefill: int = 0
+    kv_bytes_decode: int = 0
+
+    @property
+    def realised(self) -> float:
+        """Slots held at the end of the prefill over slots of the full cache."""
+        return sum(self.held_prefill) / (len(self.held_prefill) * self.prompt_tokens)
+
+    def check(self, nominal: bool) -> None:
+        """Raise where a layer holds something else than it was given, or the layers together something else than
+        the budget; `nominal` methods declare that their total is not the budget (d2o's official accounting)."""
+        for layer, (asked, held) in enumerate(zip(self.requested, self.held_prefill, strict=True)):
+            if abs(asked - held) > 1:
+                raise RuntimeError(f"layer {layer} was given {asked:g} slots per head and holds {held:g}")
+        layers, wanted = len(self.requested), min(self.prompt_tokens, self.budget.slots(self.prompt_tokens))
+        if not nominal and abs(sum(self.held_prefill) / layers - wanted) > 1:
+            raise RuntimeError(
+                f"the budget {self.budget.value} of {self.prompt_tokens} tokens is {wanted:g} slots per layer and "
+                f"head, the {layers} layers hold {sum(self.held_prefill) / layers:g} on average"
+            )
+
+    def check_decode(self, expected: list[float]) -> None:
+        """Raise where a layer holds, at the end of decoding, something else than `expected` slots per head."""
+        for layer, (asked, held) in enumerate(zip(expected, self.held_decode, strict=True)):
+            if abs(asked - held) > 1:
+                raise RuntimeError(f"after decoding layer {layer} should hold {asked:g} slots per head, not {held:g}")
+
+    def as_row(self) -> dict[str, Any]:
+        """The ledger's part of a row on disk."""
+        return {
+            "budget": self.budget.value,
+            "budget_realised": round(self.realised, 6),
+            "requested_slots": self.requested,
+            "held_prefill": self.held_prefill,
+            "held_decode": self.held_decode,
+            "kv_bytes_prefill": self.kv_bytes_prefill,
+            "kv_bytes_decode": self.kv_bytes_decode,
+        }

@@ -1,0 +1,1 @@
+"""Models and text: loading, outlines without weights, what is refused, random models, prompts."""

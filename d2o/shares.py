@@ -1,0 +1,53 @@
+"""Shares of a budget among layers that are to hold, together, what equal layers would hold."""
+
+from __future__ import annotations
+
+import math
+
+from d2o.budget import Budget
+from d2o.errors import InputError
+
+LEAST = 0.01  # a layer gets at least this share of the prompt
+D2O_HINT = "method.protected_layers=[] or method.budget_accounting=nominal"
+
+
+def realised_slots(
+    weights: list[float], budget: Budget, length: int, protected: set[int], name: str = "d2o", hint: str = D2O_HINT
+) -> list[int]:
+    """Slots per layer, proportional to `weights`, that add up to what layers of equal slots would hold, with protected
+    layers whole.
+
+    A layer gets at least 1 % of the prompt and at most all of it; what the caps leave over goes to the others. `name`
+    and `hint` are the method's, for the InputError of a budget that the protected layers exceed.
+    """
+    layers = len(weights)
+    total = budget.slots(length) * layers - len(protected) * length
+    free = [layer for layer in range(layers) if layer not in protected]
+    least = max(1, math.ceil(LEAST * length - 1e-9))
+    if total < least * len(free):
+        needed = -(-(len(protected) * length + least * len(free)) // layers)  # slots per layer
+        why = f"{len(protected)} protected layers of {layers}" if protected else f"layers, at least {LEAST:.0%} each"
+        raise InputError(
+            f"budget {budget.value} is too small for {name}'s {why}",
+            f"the smallest that works for {length} tokens is budget={math.ceil(needed / length * 1000) / 1000:g}, "
+            f"or type {hint}",
+        )
+    exact = _water_fill({layer: weights[layer] for layer in free}, total, least, length)
+    slots = {layer: math.floor(value + 1e-9) for layer, value in exact.items()}
+    by_remainder = sorted(free, key=lambda layer: (slots[layer] - exact[layer], layer))
+    for layer in by_remainder[: total - sum(slots.values())]:
+        slots[layer] += 1
+    return [length if layer in protected else slots[layer] for layer in range(layers)]
+
+
+def _water_fill(weights: dict[int, float], total: int, least: int, most: int) -> dict[int, float]:
+    """Shares of `total` proportional to `weights`, each within [least, most]; found by bisection on the level."""
+    low, high = 0.0, total / min(weights.values())
+
+    def fill(level: float) -> dict[int, float]:
+        return {layer: min(most, max(least, level * weight)) for layer, weight in weights.items()}
+
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(fill(middle).values()) < total else (low, middle)
+    return fill(high)
