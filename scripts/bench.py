@@ -9,7 +9,7 @@
 The rows of a point take turns; every figure is the least of several rounds. `sdpa` is transformers' own attention and
 dynamic cache, decoded by its generate(). Presses of kvpress stand beside them where that package is installed. On a
 CPU: one thread and CPU seconds, or `--threads 2` and wall seconds; run it on an idle machine. `--cap` refuses memory
-beyond so many GiB, weights included. floor/time is the share of what scripts/bench_floors.py says is possible.
+beyond so many GiB, weights included. floor/time is the share of what scripts/measure/bench_floors.py says is possible.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from d2o import race  # noqa: E402
 from d2o.engine import Engine  # noqa: E402
 from d2o.errors import InputError  # noqa: E402
 from d2o.memory import hardware, is_out_of_memory, limited  # noqa: E402
-from scripts.bench_floors import Floors, measure_rates  # noqa: E402
-from scripts.bench_stock import presses, stock_run  # noqa: E402
+from scripts.measure.bench_floors import Floors, measure_rates  # noqa: E402
+from scripts.measure.bench_stock import presses, stock_run  # noqa: E402
 
 LOCRET = {"heads": "random", "chunk": 1024, "stabilizers": 2500, "local": 100}
 METHODS = {  # name -> (config, knobs, prefill chunk, budget where it is not --budget's)

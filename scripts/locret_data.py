@@ -23,7 +23,7 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     """Row `number`: a function of it and the seed alone."""
     from eval.mini_build import build
     from eval.mini_text import plain
-    from scripts.tiny_data import COST
+    from scripts.train.tiny_data import COST
 
     rng = random.Random(f"locret:{seed}:{number}")
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]

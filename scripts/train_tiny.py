@@ -92,8 +92,8 @@ def train(cfg, rank: int) -> None:
 
     from eval.mini_text import syllables
     from eval.mini_tokens import Encoder
-    from scripts.tiny_data import batch
-    from scripts.tiny_model import loss_of, new_model, optimisers
+    from scripts.train.tiny_data import batch
+    from scripts.train.tiny_model import loss_of, new_model, optimisers
 
     out = pathlib.Path(cfg.out_dir)
     out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from zoo import build, prompt
 
 from scripts import bench
-from scripts.bench_stock import stock_run
+from scripts.measure.bench_stock import stock_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
