@@ -12,7 +12,7 @@ from eval.aggregate import mean
 from eval.bootstrap import Interval, mean_interval, means_interval
 from eval.equal import mark_uneven
 from eval.find import cell_folders, read_config
-from eval.results import CellResult, Note, cell_folders, compare_with_full, read_cell, read_config
+from eval.results import CellResult, Note, compare_with_full, read_cell
 from eval.scoring import Score
 from eval.table_match import Found, match
 from eval.table_spec import Slot, TableSpec

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2o.errors import InputError  # noqa: E402
+from d2o.errors import InputError
+from scripts.command import ROOT, call, read, run
 
 NEEDLE = """
 run_pred.py -m results_dir=results/figures/needle task=needle budget=.2 method=full,streaming_llm,h2o,snapkv,d2o
@@ -36,27 +35,23 @@ scripts/plot.py kind=ppl results_dir=results/figures/positions out=docs/position
 FIGURES = {"needle": NEEDLE, "positions": POSITIONS}
 
 
-def main(words: list[str]) -> None:
-    if not words or any(word in ("-h", "--help") for word in words):
+def main(words: list[str]) -> int:
+    if not words:
         print(__doc__, end="")
-        return
-    for word in words:
+    names = read(words, {}, others=True).words
+    for word in names:
         if word not in FIGURES:
             raise InputError(f"no figure {word}", f"one of: {', '.join(FIGURES)}")
     (ROOT / "results" / "figures").mkdir(parents=True, exist_ok=True)
-    for word in words:
+    for word in names:
         for line in FIGURES[word].strip().split("\n"):
             line = line.replace("SHARED", os.environ.get("D2O_SHARED", "../shared"))
             print(f"$ python {line}", flush=True)
-            code = subprocess.run([sys.executable, *shlex.split(line)], cwd=ROOT).returncode
+            code = call(shlex.split(line), cwd=ROOT)
             if code:
-                sys.exit(code)
+                return code
+    return 0
 
 
 if __name__ == "__main__":
-    from eval.cli import report
-
-    try:
-        main(sys.argv[1:])
-    except BaseException as error:
-        sys.exit(report(error))
+    run(main, __doc__)

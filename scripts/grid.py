@@ -12,8 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2o.errors import InputError  # noqa: E402
-from eval.pairs import read_pairs  # noqa: E402
+from d2o.errors import InputError
+from scripts.command import read, run
+
+KEYS = {"results_dir": "results", "task": str}
 
 
 def main(words: list[str]) -> None:
@@ -24,13 +26,13 @@ def main(words: list[str]) -> None:
     from eval.series import load_cells
     from eval.tables import markdown
 
-    given = read_pairs(words, {"results_dir": "results", "task": ""})
-    folder, tasks = Path(given["results_dir"]), given["task"].split(",")
+    given = read(words, KEYS)
+    folder, tasks = Path(given.results_dir), (given.task or "").split(",")
     results = score_cells(folder, "official", lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
     cells = [c for c in load_cells(results, folder) if c.task in tasks and c.result.score.n == c.result.total]
     if not cells:
         known = sorted({c.task for c in load_cells(results, folder)})
-        raise InputError(f"no finished cells of task={given['task']} under {folder}", f"task= is one of {known}")
+        raise InputError(f"no finished cells of task={given.task or ''} under {folder}", f"task= is one of {known}")
     curves = mean_over_tasks(cells, "")
     budgets = sorted({budget for line in curves.lines.values() for budget in line})
     uneven = {(cell.label, cell.budget) for cell in cells if cell.result.uneven}
@@ -49,9 +51,4 @@ def shown(interval) -> str:
 
 
 if __name__ == "__main__":
-    from eval.cli import report
-
-    try:
-        main(sys.argv[1:])
-    except BaseException as error:
-        sys.exit(report(error))
+    run(main, __doc__)

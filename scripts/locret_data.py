@@ -3,17 +3,21 @@
 prompt: a text of the training names, as the bundled model was trained on. answer: questions about it with their
 answers: what the heads must foresee, since the text is evicted before it is asked about. A row of one question names
 it, for Locret-Q: with asked=1 all do.
+
+out=results/locret/train.jsonl  n=2000 rows  seed=0  asked=16 questions at most
 """
 
 import json
-import pathlib
 import random
 import sys
+from pathlib import Path
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-DEFAULTS = {"out": "results/locret/train.jsonl", "n": "2000", "seed": "0", "asked": "16"}
+from d2o.errors import InputError
+from scripts.command import read, run
+
+KEYS = {"out": "results/locret/train.jsonl", "n": 2000, "seed": 0, "asked": 16}
 LENGTHS = (512, 1024, 2048)
 KINDS = {"multikey": 0.25, "twohop": 0.13, "multivalue": 0.1, "code": 0.15, "dialogue": 0.1, "passage": 0.1,
          "fewshot": 0.1, "count": 0.03, "text": 0.04}  # fmt: skip
@@ -23,7 +27,7 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     """Row `number`: a function of it and the seed alone."""
     from eval.mini_build import build
     from eval.mini_text import plain
-    from scripts.tiny_data import COST
+    from scripts.train.tiny_data import COST
 
     rng = random.Random(f"locret:{seed}:{number}")
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
@@ -38,24 +42,20 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     return found | {"question": plain(doc.asks[0].question)} if len(doc.asks) == 1 else found
 
 
-def main(argv: list[str]) -> int:
-    given = dict(pair.partition("=")[::2] for pair in argv)
-    wrong = [name for name in given if name not in DEFAULTS]
-    numbers = {name: (DEFAULTS | given)[name] for name in ("n", "seed", "asked")}
-    wrong += [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
-    if wrong or not int(numbers["n"]) or not int(numbers["asked"]):
-        print(f"error: {wrong or numbers}\nhint: {' '.join(f'{k}={v}' for k, v in DEFAULTS.items())}", file=sys.stderr)
-        return 2
+def main(words: list[str]) -> None:
+    given = read(words, KEYS)
+    for key in ("n", "asked"):
+        if getattr(given, key) < 1:
+            raise InputError(f"{key}={getattr(given, key)} is no positive number", f"write {key}={KEYS[key]}")
     from eval.mini_tokens import counter
 
-    place, size = pathlib.Path((DEFAULTS | given)["out"]), counter(None)
+    place, size = Path(given.out), counter(None)
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("w", encoding="utf-8") as stream:
-        for number in range(int(numbers["n"])):
-            stream.write(json.dumps(row(int(numbers["seed"]), number, int(numbers["asked"]), size)) + "\n")
-    print(f"{place}: {numbers['n']} rows")
-    return 0
+        for number in range(given.n):
+            stream.write(json.dumps(row(given.seed, number, given.asked, size)) + "\n")
+    print(f"{place}: {given.n} rows")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, __doc__)

@@ -2,17 +2,24 @@
 
 A random Llama of 4 layers, random heads, a process of its own for every length. With Locret the peak does not depend on
 the length; --method full shows what it does otherwise.
+
+lengths=16384,32768,65536   of the prompt, in tokens    method=locret | full    budget=2048 slots    chunk=1024 tokens
+hidden=64   width of the Llama; 4 heads, 2 KV heads     --one   measure the first length here and print it as JSON
 """
 
-import argparse
 import json
-import pathlib
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from d2o.errors import InputError
+from scripts.command import read, run
+
+METHODS = ("locret", "full")
+KEYS = {"lengths": (16384, 32768, 65536), "method": "locret", "budget": 2048, "chunk": 1024, "hidden": 64, "one": False}
 
 
 def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> dict[str, float]:
@@ -43,21 +50,16 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
             "most_slots": most, "seconds": round(seconds, 1)}  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[16384, 32768, 65536])
-    parser.add_argument("--method", choices=["locret", "full"], default="locret")
-    parser.add_argument("--budget", type=int, default=2048)
-    parser.add_argument("--chunk", type=int, default=1024)
-    parser.add_argument("--hidden", type=int, default=64, help="width of the Llama; 4 heads, 2 KV heads")
-    parser.add_argument("--one", action="store_true", help="measure the first length here and print it as JSON")
-    given = parser.parse_args()
+def main(words: list[str]) -> None:
+    given = read(words, KEYS)
+    if given.method not in METHODS:
+        raise InputError(f"method={given.method} is unknown", f"one of: {', '.join(METHODS)}")
+    rest = {key: getattr(given, key) for key in ("method", "budget", "chunk", "hidden")}
     if given.one:
-        print(json.dumps(measure(given.lengths[0], given.method, given.budget, given.chunk, given.hidden)))
+        print(json.dumps(measure(given.lengths[0], **rest)))
         return
     for length in given.lengths:
-        command = [sys.executable, __file__, "--one", "--method", given.method, "--lengths", str(length)]
-        command += ["--budget", str(given.budget), "--chunk", str(given.chunk), "--hidden", str(given.hidden)]
+        command = [sys.executable, __file__, "one=true", f"lengths={length}", *(f"{k}={v}" for k, v in rest.items())]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         peak, kept = found["peak_bytes"] / 2**20, found["kv_bytes"] / 2**20
         print(f"{given.method} {length:6d} tokens: peak {peak:7.1f} MiB above the weights, cache {kept:6.1f} MiB, "
@@ -65,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2o.errors import InputError  # noqa: E402
-from eval.pairs import read_pairs  # noqa: E402
+from d2o.errors import InputError
+from scripts.command import read, run
 
-KEYS = {"model": "", "out": "", "texts": "60", "tokens": "400", "temperature": "0.8", "seed": "0"}
+KEYS = {"model": "", "out": "", "texts": 60, "tokens": 400, "temperature": 0.8, "seed": 0}
 
 
 def main(words: list[str]) -> None:
-    if not words or any(word in ("-h", "--help") for word in words):
+    if not words:
         print(__doc__, end="")
         return
     given = read_words(words)
@@ -30,40 +31,32 @@ def main(words: list[str]) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded = load(given["model"], device="cpu")
-    texts, tokens = int(given["texts"]), int(given["tokens"])
+    loaded = load(given.model, device="cpu")
+    texts, tokens = given.texts, given.tokens
     if tokens > loaded.window:
         raise InputError(f"tokens={tokens} is longer than the model's window", f"write tokens={loaded.window - 1}")
     opening = loaded.tokenizer.bos_token_id
     if opening is None:
         raise InputError("this model's tokenizer has no token that begins a text", "take another model")
-    torch.manual_seed(int(given["seed"]))
+    torch.manual_seed(given.seed)
     begin = torch.full((texts, 1), opening)
-    options = {"do_sample": True, "temperature": float(given["temperature"]), "pad_token_id": opening}
+    options = {"do_sample": True, "temperature": given.temperature, "pad_token_id": opening}
     told = loaded.model.generate(begin, max_new_tokens=tokens - 1, **options)
     found = [loaded.tokenizer.decode(row, skip_special_tokens=True).strip() for row in told]
-    Path(given["out"]).write_text("\n\n".join(found) + "\n", encoding="utf-8")
-    print(f"{given['out']}: {texts} texts")
+    Path(given.out).write_text("\n\n".join(found) + "\n", encoding="utf-8")
+    print(f"{given.out}: {texts} texts")
 
 
-def read_words(words: list[str]) -> dict[str, str]:
-    given = read_pairs(words, KEYS)
-    for key, kind in (("texts", int), ("tokens", int), ("seed", int), ("temperature", float)):
-        try:
-            wrong = kind(given[key]) < 0 or (key != "seed" and kind(given[key]) == 0)
-        except ValueError:
-            wrong = True
-        if wrong:
-            raise InputError(f"{key}={given[key]} is no positive number", f"write {key}={KEYS[key]}")
-    if not given["out"] or not Path(given["out"]).parent.is_dir():
-        raise InputError(f"cannot write out={given['out']}", "out= names a file in a folder that exists")
+def read_words(words: list[str]) -> SimpleNamespace:
+    given = read(words, KEYS)
+    for key in ("texts", "tokens", "temperature", "seed"):
+        value = getattr(given, key)
+        if value < 0 or (key != "seed" and value == 0):
+            raise InputError(f"{key}={value} is no positive number", f"write {key}={KEYS[key]}")
+    if not given.out or not Path(given.out).parent.is_dir():
+        raise InputError(f"cannot write out={given.out}", "out= names a file in a folder that exists")
     return given
 
 
 if __name__ == "__main__":
-    from eval.cli import report
-
-    try:
-        main(sys.argv[1:])
-    except BaseException as error:
-        sys.exit(report(error))
+    run(main, __doc__)

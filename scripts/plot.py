@@ -14,12 +14,13 @@ from __future__ import annotations
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2o.errors import InputError  # noqa: E402
-from eval.pairs import read_pairs  # noqa: E402
+from d2o.errors import InputError
+from scripts.command import read, run
 
 KINDS = ("budget", "budget_sheet", "needle", "ppl", "speed", "memory", "held", "atlas")
 KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "model": "*", "method": "*", "budget": "*",
@@ -27,27 +28,24 @@ KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "mod
 
 
 def main(words: list[str]) -> None:
-    if any(word in ("-h", "--help") for word in words):
-        print(__doc__, end="")
-        return
     given = read_words(words)
     from eval.plot_style import save, style
     from eval.results import score_cells
     from eval.series import load_cells
 
-    folder = Path(given["results_dir"])
-    results = score_cells(folder, given["scorer"], lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
-    cells = [cell for cell in load_cells(results, folder) if wanted(cell, given)]
-    found = figures(given["kind"], cells, given["what"])
+    folder = Path(given.results_dir)
+    results = score_cells(folder, given.scorer, lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
+    cells = [cell for cell in load_cells(results, folder) if wanted(cell, vars(given))]
+    found = figures(given.kind, cells, given.what)
     if len(found) != 1:
-        what = f"{len(found)} figures of kind={given['kind']} under {folder}"
+        what = f"{len(found)} figures of kind={given.kind} under {folder}"
         what += f": {', '.join(list(found)[:4])}" if found else ""
         hint = "narrow them down" if found else "widen them, or name another results_dir="
         raise InputError(what, f"task=, model=, method= and budget= choose cells: {hint}")
     title, draw = found.popitem()
     with style():
-        save(draw(), Path(given["out"]))
-    print(f"{given['out']}: {title}, {len(cells)} cells")
+        save(draw(), Path(given.out))
+    print(f"{given.out}: {title}, {len(cells)} cells")
 
 
 def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
@@ -84,13 +82,13 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     return {title: lambda c=c, a=a, title=title: draw(a, title, c.needles(a["id"])) for title, c, a in atlases}
 
 
-def read_words(words: list[str]) -> dict[str, str]:
-    given = read_pairs(words, KEYS)
-    if given["kind"] not in KINDS:
-        raise InputError(f"kind={given['kind']} is unknown", f"one of: {', '.join(KINDS)}")
-    out = Path(given["out"])
+def read_words(words: list[str]) -> SimpleNamespace:
+    given = read(words, KEYS)
+    if given.kind not in KINDS:
+        raise InputError(f"kind={given.kind} is unknown", f"one of: {', '.join(KINDS)}")
+    out = Path(given.out)
     if out.suffix not in (".png", ".svg") or not out.parent.is_dir():
-        raise InputError(f"cannot write out={given['out']}", "out= names a .png or .svg file in a folder that exists")
+        raise InputError(f"cannot write out={given.out}", "out= names a .png or .svg file in a folder that exists")
     return given
 
 
@@ -104,9 +102,4 @@ def wanted(cell: Any, given: dict[str, str]) -> bool:
 
 
 if __name__ == "__main__":
-    from eval.cli import report
-
-    try:
-        main(sys.argv[1:])
-    except BaseException as error:
-        sys.exit(report(error))
+    run(main, __doc__)

@@ -3,12 +3,15 @@
   python scripts/prepare_data.py              to $D2O_DATA/longbench, by default ~/.cache/d2o/longbench
   HF_ENDPOINT=URL python scripts/prepare_data.py       from a mirror of the hub
 
+to=DIR              another folder
+prompts_url=URL     folder of the two prompt files
+data_sha256=HEX     of another version of data.zip
+
 An interrupted download goes on where it stopped. Every file is checked against a sha256 that stands in this script.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -19,10 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
-from eval.cli import report
 from eval.download import CHUNK, fetch
 from eval.longbench import SETS, SETS_E
 from eval.longbench_data import cache_dir
+from scripts.command import read, run
 
 # The hub could not be reached when this was written: revision and sha256 (113,932,529 bytes) are those that several
 # independent public records of this file agree on.
@@ -38,24 +41,17 @@ PROMPTS_SHA256 = {
 }
 MEMBER = re.compile(r"(?:data/)?([\w-]+)\.jsonl")
 NAMES = {*SETS, *(f"{name}_e" for name in SETS_E)}
+KEYS = {"to": str, "prompts_url": PROMPTS_URL, "data_sha256": DATA_SHA256}
 
 
-def main(argv: list[str]) -> None:
-    args = parse(argv)
+def main(words: list[str]) -> None:
+    args = read(words, KEYS)
     folder = Path(args.to).expanduser() if args.to else cache_dir()
     prompts(folder / "prompts", args.prompts_url)
     data(folder, args.data_sha256)
     print("try: python run_pred.py task=longbench_trec limit=3 model=path model.path=DIR")
     if args.to:
         print(f"with task.data_dir={folder / 'data'} task.prompts_dir={folder / 'prompts'}")
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", metavar="DIR", help="another folder")
-    parser.add_argument("--prompts-url", default=PROMPTS_URL, metavar="URL", help="folder of the two prompt files")
-    parser.add_argument("--data-sha256", default=DATA_SHA256, metavar="HEX", help="of another version of data.zip")
-    return parser.parse_args(argv)
 
 
 def prompts(folder: Path, base: str) -> None:
@@ -121,7 +117,4 @@ def say(path: Path, downloaded: bool) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except Exception as error:
-        sys.exit(report(error))
+    run(main, __doc__)

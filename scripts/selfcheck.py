@@ -6,7 +6,7 @@
     python scripts/selfcheck.py families                              small random Llama, Falcon, Phi-3, Qwen3 and Gemma
 
 Exit code 0: everything passed; 1: something failed, named below the table; 2: bad input. What the columns mean is said
-in d2o/lab/selfcheck.py. A dash: the check does not apply to the method.
+in d2o/selfcheck.py. A dash: the check does not apply to the method.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.command import ROOT, read, run
 
 CONFIGS = ROOT / "configs"
 SMALL = {"vocab_size": 211, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "bos_token_id": 1,
@@ -36,22 +37,11 @@ ANY_MODEL = {"locret": {"heads": "random"}}  # trained heads fit one model, and 
 
 
 def main(words: list[str]) -> int:
-    if "-h" in words or "--help" in words:
-        print(__doc__)
-        return 0
-    from eval.cli import report
-
-    try:
-        return check(words)
-    except BaseException as error:
-        return report(error)
-
-
-def check(words: list[str]) -> int:
     from d2o.errors import InputError
 
-    names = next((w.split("=", 1)[1].split(",") for w in words if w.startswith("methods=")), None)
-    rest = [w for w in words if not w.startswith("methods=") and w != "families"]
+    given = read(words, {"methods": str}, others=True)
+    names = given.methods.split(",") if given.methods else None
+    rest = [word for word in given.words if word != "families"]
     if "families" in words and rest:
         raise InputError(f"{rest[0]!r} beside families, which brings its own models", "leave one of them out")
     methods, bad = build_methods(names), []
@@ -149,4 +139,4 @@ def families():
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, __doc__)

@@ -12,28 +12,27 @@ Exit codes: 0 nothing to mend, 1 a cell failed, is stale or missing, 2 bad input
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
 from eval.backends import slurm_jobs
 from eval.board import Line, board, show
-from eval.cli import report
 from eval.state import read_json
+from scripts.command import ROOT, call, read, run
 
-ROOT = Path(__file__).resolve().parents[1]
+KEYS = {"results_dir": "results", "rerun": str, "start": False}
 MENDED = ("failed", "stale", "missing")
 
 
-def main(argv: list[str]) -> int:
-    args = parse(argv)
+def main(words: list[str]) -> int:
+    args = read_words(words)
     lines = board(args.results_dir, ask_slurm() if has_jobs(args.results_dir) else None)
     if args.rerun is None:
         print(show(lines, args.results_dir))
@@ -50,10 +49,10 @@ def main(argv: list[str]) -> int:
 
 def start(line: Line, words: Sequence[str]) -> int:
     """The cell's own command again, where it was given."""
-    again = [sys.executable, str(ROOT / "run_pred.py"), *shlex.split(line.command)[2:], *words]
+    again = [str(ROOT / "run_pred.py"), *shlex.split(line.command)[2:], *words]
     print(f"{line.state}: {line.path}", file=sys.stderr, flush=True)
     cwd = line.cwd if line.cwd and Path(line.cwd).is_dir() else None
-    return subprocess.run(again, cwd=cwd).returncode
+    return call(again, cwd=cwd)
 
 
 def has_jobs(results_dir: Path) -> bool:
@@ -71,32 +70,19 @@ def ask_slurm() -> set[str] | None:
         return None
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(message, "python scripts/status.py --help")
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--rerun", metavar="STATES", type=lambda text: text.split(","))
-    parser.add_argument("--start", action="store_true")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
-    args = parser.parse_intermixed_args(argv)
+def read_words(words: Sequence[str]) -> SimpleNamespace:
+    args = read(words, KEYS, others=True)
+    args.rerun = args.rerun.split(",") if args.rerun else None
     for state in args.rerun or ():
         if state not in MENDED:
             raise InputError(f"--rerun {state} is no state to mend", f"write one of {', '.join(MENDED)}")
     if args.start and not args.rerun:
         raise InputError("--start without --rerun", "write --rerun failed --start")
-    place = [word for word in args.words if word.startswith("results_dir=")]
-    args.words = [word for word in args.words if word not in place]
     if args.words and not args.rerun:
         raise InputError(f"cannot read {args.words[0]!r}", "write results_dir=DIR, or words behind --rerun STATES")
-    args.results_dir = Path(place[-1].partition("=")[2] if place else "results")
+    args.results_dir = Path(args.results_dir)
     return args
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Exception as error:
-        sys.exit(report(error))
+    run(main, __doc__)

@@ -13,15 +13,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2o.errors import InputError  # noqa: E402
-from eval.pairs import read_pairs  # noqa: E402
+from scripts.command import ROOT, read, run
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-KEYS = {"results_dir": "results", "project": "", "group": "", "table": "", "scorer": "official", "force": "false"}
+CONFIGS = ROOT / "configs"
+KEYS = {"results_dir": "results", "project": str, "group": str, "table": str, "scorer": "official", "force": False}
 
 
 @dataclass
@@ -34,35 +34,36 @@ class Target:
 
 
 def main(words: list[str]) -> int:
-    if any(word in ("-h", "--help") for word in words):
-        print(__doc__, end="")
-        return 0
+    from eval.tracking import Unsent
+
+    try:
+        sync(read(words, KEYS))
+    except Unsent as error:
+        print(f"error: W&B does not take {error}", file=sys.stderr)
+        print("hint: nothing on the disk was changed; the same command goes on where this one stopped", file=sys.stderr)
+        return 1
+    return 0
+
+
+def sync(given: SimpleNamespace) -> None:
+    """Send every finished cell, then the table. Raises Unsent where the server does not take one."""
     from eval.find import find_cells
 
-    given = read(words)
-    table = _table(given) if given["table"] else None
+    table = _table(given) if given.table else None
     counts = {"sent": 0, "there": 0, "unfinished": 0}
-    for folder in find_cells(Path(given["results_dir"])):
+    for folder in find_cells(Path(given.results_dir)):
         state, what = send(folder, given)
         counts[state] += 1
         print(f"{state:<10}  {folder}{what}", flush=True)
     if table is not None:
         from eval.table_artifact import send_table
 
-        send_table(table, Target(given["project"] or "d2o", given["group"] or None), Path(given["results_dir"]))
-        print(f"{'sent':<10}  table={given['table']}")
+        send_table(table, Target(given.project or "d2o", given.group or None), Path(given.results_dir))
+        print(f"{'sent':<10}  table={given.table}")
     print(", ".join(f"{n} {state}" for state, n in counts.items()), file=sys.stderr)
-    return 0
 
 
-def read(words: list[str]) -> dict[str, str]:
-    given = read_pairs(words, KEYS)
-    if given["force"] not in ("true", "false"):
-        raise InputError(f"force={given['force']} is neither true nor false", "write force=true")
-    return given
-
-
-def send(folder: Path, given: dict[str, str]) -> tuple[str, str]:
+def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
     """sent | there | unfinished, and what to say of it. Raises Unsent where the server does not take it."""
     from eval.find import read_config
     from eval.mirror import mirror
@@ -76,28 +77,28 @@ def send(folder: Path, given: dict[str, str]) -> tuple[str, str]:
     config["config"] = {**config["config"], "shard": None}  # the shards of a cell are one run here
     target = _target(config, given)
     known = mark(folder, {"id": run_id(config), "project": target.project, "group": target.group})
-    if given["force"] == "false" and read_json(folder / MARK) == known:
+    if not given.force and read_json(folder / MARK) == known:
         return "there", ""
     scored = "metric" in config["protocol"]
     rows = list(cell_rows(folder, lambda text: print(f"note: {text}", file=sys.stderr), scored))
     whole = wanted(folder)
     if whole is None or len(rows) < whole:
         return "unfinished", f": {len(rows)} of {'?' if whole is None else whole} rows"
-    with Tracker(target, Path(given["results_dir"]), config, folder, again=True) as tracker:
+    with Tracker(target, Path(given.results_dir), config, folder, again=True) as tracker:
         for row in rows:
             tracker.row(row)
-        mirror(tracker, config, rows, folder, given["scorer"])
+        mirror(tracker, config, rows, folder, given.scorer)
     if tracker.error is not None:
         raise Unsent(f"{folder}: {first_line(tracker.error)}")
     return "sent", ""
 
 
-def _target(config: dict[str, Any], given: dict[str, str]) -> Target:
+def _target(config: dict[str, Any], given: SimpleNamespace) -> Target:
     before = config["config"].get("wandb") or {}
-    return Target(given["project"] or before.get("project") or "d2o", given["group"] or before.get("group"))
+    return Target(given.project or before.get("project") or "d2o", given.group or before.get("group"))
 
 
-def _table(given: dict[str, str]) -> Any:
+def _table(given: SimpleNamespace) -> Any:
     """Filled before anything is sent, so that a slip of the hand costs nothing."""
     from eval.table_fill import fill
     from eval.table_read import read_table
@@ -105,18 +106,8 @@ def _table(given: dict[str, str]) -> Any:
     def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
-    return fill(read_table(given["table"], CONFIGS), Path(given["results_dir"]), CONFIGS, given["scorer"], note)
+    return fill(read_table(given.table, CONFIGS), Path(given.results_dir), CONFIGS, given.scorer, note)
 
 
 if __name__ == "__main__":
-    from eval.cli import report
-    from eval.tracking import Unsent
-
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Unsent as error:
-        print(f"error: W&B does not take {error}", file=sys.stderr)
-        print("hint: nothing on the disk was changed; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        sys.exit(report(error))
+    run(main, __doc__)

@@ -4,22 +4,26 @@ import csv
 import pathlib
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from scripts.command import read, run
+
 SHOWN = ("single", "multikey8", "twohop", "fewshot", "code", "dialogue", "passage", "count")
 
 
-def read(path: pathlib.Path) -> list[dict]:
+def table(path: pathlib.Path) -> list[dict[str, str]]:
     with path.open() as f:
         return list(csv.DictReader(f))
 
 
-def main(folder: str) -> None:
+def main(words: list[str]) -> None:
+    where = pathlib.Path(read(words, {"folder": None}, places=("folder",)).folder)
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    where = pathlib.Path(folder)
-    train, checks = read(where / "train.csv"), read(where / "eval.csv")
+    train, checks = table(where / "train.csv"), table(where / "eval.csv")
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     tokens, loss = ([float(row[key]) for row in train] for key in ("tokens", "loss"))
     tokens = [t / 1e6 for t in tokens]
@@ -43,4 +47,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

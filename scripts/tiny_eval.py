@@ -2,15 +2,20 @@
 
 By teacher forcing: a row counts when every token of the answer is the most likely one, the same as a greedy answer that
 is right to its end. Rows are the benchmark's own; training looks at rows of another seed.
+
+folder=   of the model        lengths=512,1024,2048,4000 tokens        n=200 rows        names=   kinds, by default all
 """
 
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from eval.mini import KINDS, Mini  # noqa: E402
+
+from eval.mini import KINDS, Mini
+from scripts.command import read, run
 
 CHECK_SEED = 1_000_003  # of the rows that training looks at; the benchmark's default is 0
+KEYS = {"folder": None, "lengths": (512, 1024, 2048, 4000), "n": 200, "names": ",".join(KINDS)}
 
 
 def rows(enc, bos: int, name: str, length: int, n: int, seed: int):
@@ -41,7 +46,8 @@ def accuracies(model, enc, bos: int, lengths, n: int, bf16: bool, names=tuple(KI
     return out
 
 
-def main(folder: str, lengths: str = "512,1024,2048,4000", n: str = "200", names: str = ",".join(KINDS)) -> None:
+def main(words: list[str]) -> None:
+    given = read(words, KEYS, places=tuple(KEYS))
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
@@ -49,14 +55,14 @@ def main(folder: str, lengths: str = "512,1024,2048,4000", n: str = "200", names
     from eval.mini_tokens import Encoder
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    enc = Encoder(Tokenizer.from_file(f"{folder}/tokenizer.json"))
-    sizes = [int(length) for length in lengths.split(",")]
+    model = AutoModelForCausalLM.from_pretrained(given.folder, dtype=torch.float32)
+    enc = Encoder(Tokenizer.from_file(f"{given.folder}/tokenizer.json"))
+    sizes = list(given.lengths)
     print("| task | " + " | ".join(map(str, sizes)) + " |\n|" + "---|" * (len(sizes) + 1))
-    for name in names.split(","):
-        found = accuracies(model, enc, model.config.bos_token_id, sizes, int(n), False, [name], seed=0)
+    for name in given.names.split(","):
+        found = accuracies(model, enc, model.config.bos_token_id, sizes, given.n, False, [name], seed=0)
         print(f"| {name} | " + " | ".join(f"{100 * v:.1f}" for v in found.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

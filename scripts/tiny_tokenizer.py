@@ -10,7 +10,9 @@ import string
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from eval.mini_text import STARTERS, syllables, words  # noqa: E402
+
+from eval.mini_text import STARTERS, syllables, words
+from scripts.command import read, run
 
 
 def pieces() -> list[tuple[str, float]]:
@@ -51,5 +53,9 @@ def save(folder: str) -> int:
     return len(fast)
 
 
+def main(given: list[str]) -> None:
+    print(save(read(given, {"folder": "models/tiny"}, places=("folder",)).folder))
+
+
 if __name__ == "__main__":
-    print(save(sys.argv[1] if len(sys.argv) > 1 else "models/tiny"))
+    run(main, __doc__)

@@ -1,209 +1,37 @@
-"""Train the bundled model `tiny` on generated text, on a CPU: `python scripts/train_tiny.py`.
+"""Train the bundled model `tiny` on generated text, on a CPU: `python scripts/train_tiny.py [KEY=VALUE ...]`.
 
 Resumes from `out_dir`/checkpoint.pt if it is there (weights, optimisers, step: the same losses as an unbroken run);
-`max_minutes=5` stops early with a checkpoint. The recipe is configs/train_tiny.yaml.
+`max_minutes=5` stops early with a checkpoint. The recipe and its keys are configs/train_tiny.yaml.
 """
 
-import csv
-import datetime
-import os
-import pathlib
-import random
 import sys
-import time
-import types
+import tempfile
+from pathlib import Path
 
-import hydra
-from omegaconf import OmegaConf
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-
-def phase_at(phases, step: int):
-    """The phase a step belongs to, and how far into it the step is (0 to 1); phases follow each other, `steps` each."""
-    for phase in phases:
-        if step < phase.steps:
-            break
-        step -= phase.steps
-    return phase, step / phase.steps
+from scripts.command import run
+from scripts.train.config import composed
 
 
-def rate(cfg, phase, done: float, step: int) -> float:
-    """Share of the full learning rate: linear from the phase's first to its second, after a linear warm-up."""
-    first, last = phase.rate
-    return min(1.0, (step + 1) / cfg.warmup) * (first + (last - first) * done)
-
-
-def load(path: pathlib.Path, model, opts) -> tuple[int, int]:
-    """Take up a checkpoint if there is one: (steps done, tokens seen)."""
-    import torch
-
-    if not path.exists():
-        return 0, 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    for opt, saved in zip(opts, state["optimisers"], strict=True):
-        opt.load_state_dict(saved)
-    return state["step"], state["tokens"]
-
-
-def save(path: pathlib.Path, state: dict) -> None:
-    import torch
-
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
-
-
-@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train_tiny")
-def main(cfg) -> None:
+def main(words: list[str]) -> None:
     """Two single-threaded workers beat two threads on a shared machine; this process is worker 0."""
-    import tempfile
-
+    cfg = composed(words, "train_tiny")
     import torch.multiprocessing as mp
+
+    from scripts.train.tiny_loop import worker
 
     with tempfile.TemporaryDirectory() as meeting:
         others = mp.spawn(worker, (cfg, meeting, 1), nprocs=cfg.workers - 1, join=False) if cfg.workers > 1 else None
-        worker(-1, cfg, meeting, 1)
-        while others is not None and not others.join():
-            pass
-
-
-def worker(index: int, cfg, meeting: str, first: int) -> None:
-    import torch
-    import torch.distributed as dist
-
-    rank = index + first
-    torch.set_num_threads(1)
-    if cfg.workers > 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        dist.init_process_group("gloo", init_method=f"file://{meeting}/meet", rank=rank, world_size=cfg.workers,
-                                timeout=datetime.timedelta(hours=12))
-    train(cfg, rank)
-    if cfg.workers > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def train(cfg, rank: int) -> None:
-    import torch
-    from tokenizers import Tokenizer
-
-    from eval.mini_text import syllables
-    from eval.mini_tokens import Encoder
-    from scripts.tiny_data import batch
-    from scripts.tiny_model import loss_of, new_model, optimisers
-
-    out = pathlib.Path(cfg.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(ROOT / cfg.tokenizer / "tokenizer.json"))
-    enc = Encoder(tokenizer)
-    bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
-    ids = tokenizer.token_to_id
-    special = (bos, eos, frozenset(map(ids, (".", "\n"))), frozenset(map(ids, syllables()[1])))
-    model = new_model(cfg, tokenizer.get_vocab_size(), bos, eos)
-    opts = optimisers(cfg, model)
-    step, seen = load(out / "checkpoint.pt", model, opts)
-    base = [cfg.lr_matrix, cfg.lr_rest]
-    run = start_wandb(cfg) if rank == 0 else None
-    phases = [types.SimpleNamespace(**p) for p in OmegaConf.to_container(cfg.phases, resolve=True)]
-    started, total = time.time(), sum(p.steps for p in phases)
-    stop = False
-    while step < total and not stop:
-        phase, done = phase_at(phases, step)
-        length = random.Random(f"length:{cfg.seed}:{step}").choices(phase.lengths, phase.shares)[0]
-        rows = max(1, phase.tokens // length // cfg.workers)
-        t0 = time.time()
-        data = batch(enc, cfg.seed, step, range(rank * rows, (rank + 1) * rows), length, special, phase)
-        loss, right = loss_of(model, *map(torch.from_numpy, data), cfg.bf16)
-        loss.backward()
-        average_gradients(model, cfg.workers)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt, lr in zip(opts, base, strict=True):
-            for group in opt.param_groups:
-                group["lr"] = lr * rate(cfg, phase, done, step)
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        step += 1
-        seen += rows * length * cfg.workers
-        if rank == 0 and step % cfg.log_every == 0:
-            note(out / "train.csv", run, {"step": step, "tokens": seen, "length": length,
-                 "loss": round(loss.item(), 4), "right": round(right.item(), 4),
-                 "step_s": round(time.time() - t0, 3), "spent_s": round(time.time() - started, 1)})
-        if step % cfg.save_every == 0 or step == total:
-            stop = agreed(cfg, cfg.max_minutes is not None and time.time() - started > 60 * cfg.max_minutes)
-            if rank == 0:
-                save(out / "checkpoint.pt", {"model": model.state_dict(), "step": step, "tokens": seen,
-                                             "optimisers": [o.state_dict() for o in opts]})
-        if step % cfg.eval_every == 0 or step == total:
-            scores = check(cfg, model, enc, bos, phase, rank)
-            if rank == 0:
-                for name, value in scores.items():
-                    note(out / "eval.csv", run, {"step": step, "tokens": seen, "cell": name, "accuracy": value})
-                model.save_pretrained(out / "model")
-    if run is not None:
-        run.finish()
-
-
-def average_gradients(model, workers: int) -> None:
-    import torch
-
-    if workers == 1:
-        return
-    grads = [p.grad for p in model.parameters()]
-    flat = torch.cat([g.flatten() for g in grads])
-    torch.distributed.all_reduce(flat)
-    for g, part in zip(grads, flat.div_(workers).split([g.numel() for g in grads]), strict=True):
-        g.copy_(part.view_as(g))
-
-
-def agreed(cfg, stop: bool) -> bool:
-    """Whether worker 0's clock says to stop: every worker ends at the same step."""
-    import torch
-
-    if cfg.workers == 1:
-        return stop
-    flag = torch.tensor([int(stop)])
-    torch.distributed.broadcast(flag, 0)
-    return bool(flag.item())
-
-
-def check(cfg, model, enc, bos: int, phase, rank: int) -> dict[str, float]:
-    """Accuracy on held-out rows, the cells shared out over the workers."""
-    import torch
-
-    from scripts.tiny_eval import accuracies
-
-    mine = accuracies(model, enc, bos, phase.eval_lengths, cfg.eval_rows, cfg.bf16, cfg.eval_cells[rank :: cfg.workers])
-    if cfg.workers == 1:
-        return mine
-    parts: list[dict] = [{} for _ in range(cfg.workers)]
-    torch.distributed.all_gather_object(parts, mine)
-    return {name: value for part in parts for name, value in part.items()}
-
-
-def note(path: pathlib.Path, run, row: dict) -> None:
-    """Append a row to a CSV file, print it, and mirror it to W&B."""
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
-    if run is not None:
-        step = row["step"]
-        run.log({row["cell"]: row["accuracy"]} if "cell" in row else row, step=step)
-
-
-def start_wandb(cfg):
-    if not cfg.wandb:
-        return None
-    import wandb
-
-    return wandb.init(project=cfg.wandb, config=OmegaConf.to_container(cfg), mode=cfg.wandb_mode)
+        try:
+            worker(-1, cfg, meeting, 1)
+            while others is not None and not others.join():
+                pass
+        except BaseException:  # the others would wait for this one
+            for process in others.processes if others is not None else ():
+                process.terminate()
+            raise
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -213,12 +213,12 @@ def heads(tmp_path):
 def test_both_formats_both_ways(heads, tmp_path):
     place, shape, tensors = heads
     assert tensors["model.layers.2.self_attn.fc1.weight"].dtype == torch.bfloat16
-    assert convert([str(place), str(tmp_path / "x.safetensors")]) == 0
-    assert convert([str(tmp_path / "x.safetensors"), str(tmp_path / "y.bin")]) == 0
+    convert([str(place), str(tmp_path / "x.safetensors")])
+    convert([str(tmp_path / "x.safetensors"), str(tmp_path / "y.bin")])
     for found in (load_file(tmp_path / "x.safetensors"), torch.load(tmp_path / "y.bin", weights_only=True)):
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert convert([str(place), str(tmp_path / "z.safetensors"), "--dtype", "float32"]) == 0
+    convert([str(place), str(tmp_path / "z.safetensors"), "--dtype", "float32"])
     assert load_file(tmp_path / "z.safetensors")["model.layers.0.self_attn.fc2.weight"].dtype == torch.float32
 
 
@@ -256,7 +256,7 @@ def test_a_file_that_does_not_fit(heads, tmp_path, form, name, value, what):
     assert str(place) in str(error.value)
 
 
-def test_files_that_are_none(tmp_path, capsys):
+def test_files_that_are_none(tmp_path):
     for name, content in (("a.bin", b"no pickle"), ("b.safetensors", b"none"), ("c.bin", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=f"{name} cannot be read"):
@@ -264,8 +264,8 @@ def test_files_that_are_none(tmp_path, capsys):
     torch.save([1, 2], tmp_path / "d.bin")
     with pytest.raises(InputError, match="holds no named tensors"):
         checkpoint.read(tmp_path / "d.bin")
-    assert convert([str(tmp_path / "none"), str(tmp_path / "out.safetensors")]) == 2
-    assert "error: no retaining heads at" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no retaining heads at"):
+        convert([str(tmp_path / "none"), str(tmp_path / "out.safetensors")])
     assert not (tmp_path / "out.safetensors").exists()
 
 

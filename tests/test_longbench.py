@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from d2o.errors import InputError
 from eval import metrics_fixed, metrics_official
+from eval.compose import compose_cell, configs, options
 from eval.longbench import METRICS, SETS, SETS_E, LongBench
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,8 +44,23 @@ def test_every_set_has_a_config_and_a_metric_in_both_scorers():
     for name in found:
         first = (ROOT / f"configs/task/{name}.yaml").read_text().splitlines()[0]
         assert first.startswith("# python run_pred.py ") and f"task={name} " in first
-        with initialize_config_dir(config_dir=str(ROOT / "configs/task"), version_base="1.3"):
-            assert instantiate(compose(name)).name == name
+        with initialize_config_dir(config_dir=str(ROOT / "configs"), version_base="1.3"):
+            assert instantiate(compose(f"task/{name}").task).name == name
+
+
+@pytest.mark.parametrize("name", ["longbench", "base/longbench"])
+def test_what_the_sets_share_is_no_task_of_its_own(name):
+    assert "longbench" not in options(ROOT / "configs", "task")
+    with configs(ROOT / "configs"), pytest.raises(InputError, match=f"unknown task '{name}'"):
+        compose_cell([f"task={name}"], ROOT / "configs")
+
+
+def test_a_set_says_all_that_it_is():
+    """Key for key and in this order: what identities and the lines of tables are made of."""
+    with configs(ROOT / "configs"):
+        cfg = compose_cell(["task=longbench_e_trec", "task.data_dir=here"], ROOT / "configs").cfg.task
+    said = {"_target_": "eval.longbench.LongBench", "name": "trec", "e": True, "data_dir": "here", "prompts_dir": None}
+    assert list(cfg.items()) == list((said | {"question": "before"}).items())
 
 
 def test_prompt_is_context_plus_question(folder):

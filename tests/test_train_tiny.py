@@ -51,7 +51,7 @@ def test_any_text_comes_back(encoder, text):
 @pytest.mark.parametrize("length", [64, 256])
 def test_document(encoder, kind, length):
     """A training text fits, uses training names only, and its chunks are the tokenizer's own tokens."""
-    from scripts.tiny_data import document
+    from scripts.train.tiny_data import document
 
     test = {encoder.chunk(f" {n}") for n in names("test")}
     for seed in range(6):
@@ -70,13 +70,13 @@ def test_known_tokens_are_answers(encoder):
 
 
 def test_name_ends_are_known_when_told_before():
-    from scripts.tiny_data import name_ends
+    from scripts.train.tiny_data import name_ends
 
     assert name_ends([5, 9, 7, 5, 9, 5, 8, 9], frozenset([9])) == [False] * 4 + [True] + [False] * 3
 
 
 def test_positions_leap_after_sentences_only(encoder):
-    from scripts.tiny_data import positions
+    from scripts.train.tiny_data import positions
 
     ids = [5, 6, 9] * 40
     where = positions(random.Random(0), ids, frozenset([9]), 4096)
@@ -88,7 +88,7 @@ def test_positions_leap_after_sentences_only(encoder):
 def test_attention_is_the_stock_one():
     import torch
 
-    from scripts.tiny_attention import attend
+    from scripts.train.tiny_attention import attend
 
     torch.manual_seed(0)
     for t in (7, 128, 300, 600):
@@ -126,7 +126,7 @@ def test_first_layer_looks_back():
     import torch
     from omegaconf import OmegaConf
 
-    from scripts.tiny_model import new_model
+    from scripts.train.tiny_model import new_model
 
     cfg = OmegaConf.load(ROOT / "configs" / "train_tiny.yaml")
     model = new_model(cfg, 784, 1, 2)

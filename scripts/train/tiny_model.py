@@ -5,7 +5,7 @@ def new_model(cfg, vocab: int, bos: int, eos: int):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from scripts.tiny_attention import register
+    from scripts.train.tiny_attention import register
 
     torch.manual_seed(cfg.seed)
     model = LlamaForCausalLM(LlamaConfig(
