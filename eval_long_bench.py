@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         print(f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
         return
-    from eval.score_config import read_config
+    from eval.config.score_config import read_config
 
     config = read_config(words, CONFIGS)
     for key in ("json", "report", "out"):
@@ -42,9 +42,9 @@ def main(words: list[str]) -> None:
 
 def print_table(config: Any) -> None:
     """A table of configs/table, to the terminal or to out=FILE."""
-    from eval.table_fill import fill
-    from eval.table_formats import render
-    from eval.table_read import read_table
+    from eval.tables.fill import fill
+    from eval.tables.formats import render
+    from eval.tables.read import read_table
 
     table = read_table(config.table, CONFIGS)
     folder, where = Path(config.results_dir), config.where or ()
@@ -58,8 +58,9 @@ def print_table(config: Any) -> None:
 
 def score_results(config: Any) -> tuple[str, dict[str, Any]]:
     """The cells under results_dir: the table to print, and what the JSON file gets."""
-    from eval.results import refuse_mixed_protocols, score_cells
-    from eval.tables import aggregates, cell_record, cells_table
+    from eval.scores.compare import refuse_mixed_protocols
+    from eval.scores.results import score_cells
+    from eval.tables.text import aggregates, cell_record, cells_table
 
     results = score_cells(Path(config.results_dir), config.scorer, note, keep=bool(config.report or config.plots))
     if config.report or config.plots:
@@ -72,18 +73,18 @@ def score_results(config: Any) -> tuple[str, dict[str, Any]]:
 
 def show(results: list[Any], config: Any) -> None:
     """The report and the figures, which keep protocols apart; then the printed tables do so too."""
-    from eval.series import load_cells
+    from eval.scores.labels import load_cells
 
     folder = Path(config.results_dir)
     cells = load_cells(results, folder)
     if config.report:
-        from eval.report import write_report
+        from eval.plots.report import write_report
 
         target = folder / "report.html" if config.report is True else Path(config.report)
         write_report(cells, folder, target, config.scorer, note)
         note(f"wrote {target}")
     if config.plots:
-        from eval.plots import write_plots
+        from eval.plots.pictures import write_plots
 
         target = folder / "plots" if config.plots is True else Path(config.plots)
         files = write_plots(cells, target)
@@ -94,9 +95,9 @@ def show(results: list[Any], config: Any) -> None:
 
 def score_preds(config: Any) -> tuple[str, dict[str, Any]]:
     """A foreign folder: the table to print, and what the JSON file gets."""
-    from eval.results import score_folder
-    from eval.scoring import rounded
-    from eval.tables import folder_table
+    from eval.scores.score import rounded
+    from eval.tables.text import folder_table
+    from eval.tasks.longbench.foreign import score_folder
 
     results = score_folder(Path(config.preds), config.scorer, config.e, config.buckets, note)
     record: dict[str, Any] = {"scores": {r.folder: rounded(r.score.value) for r in results}}
@@ -126,7 +127,7 @@ def note(text: str) -> None:
 
 
 if __name__ == "__main__":
-    from eval.cli import report
+    from eval.exits import report
 
     try:
         main(sys.argv[1:])

@@ -12,13 +12,13 @@ from eval.cli import main
 if TYPE_CHECKING:
     from d2o.models.load import LoadedModel
     from d2o.models.outline import Outline
-    from eval.cells import Cell
-    from eval.compose import Composed
-    from eval.dryrun import Size
-    from eval.plan import Plan
-    from eval.predict import Prompt
-    from eval.samples import Sample
-    from eval.tracking import Tracker
+    from eval.cells.cell import Cell
+    from eval.cells.identity import Composed
+    from eval.run.dry_run import Size
+    from eval.run.plan import Plan
+    from eval.run.predict import Prompt
+    from eval.tasks.sample import Sample
+    from eval.track.tracker import Tracker
 
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
 
@@ -26,14 +26,14 @@ _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over metho
 def run_cell(composed: Composed) -> tuple[Path, str]:
     """The cell's folder and what to say at its end. Bad input shows before anything is written, and a cell that is
     complete needs no model."""
-    from eval.atlas import chosen
-    from eval.cells import Cell
-    from eval.measure import measures
-    from eval.mirror import mirror
-    from eval.plan import plan
-    from eval.predict import missing
-    from eval.summary import lines
-    from eval.tracking import Tracker
+    from eval.cells.cell import Cell
+    from eval.plots.atlas_file import chosen
+    from eval.run.loop import measures
+    from eval.run.plan import plan
+    from eval.run.predict import missing
+    from eval.scores.summary import lines
+    from eval.track.cell import mirror
+    from eval.track.tracker import Tracker
 
     cfg, started = composed.cfg, time.monotonic()
     planned = plan(composed)
@@ -64,7 +64,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
 
 def keep_figures(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The figures of a cell beside its rows; what is returned names them."""
-    from eval.plots import cell_figures, write_figures
+    from eval.plots.pictures import cell_figures, write_figures
 
     folder = cell.path / "figures"
     files = write_figures(cell_figures(config, rows, cell.path), folder)
@@ -77,7 +77,7 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
     """Everything is tokenised before the first prediction, so that a prompt that does not fit shows at once."""
     from d2o.engine import Engine
     from d2o.models.prompt import decode, stop_ids
-    from eval.predict import predict
+    from eval.run.predict import predict
 
     loaded, when = load_model(cfg), getattr(task, "question", "before")
     prompts = [tokenise(loaded, sample, task) for sample in todo]
@@ -96,7 +96,7 @@ def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
 
 def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
     from d2o.models.prompt import encode, encode_apart
-    from eval.predict import Prompt, apart
+    from eval.run.predict import Prompt, apart
 
     when, limits = getattr(task, "question", "before"), (task.max_new_tokens, task.chat, task.truncate)
     if when == "after":
@@ -109,7 +109,7 @@ def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
 def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """For a task that is more than a prompt and an answer: it is handed a lab."""
     from d2o.lab.lab import Lab
-    from eval.measure import measure
+    from eval.run.loop import measure
 
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": getattr(task, "longest", None)}
     measure(cell, todo, task, Lab(load_model(cfg), method, cfg.budget, **options), tracker.row, cfg.batch_size)
@@ -120,8 +120,8 @@ def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) ->
     from d2o.engine import Engine
     from d2o.lab.atlas import AtlasLab, draw_atlas
     from d2o.models.prompt import stop_ids
-    from eval.atlas import write_atlas
-    from eval.measure import measures
+    from eval.plots.atlas_file import write_atlas
+    from eval.run.loop import measures
 
     loaded, options = load_model(cfg), {"chunk": cfg.engine.chunk, "seed": cfg.seed}
     if measures(task):
@@ -144,7 +144,7 @@ def load_model(cfg: Any) -> LoadedModel:
     from omegaconf import OmegaConf
     from transformers.utils import logging
 
-    from eval.build import build
+    from eval.config.build import build
 
     key = OmegaConf.to_yaml(OmegaConf.create({"model": cfg.model, "engine": cfg.engine}), resolve=True)
     if key not in _last:
@@ -160,8 +160,8 @@ def load_model(cfg: Any) -> LoadedModel:
 def size_cell(planned: Plan) -> Size:
     """What a dry run says of a cell: tokenizer and shape are read, no weights."""
     from d2o.budget import Budget
-    from eval.dryrun import Size
-    from eval.measure import measures
+    from eval.run.dry_run import Size
+    from eval.run.loop import measures
 
     cfg = planned.composed.cfg
     found = shape(cfg)
@@ -191,7 +191,7 @@ def check_size(planned: Plan) -> None:
 def shape(cfg: Any) -> Outline | None:
     from d2o.models.load import resolve_device
     from d2o.models.outline import outline
-    from eval.build import check_given
+    from eval.config.build import check_given
 
     check_given(cfg.model, "model")
     return outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
@@ -203,10 +203,10 @@ def record(planned: Plan) -> dict[str, Any]:
 
     from d2o.lab.memory import device_name
     from d2o.models.load import fingerprint, resolve_device
-    from eval.build import check_given
-    from eval.identity import describe, identity, protocol_digest
-    from eval.plan import dataset_hash
-    from eval.provenance import origin
+    from eval.cells.identity import describe, identity, protocol_digest
+    from eval.cells.provenance import origin
+    from eval.config.build import check_given
+    from eval.run.plan import dataset_hash
 
     composed = planned.composed
     device = resolve_device(composed.cfg.engine.device)

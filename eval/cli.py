@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from d2o.errors import InputError
+from eval.exits import _terminate, report
 
 if TYPE_CHECKING:
-    from eval.compose import Composed
+    from eval.cells.identity import Composed
 
 Run = Callable[["Composed"], tuple[Path, str]]  # a cell's folder, and what to say at its end
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USAGE = """\
 usage: python run_pred.py [-m] [KEY=VALUE ...]
 
@@ -56,19 +53,17 @@ options:
 exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted"""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run in good order, as Ctrl-C does."""
 
 
 def main(argv: list[str], run: Run, config_dir: Path, size: Any = None) -> int:
-    """Parse, compose, run one cell or a sweep of them; returns the exit code. `size`: eval.dryrun.Measure."""
+    """Parse, compose, run one cell or a sweep of them; returns the exit code. `size`: eval.run.dry_run.Measure."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if "-h" in argv or "--help" in argv:
             print(usage(config_dir), flush=True)  # a pipe that has read enough shows here, not at the exit
             return 0
         if "--methods" in argv:
-            from eval.cards import cards
+            from eval.config.cards import cards
 
             print(cards([word for word in argv if word != "--methods"], config_dir), flush=True)
             return 0
@@ -83,49 +78,20 @@ def usage(config_dir: Path) -> str:
     return USAGE.format(**{group: _wrapped(found) for group, found in names.items()})
 
 
-def report(error: BaseException) -> int:
-    """Print what went wrong to stderr, in one line and a hint where the cause is known; returns the exit code."""
-    if isinstance(error, BrokenPipeError):  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    what, hint, code = explain(error)
-    if code is None:
-        traceback.print_exception(error)
-        what, hint, code = f"{type(error).__name__}: {error}", "this is a fault of the program; rows so far are kept", 1
-    print(f"error: {' '.join(what.split())}", file=sys.stderr)
-    if hint:
-        print(f"hint: {' '.join(hint.split())}", file=sys.stderr, flush=True)
-    return code
 
 
-def explain(error: BaseException) -> tuple[str, str, int | None]:
-    """What, hint, exit code; the code is None for an error nobody foresaw."""
-    if isinstance(error, KeyboardInterrupt):
-        stopped = isinstance(error, Terminated)
-        again = "the same command goes on where this one stopped"
-        return ("stopped by SIGTERM", again, 143) if stopped else ("interrupted", again, 130)
-    if is_input_error(error):
-        return str(error), error.hint, 2
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"the disk is full: {error}", "free some space; the same command goes on where this one stopped", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: {str(error).split('. ')[0]}", "try a smaller batch_size= or engine.chunk=1024", 1
-    return str(error), "", None
 
 
-def is_input_error(error: BaseException) -> bool:
-    """Ours, from whichever package: they share no base, so that neither package has to import the other."""
-    return isinstance(error, ValueError) and hasattr(error, "hint")
 
 
 def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
     args = _parse(argv)
-    from eval.compose import configs, split_sweep
-    from eval.group import expand, one_sweep
-    from eval.launcher import check, take, take_dry
-    from eval.one_of import one_of_each
-    from eval.sweep import compose_all, dry, launch_all, remember, run_all
-    from eval.table_jobs import expand_tables
+    from eval.config.compose import configs, split_sweep
+    from eval.config.expand import one_of_each
+    from eval.config.group import expand, one_sweep
+    from eval.config.launcher import check, take, take_dry
+    from eval.config.table_jobs import expand_tables
+    from eval.run.sweep import compose_all, dry, launch_all, remember, run_all
 
     launcher, words = take(args.overrides, config_dir)
     dry_run, words = take_dry(words)
@@ -154,12 +120,12 @@ def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
         folders, failed = run_all(jobs, composed, run, report, quiet=quiet)
     codes += failed
     if len(folders) > 1:
-        from eval.measure import side_by_side
+        from eval.tables.side_by_side import side_by_side
 
         if shown := side_by_side(folders):
             print(shown)
     if grouped and folders:
-        from eval.group import table
+        from eval.tables.group import table
 
         print(table(folders, composed[0].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
     for name in tables if folders else ():
@@ -170,9 +136,9 @@ def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
 
 
 def _print_table(name: str, config_dir: Path, cfg: Any) -> None:
-    from eval.table_fill import fill
-    from eval.table_formats import render
-    from eval.table_read import read_table
+    from eval.tables.fill import fill
+    from eval.tables.formats import render
+    from eval.tables.read import read_table
 
     def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
@@ -193,8 +159,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _terminate(*_: Any) -> NoReturn:
-    raise Terminated
 
 
 def _wrapped(names: list[str], width: int = 100) -> str:

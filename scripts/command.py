@@ -26,8 +26,8 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from d2o.errors import InputError
-from eval.cli import Terminated, explain, report
-from eval.pairs import read_pairs
+from eval.config.words import read_pairs
+from eval.exits import Terminated, explain, report
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers, commas between"}

@@ -20,11 +20,11 @@ KEYS = {"results_dir": "results", "task": str}
 
 def main(words: list[str]) -> None:
     from eval.budgets import budget_name
-    from eval.equal import MARK, footnote
-    from eval.plot_budget import mean_over_tasks
-    from eval.results import score_cells
-    from eval.series import load_cells
-    from eval.tables import markdown
+    from eval.plots.budget import mean_over_tasks
+    from eval.scores.labels import load_cells
+    from eval.scores.results import score_cells
+    from eval.scores.uneven import MARK, footnote
+    from eval.text import markdown
 
     given = read(words, KEYS)
     folder, tasks = Path(given.results_dir), (given.task or "").split(",")

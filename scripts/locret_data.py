@@ -25,8 +25,8 @@ KINDS = {"multikey": 0.25, "twohop": 0.13, "multivalue": 0.1, "code": 0.15, "dia
 
 def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     """Row `number`: a function of it and the seed alone."""
-    from eval.mini_build import build
-    from eval.mini_text import plain
+    from eval.tasks.mini.build import build
+    from eval.tasks.mini.grammar import plain
     from scripts.train.tiny_data import COST
 
     rng = random.Random(f"locret:{seed}:{number}")
@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
     for key in ("n", "asked"):
         if getattr(given, key) < 1:
             raise InputError(f"{key}={getattr(given, key)} is no positive number", f"write {key}={KEYS[key]}")
-    from eval.mini_tokens import counter
+    from eval.tasks.mini.tokens import counter
 
     place, size = Path(given.out), counter(None)
     place.parent.mkdir(parents=True, exist_ok=True)

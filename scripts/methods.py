@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.cards import cards, methods  # noqa: E402
+from eval.config.cards import cards, methods  # noqa: E402
 
 CONFIGS, PAGE = ROOT / "configs", ROOT / "docs" / "methods.md"
 HEAD = """# Methods
@@ -25,7 +25,7 @@ Goldens are tensors that the reference implementations gave; the tests named her
 
 
 def main(words: list[str]) -> int:
-    from eval.cli import report
+    from eval.exits import report
 
     if "-h" in words or "--help" in words:
         print(__doc__)

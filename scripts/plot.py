@@ -29,9 +29,9 @@ KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "mod
 
 def main(words: list[str]) -> None:
     given = read_words(words)
-    from eval.plot_style import save, style
-    from eval.results import score_cells
-    from eval.series import load_cells
+    from eval.plots.style import save, style
+    from eval.scores.labels import load_cells
+    from eval.scores.results import score_cells
 
     folder = Path(given.results_dir)
     results = score_cells(folder, given.scorer, lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
@@ -50,10 +50,15 @@ def main(words: list[str]) -> None:
 
 def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     """{title: a function that draws}: what there is of this kind, one line of colours for all."""
-    from eval import plot_atlas, plot_budget, plot_efficiency, plot_held, plot_needle, plot_ppl
-    from eval.atlas import read_atlas
     from eval.budgets import budget_name
-    from eval.plots import labels_of
+    from eval.plots import atlas as plot_atlas
+    from eval.plots import budget as plot_budget
+    from eval.plots import efficiency as plot_efficiency
+    from eval.plots import held as plot_held
+    from eval.plots import needle as plot_needle
+    from eval.plots import ppl as plot_ppl
+    from eval.plots.atlas_file import read_atlas
+    from eval.plots.pictures import labels_of
 
     labels = labels_of(cells)
     if kind == "budget":

@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
-from eval.download import CHUNK, fetch
-from eval.longbench import SETS, SETS_E
-from eval.longbench_data import cache_dir
+from eval.tasks.longbench.download import CHUNK, fetch
+from eval.tasks.longbench.files import cache_dir
+from eval.tasks.longbench.task import SETS, SETS_E
 from scripts.command import read, run
 
 # The hub could not be reached when this was written: revision and sha256 (113,932,529 bytes) are those that several

@@ -95,7 +95,7 @@ def build_methods(names: list[str] | None) -> dict:
     from omegaconf import OmegaConf
 
     from d2o.errors import InputError
-    from eval.build import build
+    from eval.config.build import build
 
     known, made = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml")), {}
     for name in names or known:
@@ -113,8 +113,8 @@ def build_methods(names: list[str] | None) -> dict:
 
 def bundled_or_given(words: list[str]):
     """(name, model) as the words say; float32 and the bundled model unless they say otherwise."""
-    from eval.build import build
-    from eval.compose import compose_cell, configs
+    from eval.config.build import build
+    from eval.config.compose import compose_cell, configs
 
     defaults = [("model", "model=tiny"), ("engine.dtype", "engine.dtype=float32")]
     words = [*words, *(word for key, word in defaults if not any(w.startswith(f"{key}=") for w in words))]

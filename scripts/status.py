@@ -22,9 +22,9 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
-from eval.backends import slurm_jobs
-from eval.board import Line, board, show
-from eval.state import read_json
+from eval.cells.files import read_json
+from eval.run.backends import slurm_jobs
+from eval.run.board import Line, board, show
 from scripts.command import ROOT, call, read, run
 
 KEYS = {"results_dir": "results", "rerun": str, "start": False}

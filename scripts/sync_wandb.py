@@ -34,7 +34,7 @@ class Target:
 
 
 def main(words: list[str]) -> int:
-    from eval.tracking import Unsent
+    from eval.track.tracker import Unsent
 
     try:
         sync(read(words, KEYS))
@@ -47,7 +47,7 @@ def main(words: list[str]) -> int:
 
 def sync(given: SimpleNamespace) -> None:
     """Send every finished cell, then the table. Raises Unsent where the server does not take one."""
-    from eval.find import find_cells
+    from eval.cells.find import find_cells
 
     table = _table(given) if given.table else None
     counts = {"sent": 0, "there": 0, "unfinished": 0}
@@ -56,7 +56,7 @@ def sync(given: SimpleNamespace) -> None:
         counts[state] += 1
         print(f"{state:<10}  {folder}{what}", flush=True)
     if table is not None:
-        from eval.table_artifact import send_table
+        from eval.track.table import send_table
 
         send_table(table, Target(given.project or "d2o", given.group or None), Path(given.results_dir))
         print(f"{'sent':<10}  table={given.table}")
@@ -65,11 +65,11 @@ def sync(given: SimpleNamespace) -> None:
 
 def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
     """sent | there | unfinished, and what to say of it. Raises Unsent where the server does not take it."""
-    from eval.find import read_config
-    from eval.mirror import mirror
-    from eval.predictions import cell_rows, wanted
-    from eval.state import read_json
-    from eval.tracking import MARK, Tracker, Unsent, first_line, mark, run_id
+    from eval.cells.files import read_json
+    from eval.cells.find import read_config
+    from eval.cells.read import cell_rows, wanted
+    from eval.track.cell import mirror
+    from eval.track.tracker import MARK, Tracker, Unsent, first_line, mark, run_id
 
     config = read_config(folder)
     if config is None:
@@ -100,8 +100,8 @@ def _target(config: dict[str, Any], given: SimpleNamespace) -> Target:
 
 def _table(given: SimpleNamespace) -> Any:
     """Filled before anything is sent, so that a slip of the hand costs nothing."""
-    from eval.table_fill import fill
-    from eval.table_read import read_table
+    from eval.tables.fill import fill
+    from eval.tables.read import read_table
 
     def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from eval.mini import KINDS, Mini
+from eval.tasks.mini.task import KINDS, Mini
 from scripts.command import read, run
 
 CHECK_SEED = 1_000_003  # of the rows that training looks at; the benchmark's default is 0
@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
-    from eval.mini_tokens import Encoder
+    from eval.tasks.mini.tokens import Encoder
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(given.folder, dtype=torch.float32)

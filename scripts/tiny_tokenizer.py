@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from eval.mini_text import STARTERS, syllables, words
+from eval.tasks.mini.grammar import STARTERS, syllables, words
 from scripts.command import read, run
 
 

@@ -10,7 +10,7 @@ from baselines.full import Full
 from d2o.d2o import D2O
 from d2o.lab.lab import Lab
 from d2o.models.load import load
-from eval.lm_eval import LMEval
+from eval.tasks.lm_eval.task import LMEval
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = str(ROOT / "configs" / "lm_eval")
@@ -26,7 +26,7 @@ def loaded(name):
 
 
 def ours(name, method=Full, budget=1.0, **how):
-    from eval.lm_eval_model import EvictingLM
+    from eval.tasks.lm_eval.model import EvictingLM
 
     return EvictingLM(Lab(loaded(name), method, budget), **how)
 

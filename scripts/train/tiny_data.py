@@ -1,4 +1,5 @@
-"""Training texts of the model `tiny`: the tasks of eval/mini_tasks.py on the training names, many questions to a text.
+"""Training texts of the model `tiny`: the tasks of eval/tasks/mini/questions.py on the training names, many
+questions to a text.
 
 A document is a function of (seed, step, row), so a resumed run sees what an unbroken one would have seen.
 """
@@ -7,9 +8,9 @@ import random
 
 import numpy as np
 
-from eval.mini_build import build
-from eval.mini_text import PARAGRAPHS, names, words
-from eval.mini_tokens import Encoder
+from eval.tasks.mini.build import build
+from eval.tasks.mini.grammar import PARAGRAPHS, names, words
+from eval.tasks.mini.tokens import Encoder
 
 # tokens of a question with its answer, and of its facts: how many questions fit a text
 COST = {"multikey": (7, 5), "twohop": (13, 10), "multivalue": (28, 20), "count": (8, 14), "fewshot": (8, 0),

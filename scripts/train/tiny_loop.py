@@ -69,8 +69,8 @@ def train(cfg, rank: int) -> None:
     import torch
     from tokenizers import Tokenizer
 
-    from eval.mini_text import syllables
-    from eval.mini_tokens import Encoder
+    from eval.tasks.mini.grammar import syllables
+    from eval.tasks.mini.tokens import Encoder
     from scripts.train.tiny_data import batch
     from scripts.train.tiny_model import loss_of, new_model, optimisers
 

@@ -1,0 +1,192 @@
+"""A cell (model x method x task) on the disk: its rows, what made them, how far it is.
+
+Beside the rows lie config.json, written once and compared at every resume, and status.json, replaced whole at every
+change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from d2o.errors import InputError
+from eval.cells.files import replace_json
+from eval.cells.names import first_identity, is_first
+from eval.cells.rows import Busy, RowFile, is_held, read_rows
+from eval.cells.shards import Shard, named, row_file, row_files, status_file
+from eval.cells.status import Heartbeat, now, process
+
+COMPARED = ("identity", "protocol_hash", "model_fingerprint")
+NOTED = ("versions", "device", "git")  # may move the last bits of a logit, and are no reason to begin again
+
+
+@dataclass
+class Cell:
+    """An open cell or one shard of it, a context manager; this process is its only writer until it is left.
+
+    done, total: of the rows this run wants; whole: rows that the cell wants, all shards together; fresh: rows this run
+    has made; notes: what differs without being refused; elsewhere: rows of the cell's other files.
+    """
+
+    path: Path
+    file: RowFile
+    done: int
+    total: int
+    notes: list[str]
+    shard: Shard | None = None
+    whole: int = 0
+    elsewhere: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    command: str | None = None
+    fresh: int = 0
+    started: float = field(default_factory=time.monotonic)
+    beat: Heartbeat | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        ids: Sequence[str],
+        shard: Shard | None = None,
+        whole: int | None = None,
+        command: str | None = None,
+    ) -> Cell:
+        """A cell that is to hold a row for each of `ids`; `whole`: how many all its shards are to hold.
+
+        Raises InputError where another process writes these rows, or where the cell was begun with another config.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            file = RowFile(row_file(path, shard))
+        except Busy as error:
+            raise _busy(path, shard) from error
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            what = f"cannot write to {path}: {error.strerror}"
+            raise InputError(what, "name another folder with results_dir=") from error
+        try:
+            elsewhere = _others(path, shard)
+            notes = _keep_config(path, config, bool(file.rows or elsewhere), named("", shard, ""))
+        except BaseException:
+            file.close()
+            raise
+        done = sum(i in file.rows or i in elsewhere for i in ids)
+        whole = len(ids) if whole is None else whole
+        return cls(path, file, done, len(ids), notes, shard, whole, elsewhere, command)
+
+    def __enter__(self) -> Cell:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self.status("done")
+            elif isinstance(error, SystemExit):  # the job was put back into the queue, eval/run/job.py
+                self.status("queued")
+            else:
+                self.status("failed", one_line(error))
+        except OSError as second:  # a full disk; what ended the run matters more
+            print(f"{status_file(self.path, self.shard)} is out of date: {second}", file=sys.stderr)
+        finally:
+            if self.beat:
+                self.beat.stop()
+            self.file.close()
+
+    def row(self, identifier: str) -> dict[str, Any] | None:
+        """The row of that id, whichever file of the cell holds it."""
+        return self.file.rows.get(identifier) or self.elsewhere.get(identifier)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.append(row)
+        self.fresh += 1
+        self.done += 1
+
+    def status(self, state: str, error: str | None = None) -> None:
+        """state: queued | running | done | failed."""
+        rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
+        place = status_file(self.path, self.shard)
+        status = {"done": self.done, "total": self.total, "whole": self.whole, "rows_per_second": round(rate, 4)}
+        replace_json(place, {**status_of(state, error), **status, "command": self.command})
+        if self.beat is None:
+            self.beat = Heartbeat(place)
+
+
+def status_of(state: str, error: str | None = None) -> dict[str, Any]:
+    return {"state": state, "error": error, **process(), "updated": now()}
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
+
+
+def _others(path: Path, shard: Shard | None) -> dict[str, dict[str, Any]]:
+    """Rows of the cell's other files. Raises InputError where a living process may make the rows that this one wants:
+    shards of one division are disjoint, all else overlaps."""
+    found: dict[str, dict[str, Any]] = {}
+    for other, file in row_files(path).items():
+        if other == shard:
+            continue
+        if (shard is None or other is None or other.of != shard.of) and is_held(file):
+            raise _busy(path, other)
+        found |= read_rows(file)[0]
+    return found
+
+
+def _busy(path: Path, shard: Shard | None) -> InputError:
+    part = f"shard {shard} of cell" if shard else "cell"
+    what = f"{part} {path} is being written by {_writer(status_file(path, shard))}"
+    return InputError(what, "wait until it ends, or name another folder with results_dir=")
+
+
+def _keep_config(path: Path, config: dict[str, Any], has_rows: bool, tag: str) -> list[str]:
+    """Write config.json, or compare: raises where rows of two configs would mix, returns lesser differences."""
+    place = path / "config.json"
+    if not place.exists():
+        if has_rows:
+            what = f"{path} holds rows but no config.json to say what made them"
+            raise InputError(what, "put the file back, or name another folder with results_dir=")
+        replace_json(place, config, tag)
+        return []
+    try:
+        before = json.loads(place.read_text(encoding="utf-8"))
+    except ValueError as error:
+        what = f"{place} is not JSON: {error}"
+        raise InputError(what, "put the file back, or name another folder with results_dir=") from error
+    if not has_rows:
+        replace_json(place, config, tag)
+        return []
+    now = config
+    if is_first(before.get("identity") or {}):  # written when identities named modules: compared in those words
+        now = config | {"identity": first_identity(config["identity"], config.get("config"))}
+    for difference in _differences(before, now, COMPARED):
+        raise InputError(f"{path} was begun with {difference}", "name another folder with results_dir=")
+    return _differences(before, config, NOTED)
+
+
+def _differences(before: dict[str, Any], new_config: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
+    found = []
+    for key in keys:
+        old, new = before.get(key), new_config.get(key)
+        if isinstance(new, dict):
+            old = old or {}
+            for name in sorted({*old, *new}):
+                if old.get(name) != new.get(name):
+                    found.append(f"{name}={old.get(name)}, and this run has {name}={new.get(name)}")
+        elif old != new:
+            found.append(f"another {key.replace('_', ' ')}: {str(old)[:16]}, and this run has {str(new)[:16]}")
+    return found
+
+
+def _writer(status: Path) -> str:
+    """Who holds the lock, as far as status.json knows: it is written just after the lock is taken."""
+    try:
+        pid = json.loads(status.read_text(encoding="utf-8"))["pid"]
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError):
+        return "another process"
+    return f"process {pid}"

@@ -1,0 +1,99 @@
+"""What a cell is: the part of its config that can change a prediction, its names, and the folder they give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from eval.budgets import short_name
+from eval.cells.names import GROUPS, first_identity, first_protocol
+
+PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
+IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
+
+
+def digest(value: Any) -> str:
+    """Hash of anything JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def identity(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a config that can change a prediction, flat: `names`, the choices {group: name}, and every setting.
+
+    Left out: engine.graph, which changes none, and places on the disk (a path, a *_dir): what lies there is compared by
+    content instead. What Hydra reads (`_target_`) is the choice's own business.
+    """
+    whole, flat = OmegaConf.to_container(cfg, resolve=True), {group: names[group] for group in GROUPS}
+    for key in IDENTITY:
+        _flatten(whole[key], key, flat)
+    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir"))}
+
+
+def protocol_digest(protocol: Mapping[str, Any]) -> str:
+    """Hash of a protocol, over the words of the first cells."""
+    return digest(first_protocol(protocol))
+
+
+def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if not (prefix in GROUPS and str(key).startswith("_")):
+                _flatten(child, f"{prefix}.{key}", into)
+    else:
+        into[prefix] = value
+
+
+def describe(composed: Composed) -> dict[str, Any]:
+    """The names of a cell, as tables and folders use them."""
+    cfg, names = composed.cfg, composed.names
+    return {
+        "model": model_name(cfg.model, names["model"]),
+        "method": names["method"],
+        "variant": str(cfg.method.get("variant") or "default"),
+        "budget": cfg.budget,
+        "task": cfg.task.get("cell") or names["task"],
+        "seed": cfg.seed,
+    }
+
+
+def model_name(node: Mapping[str, Any], choice: str) -> str:
+    """The name a config gives itself, else the last part of its path, else its hub id, else the config file's name."""
+    path = node.get("path")
+    name = node.get("name") or (path and Path(str(path)).resolve().name) or node.get("id") or choice
+    return re.sub(r"[^\w.\-]", "_", str(name).replace("/", "--"))
+
+
+def folder(composed: Composed) -> Path:
+    """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
+    cell, cfg, plain = describe(composed), composed.cfg, composed.plain.copy()
+    plain.budget = cfg.budget
+    if "variant" in cfg.method:
+        plain.method.variant = cfg.method.variant
+    if cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
+        plain.task.tasks = cfg.task.tasks
+    for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
+        OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
+    asked, bare = identity(cfg, composed.names), f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
+    run = Path(cfg.results_dir) / cell["model"]
+    if asked == identity(plain, composed.names):
+        return run / bare / cell["task"]
+    first = run / f"{bare}-{digest(first_identity(asked, OmegaConf.to_container(cfg)))[:8]}" / cell["task"]
+    return first if first.is_dir() else run / f"{bare}-{digest(first_identity(asked))[:8]}" / cell["task"]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One cell: `cfg` as asked for, `plain` the same choices with every knob at its default, `names` the choices,
+    `words` what was typed."""
+
+    cfg: DictConfig
+    plain: DictConfig
+    names: dict[str, str]
+    words: tuple[str, ...] = ()

@@ -1,0 +1,57 @@
+"""Where rows come from, besides their config: the command, the code, the packages, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "hydra-core", "omegaconf")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(words: Sequence[str]) -> str:
+    """What makes this one cell again, ready for a shell."""
+    return shlex.join(["python", "run_pred.py", *words])
+
+
+def origin(words: Sequence[str]) -> dict[str, Any]:
+    return {
+        "command": command(words),
+        "cwd": os.getcwd(),
+        "host": socket.gethostname(),
+        "git": git(ROOT),
+        "versions": {"python": platform.python_version(), **packages()},
+    }
+
+
+def packages() -> dict[str, str | None]:
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache
+def git(root: Path) -> dict[str, Any] | None:
+    """{commit, dirty}; dirty: a file that git does not ignore differs from the commit. None outside of git."""
+    line = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*line, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=30)
+        changed = subprocess.run([*line, "status", "--porcelain"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode or changed.returncode:
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(changed.stdout.strip())}

@@ -1,0 +1,45 @@
+"""status.json: how far a cell is, in its own words, and the beat that tells a living run from a dead one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+BEAT = 20.0  # seconds between two signs of life: the time stamp of status.json
+
+
+
+
+
+
+def process() -> dict[str, Any]:
+    """Who runs, and from where: process, machine, the job of a cluster where it is one, the folder."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "job": job, "cwd": os.getcwd()}
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Heartbeat:
+    """A thread that sets the time stamp of a file while a run lives, however long one row takes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._end = path, threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT):
+            try:
+                os.utime(self.path)
+            except OSError:
+                return  # the folder is gone or the disk is: the run itself will say so
+
+    def stop(self) -> None:
+        self._end.set()

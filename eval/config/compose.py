@@ -1,0 +1,173 @@
+"""From words on the command line to configs: every slip of the hand is named, with what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from d2o.errors import InputError
+from eval.cells.identity import Composed
+from eval.config import schema
+
+GROUPS = ("method", "model", "task")
+FEW = 30  # names that still make a readable hint
+
+
+
+
+@contextmanager
+def configs(config_dir: Path) -> Iterator[None]:
+    """The folder of YAML files that everything inside this block is composed from.
+
+    In them `${repo:models/x}` is a place in the repository, wherever the command is run from.
+    """
+    schema.register()
+    OmegaConf.register_new_resolver("repo", lambda place: str(config_dir.resolve().parent / place), replace=True)
+    _defaults.cache_clear()
+    with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
+        yield
+
+
+def options(config_dir: Path, group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+
+
+def split_sweep(words: list[str]) -> list[list[str]]:
+    """`method=d2o,h2o budget=.1,.2` -> four lists of words, as Hydra's own sweeper orders them."""
+    parsed = [_parse(word) for word in words]
+    try:
+        return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    except HydraException as error:
+        what = f"cannot sweep over {' '.join(words)!r}: {_first_line(error)}"
+        raise InputError(what, "sweep over lists: budget=.1,.2") from error
+
+
+def compose_cell(words: list[str], config_dir: Path) -> Composed:
+    """Raises InputError for a word that is no setting, an unknown name or key, and a value of the wrong type."""
+    overrides = [_parse(word) for word in words]
+    choices = [o for o in overrides if o.key_or_group in GROUPS]
+    for override in overrides:
+        _check_form(override)
+    for override in choices:
+        _check_choice(override, config_dir)
+    plain = _defaults(tuple(o.input_line for o in choices)).copy()
+    for override in overrides:
+        if override not in choices:
+            _check_key(override.key_or_group, override.input_line, plain)
+    cfg = _compose([o.input_line for o in overrides])
+    names = {group: cfg.hydra.runtime.choices[group] for group in GROUPS}
+    for config in (cfg, plain):
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+    for override in overrides:
+        if override not in choices:
+            _check_type(override.key_or_group, cfg, plain)
+    schema.check(cfg, {o.key_or_group: o.input_line for o in overrides})
+    return Composed(cfg, plain, names, tuple(words))
+
+
+def _parse(word: str) -> Override:
+    loader = GlobalHydra.instance().hydra.config_loader
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
+    except (OverrideParseException, HydraException) as error:
+        hint = "write key=value, for example budget=0.2; quote a value with special characters: 'model.path=\"a (b)\"'"
+        raise InputError(f"cannot read {word!r}", hint) from error
+
+
+def _check_form(override: Override) -> None:
+    word = override.input_line
+    if not override.key_or_group:
+        raise InputError(f"cannot read {word!r}", "write key=value, for example budget=0.2")
+    if override.key_or_group.startswith("hydra"):
+        raise InputError(f"{word!r} is a setting of Hydra, which this command does not read", "leave it out")
+    if override.is_delete():
+        raise InputError(f"{word!r} would delete a key", "leave it out, or give the key another value")
+    if override.package is not None:
+        raise InputError(f"{word!r} moves a config to another place", "write group=name, for example method=d2o")
+    if override.is_sweep_override():
+        hint = "add -m to run them all, or quote a value that has a comma"
+        raise InputError(f"{word!r} names several values", hint)
+
+
+def _check_choice(override: Override, config_dir: Path) -> None:
+    group, value = override.key_or_group, override.value()
+    known = options(config_dir, group)
+    if value not in known:
+        names = ", ".join(known) if len(known) <= FEW else f"the {len(known)} that --help lists"
+        raise InputError(f"unknown {group} {value!r}", f"{_did_you_mean(str(value), known)}{group} is one of {names}")
+
+
+def _check_key(key: str, word: str, plain: DictConfig) -> None:
+    known = list(_keys(plain))
+    if key in known:
+        return
+    top = [k for k in known if "." not in k]
+    family = [k for k in known if k.startswith(key.split(".")[0] + ".") and not k.endswith("_")] or top
+    hint = f"{_did_you_mean(key, family)}keys are {', '.join(family)}"
+    raise InputError(f"unknown key {key!r} in {word!r}", hint)
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        if prefix == "" and key == "hydra":
+            continue
+        yield f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
+    """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
+    may also be a size, which schema.check reads.
+    """
+    before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
+    if key == "budget" or after is None or before is None:
+        return
+    if isinstance(before, bool) and not isinstance(after, bool):
+        raise InputError(f"{key}={after} is neither true nor false", f"write {key}={str(before).lower()}")
+    if not isinstance(before, bool) and isinstance(before, int | float) and not _is_number(after):
+        raise InputError(f"{key}={after} is not a number", f"the default is {key}={before}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _compose(words: list[str]) -> DictConfig:
+    try:
+        return compose("config", words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        word = next((w for w in words if w in str(error)), " ".join(words) or "configs/config.yaml")
+        what = f"cannot use {word!r}: {_first_line(cause)}"
+        raise InputError(what, "run with --help for the keys and their values") from error
+
+
+@functools.cache
+def _defaults(choices: tuple[str, ...]) -> DictConfig:
+    """A sweep makes few choices many times, and to compose one takes a tenth of a second. Not to be changed."""
+    return _compose(list(choices))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}? " if close else ""

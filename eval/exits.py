@@ -1,0 +1,58 @@
+"""How a command ends: one line and a hint for what is known, and the exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    pass
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run in good order, as Ctrl-C does."""
+
+
+def report(error: BaseException) -> int:
+    """Print what went wrong to stderr, in one line and a hint where the cause is known; returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    what, hint, code = explain(error)
+    if code is None:
+        traceback.print_exception(error)
+        what, hint, code = f"{type(error).__name__}: {error}", "this is a fault of the program; rows so far are kept", 1
+    print(f"error: {' '.join(what.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def explain(error: BaseException) -> tuple[str, str, int | None]:
+    """What, hint, exit code; the code is None for an error nobody foresaw."""
+    if isinstance(error, KeyboardInterrupt):
+        stopped = isinstance(error, Terminated)
+        again = "the same command goes on where this one stopped"
+        return ("stopped by SIGTERM", again, 143) if stopped else ("interrupted", again, 130)
+    if is_input_error(error):
+        return str(error), error.hint, 2
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"the disk is full: {error}", "free some space; the same command goes on where this one stopped", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {str(error).split('. ')[0]}", "try a smaller batch_size= or engine.chunk=1024", 1
+    return str(error), "", None
+
+
+def is_input_error(error: BaseException) -> bool:
+    """Ours, from whichever package: they share no base, so that neither package has to import the other."""
+    return isinstance(error, ValueError) and hasattr(error, "hint")
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated

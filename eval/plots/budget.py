@@ -1,0 +1,129 @@
+"""Score against budget: a line per method, the full cache dashed, 95 % bootstrap bands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eval.budgets import budget_name, kind
+from eval.plots.style import FULL, legend_below, line_style, panels, write_title
+from eval.scores.bootstrap import Interval, means_interval
+from eval.scores.cell_data import CellData
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes of keys and values"}
+
+
+@dataclass
+class Curves:
+    """One panel: `lines` {label: {budget: score}}, `full`: the score of the full cache."""
+
+    title: str
+    lines: dict[str, dict[float, Interval]]
+    full: Interval | None
+
+    @property
+    def labels(self) -> list[str]:
+        return [*self.lines, *([FULL] if self.full else [])]
+
+    @property
+    def is_curve(self) -> bool:
+        """Two budgets or more: of one, a table says it better."""
+        return len({budget for line in self.lines.values() for budget in line}) > 1
+
+
+def scored(cells: Sequence[CellData]) -> list[CellData]:
+    return [cell for cell in cells if cell.result.score.value is not None]
+
+
+def by_task(cells: Sequence[CellData]) -> list[Curves]:
+    """A panel per task; parts of the prompt, slots and bytes apart."""
+    found = []
+    for task in dict.fromkeys(cell.task for cell in scored(cells)):
+        group = [cell for cell in scored(cells) if cell.task == task]
+        found += [curves for curves in (_curves(task, group, one) for one in AXES) if curves.lines]
+    return found
+
+
+def mean_over_tasks(cells: Sequence[CellData], family: str) -> Curves:
+    """One panel: the mean over all the tasks of `cells`, for the methods and budgets that have every one of them."""
+    cells = scored(cells)
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    title = tasks[0] if len(tasks) == 1 else f"{family}, mean of {len(tasks)} tasks".removeprefix(", ")
+    return _curves(title, cells, None, tasks)
+
+
+def _curves(title: str, cells: Sequence[CellData], which: str | None, tasks: Sequence[str] = ("",)) -> Curves:
+    points: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for cell in cells:
+        if cell.method == FULL or which is None or kind(cell.budget) == which:
+            key = (FULL, 1.0) if cell.method == FULL else (cell.label, cell.budget)
+            points.setdefault(key, {})[cell.task] = cell.result.score.per_row
+    curves = Curves(title, {}, None)
+    for (label, budget), groups in sorted(points.items(), key=lambda item: item[0]):
+        interval = means_interval(list(groups.values())) if len(groups) == len(tasks) else None
+        if interval and label == FULL:
+            curves.full = interval
+        elif interval:
+            curves.lines.setdefault(label, {})[budget] = interval
+    return curves
+
+
+def budget_figure(all_curves: Sequence[Curves], labels: Sequence[str], columns: int = 1) -> Figure:
+    """A panel per entry; `labels` are all there are, so that a method has one colour in every figure of a report."""
+    shown = [label for label in labels if any(label in curves.labels for curves in all_curves)]
+    width, height = (4.6, 3.0) if columns == 1 else (2.6, 2.0)
+    figure, axes = panels(len(all_curves), columns, width, height, shown)
+    for ax, curves in zip(axes, all_curves, strict=True):
+        _panel(ax, curves, labels)
+    for ax in axes[::columns]:
+        ax.set_ylabel("score")
+    legend_below(figure, axes)
+    return figure
+
+
+def _panel(ax: Axes, curves: Curves, labels: Sequence[str]) -> None:
+    budgets = sorted({budget for line in curves.lines.values() for budget in line})
+    for label, line in curves.lines.items():
+        look, points = line_style(label, labels), sorted(line.items())
+        at, values = [budget for budget, _ in points], [one.value for _, one in points]
+        low = [one.value if one.low is None else one.low for _, one in points]
+        high = [one.value if one.high is None else one.high for _, one in points]
+        ax.plot(at, values, label=label, **look)
+        if len(at) > 1:
+            ax.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
+        else:
+            ax.vlines(at, low, high, color=look["color"], linewidth=1)
+    if curves.full:
+        look = line_style(FULL, labels)
+        ax.axhline(curves.full.value, label=FULL, **look)
+        if curves.full.low is not None:
+            ax.axhspan(curves.full.low, curves.full.high, color=look["color"], alpha=0.1, linewidth=0)
+    write_title(ax, curves.title)
+    ax.set_xlabel(AXES["parts"])
+    top = max([one.high or one.value for line in curves.lines.values() for one in line.values()]
+              + ([curves.full.high or curves.full.value] if curves.full else []))  # fmt: skip
+    ax.set_ylim((-3, 103) if top > 60 else (0, 1.08 * max(top, 1)))
+    budget_axis(ax, budgets)
+
+
+def budget_axis(ax: Axes, budgets: Sequence[float]) -> None:
+    """Logarithmic, with a tick at every budget that was run and is not on top of its neighbour."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    if not budgets:
+        return
+    ax.set_xscale("log")
+    ticks: list[float] = []
+    for budget in budgets:
+        if not ticks or budget / ticks[-1] > 1.35:
+            ticks.append(budget)
+    ax.set_xticks(ticks, [budget_name(budget).removesuffix(" slots") for budget in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(budgets[0] / 1.15, budgets[-1] * 1.15)
+    ax.set_xlabel(AXES[kind(budgets[0])])

@@ -1,0 +1,52 @@
+"""How the budget lies over the layers: slots held at the end of the prefill, as a share of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eval.budgets import budget_name
+from eval.plots.style import FULL, legend_below, line_style, panels
+from eval.scores.cell_data import CellData
+from eval.scores.means import mean_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STREAM = "stream"  # of eval/tasks/ppl/task.py: its prefill is one token
+Held = dict[str, list[float]]  # {label: per layer, per cent of the prompt}
+
+
+def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
+    """{budget: {label: layers}}, the mean over all tasks; of cells with as many layers as the first."""
+    found: dict[float, dict[str, list[list[float]]]] = {}
+    for cell in cells:
+        layers = mean_layers([row for row in cell.rows if row.get("mode") != STREAM], "held_prefill")
+        if cell.method != FULL and layers:
+            group = found.setdefault(cell.budget, {}).setdefault(cell.label, [])
+            if not group or len(group[0]) == len(layers):
+                group.append(layers)
+    return {
+        budget: {
+            label: [100 * sum(layer) / len(group) for layer in zip(*group, strict=True)]
+            for label, group in sorted(by_label.items())
+        }
+        for budget, by_label in sorted(found.items())
+    }
+
+
+def held_figure(budget: float, held: Held, labels: Sequence[str]) -> Figure:
+    """A line per method over the layers; `labels` are all there are, for one colour in every figure."""
+    figure, (ax,) = panels(1, 1, 4.6, 2.6, held)
+    for i, (label, layers) in enumerate(held.items()):
+        look = line_style(label, labels) | {"linewidth": 1.1}
+        if len(layers) >= len(held):  # uniform budgets lie on one another: markers take turns, so that all are seen
+            look["markevery"] = (i, len(held))
+        ax.plot(range(len(layers)), layers, label=label, **look)
+    ax.set_title(f"slots held per layer, budget {budget_name(budget)}")
+    ax.set_xlabel("layer")
+    ax.set_ylabel("% of the prompt")
+    ax.set_ylim(0, 1.12 * max(max(layers) for layers in held.values()))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    legend_below(figure, [ax])
+    return figure

@@ -1,0 +1,78 @@
+"""Perplexity under eviction: NLL over the position in the text, a line per method, the full cache dashed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from eval.budgets import budget_name
+from eval.plots.style import FULL, legend_below, line_style, panels, write_title
+from eval.scores.cell_data import CellData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = list[tuple[float, float]]  # (middle of a bucket of positions, mean NLL in nats of its tokens)
+
+
+@dataclass
+class Curves:
+    """One figure: `lines` {label: curve}; `window`: what the model was made for, where the text goes beyond it."""
+
+    title: str
+    lines: dict[str, Curve] = field(default_factory=dict)
+    window: int | None = None
+
+
+def nll_curves(cells: Sequence[CellData]) -> list[Curves]:
+    """A figure per task and budget, from cells of eval/tasks/ppl/task.py; the full cache has a cell or was fed
+    alongside."""
+    cells = [cell for cell in cells if any(row.get("bucket_nll") for row in cell.rows)]
+    found = []
+    for task in dict.fromkeys(cell.task for cell in cells):
+        group = [cell for cell in cells if cell.task == task]
+        budgets = sorted({cell.budget for cell in group if cell.method != FULL}) or [1.0]
+        for budget in budgets:
+            shown = [cell for cell in group if cell.method == FULL or cell.budget == budget]
+            found.append(_curves(task if budget == 1 else f"{task}, budget {budget_name(budget)}", shown))
+    return found
+
+
+def _curves(title: str, cells: Sequence[CellData]) -> Curves:
+    curves, rows = Curves(title), [row for cell in cells for row in cell.rows]
+    for cell in cells:
+        curves.lines[cell.label] = nll_curve(cell.rows, "bucket_nll")
+    alongside = next((cell.rows for cell in cells if cell.rows[0].get("bucket_full_nll")), None)
+    if alongside and FULL not in curves.lines:
+        curves.lines[FULL] = nll_curve(alongside, "bucket_full_nll")
+    if any(row.get("past_window") for row in rows):
+        curves.window = next(row["window"] for row in rows if row.get("past_window"))
+    return curves
+
+
+def nll_curve(rows: Sequence[dict[str, Any]], key: str) -> Curve:
+    """Mean over the rows' tokens, bucket by bucket."""
+    sums: dict[float, list[float]] = {}
+    for row in rows:
+        for first, n, nll in zip(row["bucket_from"], row["bucket_n"], row[key] or (), strict=False):
+            total = sums.setdefault(first + n / 2, [0.0, 0.0])
+            total[0] += n * nll
+            total[1] += n
+    return [(at, total / n) for at, (total, n) in sorted(sums.items()) if n]
+
+
+def nll_figure(curves: Curves, labels: Sequence[str]) -> Figure:
+    """`labels` are all there are, so that a method has one colour in every figure of a report."""
+    figure, (ax,) = panels(1, 1, 4.6, 3.0, curves.lines)
+    for label, line in sorted(curves.lines.items()):
+        look = line_style(label, labels) | {"markersize": 3 if len(line) <= 20 else 0}
+        ax.plot([at for at, _ in line], [nll for _, nll in line], label=label, **look)
+    if curves.window:
+        ax.axvline(curves.window, color="#999999", linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.text(curves.window, 0.97, " the model's window", transform=ax.get_xaxis_transform(), fontsize=7, va="top")
+    write_title(ax, curves.title)
+    ax.set_xlabel("position, tokens")
+    ax.set_ylabel("NLL, nats per token")
+    legend_below(figure, [ax])
+    return figure

@@ -1,0 +1,129 @@
+"""The board of a sweep, read off what its cells left on the disk: done, running, queued, failed, stale, missing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d2o.errors import InputError
+from eval.cells.files import read_json
+from eval.cells.shards import FILE, Shard, absent, parse, row_files, status_file
+from eval.cells.status import BEAT
+from eval.run.job import error_line, job_file
+from eval.text import clock
+
+STATES = ("done", "running", "queued", "failed", "stale", "missing")
+STALE = 6 * BEAT  # seconds without a sign of life
+SWEEPS = ".jobs/sweeps"
+
+
+@dataclass
+class Line:
+    """One cell, or one shard of it. `told`: the last error, or why it is stale."""
+
+    path: Path
+    shard: Shard | None
+    state: str
+    done: int = 0
+    total: int | None = None
+    rate: float = 0.0
+    told: str = ""
+    command: str | None = None
+    cwd: str | None = None
+
+
+def board(results_dir: Path, alive: set[str] | None = None) -> list[Line]:
+    """Every cell under `results_dir`, and those that a sweep named and nobody began. `alive`: the jobs of a cluster
+    that wait or run, None where it cannot be asked. Raises InputError where there is nothing.
+    """
+    if not results_dir.is_dir():
+        raise InputError(f"no folder results_dir={results_dir}", "name the folder that run_pred.py writes to")
+    found = {(line.path, line.shard): line for line in _begun(results_dir, alive)}
+    for cell in _named(results_dir):
+        shard = parse(cell["shard"])
+        path = results_dir / cell["path"]
+        line = Line(path, shard, "missing", command=cell["command"], cwd=cell["cwd"])
+        found.setdefault((path, shard), line)
+    if not found:
+        raise InputError(f"no cells under results_dir={results_dir}", "run `python run_pred.py` first")
+    return sorted(found.values(), key=lambda line: (STATES.index(line.state), str(line.path), str(line.shard)))
+
+
+def _begun(results_dir: Path, alive: set[str] | None) -> list[Line]:
+    files = [*results_dir.rglob("status*.json"), *results_dir.rglob("predictions*.jsonl")]
+    folders = sorted({file.parent for file in files})
+    lines = []
+    for folder in folders:
+        parts = set(row_files(folder)) | {_shard_of(file) for file in folder.glob("status*.json")}
+        whole = (read_json(status_file(folder, None)) or {}).get("state") == "done"
+        lines += [_line(folder, part, alive) for part in parts]
+        if not whole:
+            lines += [Line(folder, parse(word), "missing") for word in absent(list(parts))]
+    return lines
+
+
+def _line(folder: Path, shard: Shard | None, alive: set[str] | None) -> Line:
+    status = read_json(status_file(folder, shard))
+    if status is None:
+        return Line(folder, shard, "stale", told="rows without a status")
+    state, told = status.get("state"), status.get("error") or ""
+    if state in ("running", "queued") and (reason := _dead(folder, shard, status, alive)):
+        state, told = "stale", reason
+    if state not in STATES:
+        state, told = "stale", f"in state {state}"
+    counts = status.get("done") or 0, status.get("total")
+    rate = status.get("rows_per_second") or 0.0
+    return Line(folder, shard, state, *counts, rate, told, status.get("command"), status.get("cwd"))
+
+
+def _dead(folder: Path, shard: Shard | None, status: dict[str, Any], alive: set[str] | None) -> str | None:
+    """Why a cell that says it runs or waits does not; None where it may. A living job is believed."""
+    job = read_json(job_file(folder, shard)) or {}
+    if job.get("launcher") == "slurm" and alive is not None:
+        if job["id"] in alive:
+            return None
+        return error_line(Path(job["log"])) or f"job {job['id']} is gone, its log is {job['log']}"
+    if status.get("host") == socket.gethostname() and status["state"] == "running" and not _lives(status.get("pid")):
+        return f"process {status.get('pid')} is gone"
+    age = time.time() - status_file(folder, shard).stat().st_mtime
+    return f"no sign of life for {clock(age)}" if age > STALE and status["state"] == "running" else None
+
+
+def _lives(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _named(results_dir: Path) -> list[dict[str, Any]]:
+    sweeps = [read_json(file) or {} for file in sorted((results_dir / SWEEPS).glob("*.json"))]
+    return [cell for sweep in sweeps for cell in sweep.get("cells", [])]
+
+
+def _shard_of(status: Path) -> Shard | None:
+    found = FILE.fullmatch(status.name.replace("status", "predictions").replace(".json", ".jsonl"))
+    return Shard(int(found[1]), int(found[2])) if found and found[1] else None
+
+
+def show(lines: Sequence[Line], results_dir: Path) -> str:
+    """A line per cell under a header, and one that counts them."""
+    table = [("state", "rows", "rows/s", "left", "cell", "")]
+    for line in lines:
+        rows = "" if line.total is None else f"{line.done}/{line.total}"
+        running = line.state == "running" and line.rate > 0 and line.total is not None
+        left = clock((line.total - line.done) / line.rate) if running else ""
+        name = str(line.path.relative_to(results_dir)) + (f" shard {line.shard}" if line.shard else "")
+        table.append((line.state, rows, f"{line.rate:.2f}" if line.rate else "", left, name, line.told))
+    widths = [max(len(row[i]) for row in table) for i in range(5)]
+    text = ["  ".join([*(c.ljust(w) for c, w in zip(row[:5], widths, strict=True)), row[5]]).rstrip() for row in table]
+    states, done = Counter(line.state for line in lines), sum(line.done for line in lines)
+    counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    return "\n".join([*text, f"{len(lines)} cells: {counts}; {done} of {sum(n.total or 0 for n in lines)} rows"])

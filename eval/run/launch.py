@@ -1,0 +1,169 @@
+"""The cells of a command as jobs: what is done is left alone, what runs is waited for, the rest is submitted."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from d2o.errors import InputError
+from eval.cells.files import read_json
+from eval.cells.provenance import command
+from eval.cells.rows import is_held
+from eval.cells.shards import row_file, status_file
+from eval.config.launcher import Joblib, Launcher, Local
+from eval.run.backends import Backend, LocalBackend, SlurmBackend
+from eval.run.job import CellJob, job_file, last_error, queue, submitted
+from eval.run.plan import Plan, distinct
+
+JOBS = ".jobs"  # under results_dir: what submitit pickles and logs
+POLL = 1.0  # seconds between two looks
+LEAVE = 30  # looks that a job may take from its last word to the end
+
+
+@dataclass
+class Outcome:
+    """`done`: plans whose rows are all there; `failed`: the others, with what is known of why."""
+
+    done: list[Plan] = field(default_factory=list)
+    failed: dict[tuple, str] = field(default_factory=dict)
+    left: int = 0  # submitted, and not waited for
+
+
+def launch(plans: Sequence[Plan], launcher: Launcher, run: Callable[[Any], Any], config_dir: Path) -> Outcome:
+    """Returns when every cell has ended, or at once where the launcher does not wait. Raises InputError."""
+    plans, outcome = distinct(plans), Outcome()
+    folder = Path(plans[0].composed.cfg.results_dir).resolve() / JOBS
+    todo: list[Plan] = []
+    for plan in plans:
+        (todo if plan.missing() else outcome.done).append(plan)
+    job = _maker(run, config_dir)
+    if isinstance(launcher, Joblib):
+        _say(len(plans), len(outcome.done), 0, len(todo))
+        _in_workers(todo, launcher, job, outcome)
+        return outcome
+    backend: Backend = LocalBackend(launcher, folder) if isinstance(launcher, Local) else SlurmBackend(launcher, folder)
+    known = backend.alive()
+    running = {plan.key: identifier for plan in todo if (identifier := _running(plan, known)) is not None}
+    waiting = [plan for plan in todo if plan.key not in running]
+    _say(len(plans), len(outcome.done), len(running), len(waiting))
+    for plan in waiting:
+        queue(plan, command(plan.composed.words))
+    sweep = _Sweep(backend, job, {plan.key: plan for plan in todo}, running, waiting, outcome)
+    try:
+        sweep.submit()
+        if not launcher.wait:
+            outcome.left = len(sweep.running)
+            return outcome
+        while sweep.running:
+            time.sleep(POLL)
+            sweep.look()
+            sweep.submit()
+    except KeyboardInterrupt as error:
+        if type(error) is KeyboardInterrupt:
+            backend.stop()
+        if backend.name == "slurm" and sweep.running:
+            ids = " ".join(sorted({i.split("_")[0] for i in sweep.running.values() if i}))
+            print(f"note: the jobs go on; `scancel {ids}` ends them", file=sys.stderr)
+        raise
+    return outcome
+
+
+
+
+@dataclass
+class _Sweep:
+    backend: Backend
+    job: Callable[[Plan], CellJob]
+    plans: dict[tuple, Plan]
+    running: dict[tuple, str]  # job of a cell; "" for one that another command runs itself
+    waiting: list[Plan]
+    outcome: Outcome
+    mute: bool = False
+
+    def submit(self) -> None:
+        while self.waiting and (room := self.backend.room(len(self.running))) > 0:
+            batch, self.waiting = self.waiting[:room], self.waiting[room:]
+            made = self.backend.submit([self.job(plan) for plan in batch])
+            for plan, (identifier, log) in zip(batch, made, strict=True):
+                submitted(plan, self.backend.name, identifier, log)
+                self.running[plan.key] = identifier
+
+    def look(self) -> None:
+        """Take out of `running` what has ended. A scheduler that does not answer for a while ends nothing."""
+        try:
+            alive = self.backend.alive()
+        except InputError as error:
+            if not self.mute:
+                print(f"note: {error}; waiting for it", file=sys.stderr)
+            self.mute = True
+            return
+        self.mute = False
+        for key, identifier in list(self.running.items()):
+            plan = self.plans[key]
+            if (identifier in alive) if identifier else _held(plan):
+                continue
+            del self.running[key]
+            settle(plan, self.outcome)
+
+
+def settle(plan: Plan, outcome: Outcome) -> None:
+    """A job has ended: its rows say how."""
+    if lacking := len(plan.missing()):
+        outcome.failed[plan.key] = f"{len(plan.own) - lacking} of {len(plan.own)} rows, {last_error(plan)}"
+        print(f"error: {_name(plan)}: {outcome.failed[plan.key]}", file=sys.stderr, flush=True)
+    else:
+        outcome.done.append(plan)
+        print(f"done: {_name(plan)}, {len(plan.own)} rows", file=sys.stderr, flush=True)
+
+
+def _in_workers(todo: Sequence[Plan], launcher: Joblib, job: Callable[[Plan], CellJob], outcome: Outcome) -> None:
+    from joblib import Parallel, delayed
+
+    # at Ctrl-C the helper process of multiprocessing counts the semaphores that it then removes, on the terminal
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+    for plan in todo:
+        queue(plan, command(plan.composed.words))
+    Parallel(n_jobs=launcher.parallel, batch_size=1)(delayed(job(plan))() for plan in todo)
+    for plan in todo:
+        settle(plan, outcome)
+
+
+def _maker(run: Callable[[Any], Any], config_dir: Path) -> Callable[[Plan], CellJob]:
+    return lambda plan: CellJob(list(plan.composed.words), config_dir.resolve(), plan.path, plan.shard, run)
+
+
+def _running(plan: Plan, alive: set[str]) -> str | None:
+    """The living job that has this cell, "" for a process that is no job, None for none.
+
+    A job that has failed and is on its way out is waited for, so that the next one finds the cell free.
+    """
+    job = read_json(job_file(plan.path, plan.shard)) or {}
+    status = read_json(status_file(plan.path, plan.shard)) or {}
+    if job.get("id") in alive and status.get("state") != "failed":
+        return job["id"]
+    for _ in range(LEAVE):
+        if not _held(plan):
+            return None
+        if status.get("state") != "failed":
+            return ""
+        time.sleep(POLL)
+    return ""
+
+
+def _held(plan: Plan) -> bool:
+    file = row_file(plan.path, plan.shard)
+    return file.exists() and is_held(file)
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan.path} shard {plan.shard}" if plan.shard else str(plan.path)
+
+
+def _say(cells: int, done: int, running: int, todo: int) -> None:
+    parts = [f"{cells} cells", f"{done} done", f"{running} running", f"{todo} to submit"]
+    print(": ".join([parts[0], ", ".join(parts[1:])]), file=sys.stderr, flush=True)

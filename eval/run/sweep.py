@@ -1,0 +1,113 @@
+"""The cells of one command: composed, planned, run here one after the other or handed to a launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from d2o.errors import InputError
+from eval.cells.identity import Composed
+from eval.cells.provenance import command
+from eval.config.compose import compose_cell
+
+Run = Callable[[Composed], tuple[Path, str]]
+Report = Callable[[BaseException], int]
+
+
+def compose_all(jobs: Sequence[list[str]], config_dir: Path, report: Report) -> tuple[list[Composed], list[int]]:
+    """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
+    return _each(jobs, lambda words: compose_cell(words, config_dir), report)
+
+
+def run_all(
+    jobs: Sequence[list[str]], composed: Sequence[Composed], run: Run, report: Report, quiet: bool
+) -> tuple[list[Path], list[int]]:
+    """Run cell after cell, whatever becomes of one; folders of those that are done, exit codes of the others."""
+    number = iter(range(1, len(composed) + 1))
+
+    def one(cell: Composed) -> Path:
+        if len(jobs) > 1:
+            swept = [word for word in cell.words if any(word not in other for other in jobs)]
+            print(f"[{next(number)}/{len(composed)}] {' '.join(swept)}", file=sys.stderr, flush=True)
+        path, text = run(cell)
+        if not quiet:
+            print(text, flush=True)
+        return path
+
+    return _each(composed, one, report)
+
+
+def launch_all(
+    composed: Sequence[Composed], launcher: Any, run: Run, config_dir: Path, report: Report
+) -> tuple[list[Path], list[int]]:
+    """As `run_all`, by a launcher. Cells that cannot be planned are refused before anything is submitted."""
+    from eval.run.launch import launch
+
+    plans, codes = _planned(composed, report)
+    if not plans or codes and len(composed) == len(codes):
+        return [], codes
+    outcome = launch(plans, launcher, run, config_dir)
+    if outcome.left:
+        print(f"{outcome.left} jobs submitted; `python scripts/status.py` shows them", file=sys.stderr)
+    return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)
+
+
+def dry(composed: Sequence[Composed], measure: Callable[[Any], Any], report: Report) -> int:
+    """Print what the cells would be; the exit code."""
+    from eval.run.dry_run import dry_run
+
+    plans, codes = _planned(composed, report)
+    if plans:
+        print(dry_run(plans, measure))
+    return max(codes, default=0)
+
+
+def remember(composed: Sequence[Composed]) -> None:
+    """Leave the list of a sweep's cells under results_dir, for the board to know what is missing. A cell that cannot
+    be built is left out: its error comes when it is run."""
+    from eval.cells.files import replace_json
+    from eval.cells.identity import digest, folder
+    from eval.run.board import SWEEPS
+    from eval.run.plan import settle
+
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for cell in composed:
+        cell = replace(cell, cfg=cell.cfg.copy())  # what is settled here is settled again by the run itself
+        try:
+            settle(cell)
+        except InputError:
+            continue
+        place, words = cell.cfg.results_dir, command(cell.words)
+        path = str(folder(cell).relative_to(place))
+        found = {"path": path, "shard": cell.cfg.shard, "command": words, "cwd": os.getcwd()}
+        cells.setdefault(place, []).append(found)
+    for place, found in cells.items():
+        target = Path(place) / SWEEPS
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            replace_json(target / f"{digest(found)[:16]}.json", {"cells": found}, f".{os.getpid()}")
+        except OSError as error:  # the cells will say it better
+            print(f"note: no list of this sweep in {target}: {error.strerror}", file=sys.stderr)
+
+
+def _planned(composed: Sequence[Composed], report: Report) -> tuple[list[Any], list[int]]:
+    from eval.run.plan import plan
+
+    rows: dict[tuple, Any] = {}
+    return _each(composed, lambda cell: plan(cell, rows), report)
+
+
+def _each(items: Sequence[Any], make: Callable[[Any], Any], report: Report) -> tuple[list[Any], list[int]]:
+    made, codes, said = [], [], set()
+    for item in items:
+        try:
+            made.append(make(item))
+        except Exception as error:
+            known = isinstance(error, InputError) or isinstance(error, ValueError) and hasattr(error, "hint")
+            codes.append(2 if known and str(error) in said else report(error))
+            said.add(str(error))
+    return made, codes

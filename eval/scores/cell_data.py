@@ -1,0 +1,57 @@
+"""A cell as figures and reports see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.budgets import Bytes, budget_name, read_budget
+from eval.scores.result import CellResult
+
+
+@dataclass
+class CellData:
+    """`label`: method and the knobs on which cells of that method differ; `setting`: what tells its protocol from the
+    others of its tasks, empty where there is one.
+    """
+
+    path: Path
+    result: CellResult
+    config: dict[str, Any]
+    rows: Sequence[dict[str, Any]] = field(repr=False)
+    label: str = ""
+    setting: str = ""
+
+    @property
+    def task(self) -> str:
+        return f"{self.result.task} {self.setting}".rstrip()
+
+    @property
+    def model(self) -> str:
+        return str(self.result.cell.get("model"))
+
+    @property
+    def method(self) -> str:
+        return str(self.result.cell.get("method"))
+
+    @property
+    def family(self) -> str:
+        """The tasks over which a mean says something, longbench_trec -> longbench, and their setting."""
+        task = self.result.task
+        name = "longbench_e" if task.startswith("longbench_e_") else task.partition("_")[0]
+        return f"{name} {self.setting}".rstrip()
+
+    @property
+    def budget(self) -> float | Bytes:
+        return read_budget(self.result.cell.get("budget") or 1.0)
+
+    @property
+    def name(self) -> str:
+        """The label and the budget, which the full cache has none of."""
+        return self.label if self.method == "full" else f"{self.label} {budget_name(self.budget)}"
+
+    def needles(self, row_id: str) -> Sequence[Sequence[int]]:
+        """[first, last + 1] of the needles' positions in a row's prompt, none where it has none."""
+        return next((row["needles"] for row in self.rows if row.get("id") == row_id and "needles" in row), ())

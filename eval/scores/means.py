@@ -1,0 +1,30 @@
+"""Means over sets and over length buckets. A mean of sets exists only when every set is there; an empty bucket is
+None, never NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean, None if there is nothing or anything is missing."""
+    if not values or any(value is None for value in values):
+        return None
+    return sum(values) / len(values)
+
+
+def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:
+    """Mean over the rows that have a number there."""
+    found = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+    return sum(found) / len(found) if found else None
+
+
+def mean_layers(rows: Iterable[dict[str, Any]], key: str) -> list[float]:
+    """Per layer, mean over rows of `key [L]` as a share of the row's prompt; [] where no row has it."""
+    whole = [row for row in rows if row.get(key) and row.get("prompt_tokens")]
+    found = [[one / row["prompt_tokens"] for one in row[key]] for row in whole]
+    if not found or len({len(layers) for layers in found}) > 1:
+        return []
+    return [sum(layer) / len(found) for layer in zip(*found, strict=True)]

@@ -1,0 +1,66 @@
+"""A scored cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.scores.bootstrap import Interval
+from eval.scores.score import Score
+
+
+@dataclass
+class CellResult:
+    """A scored cell, or a scored file of a foreign folder (`folder` is then the file's stem).
+
+    `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
+    the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with;
+    `pairs`: the differences it is the mean of, 0..1.
+    `uneven`: it holds more than what it is compared with (eval/scores/uneven.py).
+    `question`: when it was fed (eval/tasks/checks.py), None where a task has none. `setting`: what tells its
+    protocol from others of its task, where they are shown apart (eval/scores/settings.py).
+    `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
+    their own names. `rows`: without their texts, of predictions only what
+    eval/scores/kept_rows.py keeps, where they were to be kept.
+    `rows_file`: empty for a cell in shards, whose folder stands for its files.
+    """
+
+    folder: str
+    cell: dict[str, Any]
+    score: Score
+    buckets: dict[str, Score]
+    realised: float | None
+    total: int | None
+    protocol_hash: str | None
+    ids: list[Any] = field(default_factory=list, repr=False)
+    against: Interval | None = None
+    pairs: Sequence[float] = field(default=(), repr=False)
+    figures: dict[str, float | None] = field(default_factory=dict)
+    measured: dict[str, float | None] = field(default_factory=dict, repr=False)
+    question: str | None = None
+    setting: str | None = None
+    uneven: bool = False
+    rows: Sequence[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows_file: str = "predictions.jsonl"
+
+    @property
+    def by_id(self) -> dict[Any, float]:
+        """{id: 0..1} of the rows that have an id and a score."""
+        return {key: one for key, one in zip(self.ids, self.score.per_row, strict=False) if key is not None}
+
+    @property
+    def task(self) -> str:
+        return str(self.cell.get("task"))
+
+    @property
+    def title(self) -> str:
+        """Of its own table: a task and its setting, or when its question was fed, if not with its context."""
+        if self.setting is not None:
+            return f"{self.task} {self.setting}".rstrip()
+        return self.task if self.question in (None, "before") else f"{self.task}, question {self.question}"
+
+    @property
+    def run(self) -> str:
+        """What the tasks of one configuration have in common: the folder above."""
+        return self.folder.rpartition("/")[0]

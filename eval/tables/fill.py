@@ -1,0 +1,152 @@
+"""A table with what there is: published numbers, measured ones from the rows on the disk, and how they compare."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from d2o.errors import InputError
+from eval.cells.find import cell_folders, read_config
+from eval.scores.bootstrap import Interval, mean_interval, means_interval
+from eval.scores.compare import compare_with_full
+from eval.scores.means import mean
+from eval.scores.result import CellResult
+from eval.scores.results import Note, read_cell
+from eval.scores.score import Score
+from eval.scores.uneven import mark_uneven
+from eval.tables.match import Found, match
+from eval.tables.spec import Slot, TableSpec
+
+FEW = 3  # cells that only just do not belong into a table and are named
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a table, and what is known about it: None and 0 rows where it was not measured.
+
+    `interval`: of the measured score; `against`: the paired difference to the full cache over the rows that both have.
+    """
+
+    published: float | None = None
+    measured: float | None = None
+    interval: Interval | None = None
+    against: Interval | None = None
+    rows: int = 0
+    total: int = 0
+    realised: float | None = None
+    uneven: bool = False  # of its comparison, eval/scores/uneven.py
+    result: CellResult | None = field(default=None, repr=False)
+
+    @property
+    def difference(self) -> float | None:
+        return None if None in (self.published, self.measured) else self.measured - self.published
+
+
+@dataclass
+class Filled:
+    """`values` by slot's key; `means` by (model, method, budget, header of the mean)."""
+
+    table: TableSpec
+    scorer: str
+    values: dict[tuple, Value] = field(default_factory=dict)
+    means: dict[tuple, Value] = field(default_factory=dict)
+
+
+def fill(
+    table: TableSpec,
+    results_dir: Path,
+    config_dir: Path,
+    scorer: str,
+    note: Note,
+    mix_protocols: bool = False,
+    where: Sequence[str] = (),
+) -> Filled:
+    """Only the rows of cells that belong into the table are read. Raises InputError for two cells where one belongs,
+    and for protocols that differ within a task unless told to mix them."""
+    found = []
+    for path in cell_folders(results_dir):
+        config = read_config(path)
+        if config is not None:
+            found.append(Found(path, config["cell"], config.get("identity") or {}))
+    if not found:
+        note(f"no cells under results_dir={results_dir}: what is published stands alone")
+    placed, missed = match(table, found, where, config_dir)
+    for line in missed[:FEW]:
+        note(f"not in the table: {line}")
+    if len(missed) > FEW:
+        note(f"{len(missed) - FEW} more cells are not in the table")
+    read = functools.cache(lambda path: read_cell(path, str(path.relative_to(results_dir)), scorer, note))
+    results = {key: result for key, one in placed.items() if (result := read(one.path)) is not None}
+    if not mix_protocols:
+        _refuse_mixed(results)
+    distinct = [*{id(result): result for result in results.values()}.values()]
+    compare_with_full(distinct)
+    mark_uneven(distinct)
+    filled = Filled(table, scorer)
+    for slot in table.slots():
+        filled.values[slot.key] = _value(slot, table.published.get(slot.key), results.get(slot.key))
+    for key in {slot.key[:-1]: None for slot in table.slots()}:
+        for one in table.means:
+            filled.means[*key, one.label] = _mean([filled.values[*key, label] for label in one.over], one.bucket)
+    return filled
+
+
+def _refuse_mixed(results: dict[tuple, CellResult]) -> None:
+    first: dict[str, CellResult] = {}
+    for key, result in results.items():
+        other = first.setdefault(key[-1], result)
+        if other.protocol_hash != result.protocol_hash:
+            raise InputError(
+                f"{other.folder} and {result.folder} were made under different protocols",
+                "run one of them again, say which with where=[key=value], or add mix_protocols=true",
+            )
+
+
+def _value(slot: Slot, published: float | None, result: CellResult | None) -> Value:
+    if result is None:
+        return Value(published)
+    score, about = result.score, {"realised": result.realised, "result": result, "rows": result.score.n}
+    about["uneven"] = result.uneven
+    about["total"] = score.n if result.total is None else result.total
+    if slot.task.figure is not None:
+        return Value(published, _figure(result, slot.task.figure), **about)
+    return Value(published, score.value, mean_interval(score.per_row), result.against, **about)
+
+
+def _figure(result: CellResult, name: str) -> float | None:
+    if name not in result.measured:
+        known = ", ".join(result.measured) or "none"
+        raise InputError(f"{result.folder} has no figure {name!r}", f"its figures are {known}")
+    return result.measured[name]
+
+
+def _mean(over: Sequence[Value], bucket: str | None) -> Value:
+    """It exists only where every one of the tasks has its number."""
+    published = None if bucket else mean([value.published for value in over])
+    results = [value.result for value in over if value.result is not None]
+    if len(results) < len(over):
+        return Value(published)
+    scores = [_bucket(result, bucket) if bucket else result.score for result in results]
+    figures = not bucket and any(value.interval is None for value in over)
+    measured = mean([value.measured for value in over] if figures else [score.value for score in scores])
+    held = [value.realised for value in over if value.realised is not None]
+    whole = measured is not None and not figures
+    return Value(
+        published,
+        measured,
+        means_interval([score.per_row for score in scores]) if whole else None,
+        means_interval([result.pairs for result in results]) if whole and not bucket else None,
+        rows=sum(score.n for score in scores),
+        total=sum(score.n for score in scores) if bucket else sum(value.total for value in over),
+        realised=sum(held) / len(held) if held else None,
+        uneven=any(value.uneven for value in over),
+    )
+
+
+def _bucket(result: CellResult, label: str) -> Score:
+    if label not in result.buckets:
+        known = ", ".join(result.buckets) or "none"
+        raise InputError(f"{result.folder} has no bucket {label}", f"its buckets are {known}")
+    return result.buckets[label]

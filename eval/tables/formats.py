@@ -1,0 +1,142 @@
+"""A filled table in the formats of `eval_long_bench.py table=NAME format=...`."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from eval.budgets import plain
+from eval.scores.bootstrap import Interval
+from eval.tables.fill import Filled, Value
+from eval.tables.grid import BEST, SECOND, Entry, Grid, grids, notes
+from eval.text import markdown
+
+ANSI = {BEST: "\033[1m", SECOND: "\033[4m"}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+FIELDS = ("table", "model", "method", "budget", "task", "published", "source", "measured", "low", "high", "difference",
+          "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven",
+          "protocol_hash", "folder")  # fmt: skip
+STYLE = """\
+body{font:14px/1.5 system-ui,sans-serif;max-width:max-content;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;border-top:2px solid;border-bottom:2px solid}
+th{border-bottom:1px solid}td,th{padding:.15rem .6rem;text-align:right;white-space:nowrap;font-weight:normal}
+.l{text-align:left}.r td{border-top:1px solid #ccc}b{font-weight:700}p{color:#555;margin:.3rem 0}"""
+
+
+def as_markdown(filled: Filled) -> str:
+    return _text(filled, lambda entry, width, left: _pad(_marked(entry), width, left))
+
+
+def as_terminal(filled: Filled) -> str:
+    """Marks as the terminal shows them; where there is none, as in Markdown."""
+    return _text(filled, _ansi) if sys.stdout.isatty() else as_markdown(filled)
+
+
+def as_csv(filled: Filled) -> str:
+    """One line per cell of the table and per mean, everything that is known about it, unrounded."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for key, value in (*filled.values.items(), *filled.means.items()):
+        writer.writerow("" if one is None else one for one in _record(filled, key, value))
+    return out.getvalue()
+
+
+def as_latex(filled: Filled) -> str:
+    """A booktabs tabular per model."""
+    parts = ["\n".join(["% \\usepackage{booktabs}", *(f"% {note}" for note in notes(filled))])]
+    for grid in grids(filled):
+        align = "l" * grid.left + "r" * (len(grid.header) - grid.left)
+        lines = [f"% {grid.title}", f"\\begin{{tabular}}{{{align}}}", "\\toprule"]
+        lines.append(" & ".join(map(_escaped, grid.header)) + r" \\")
+        for i, row in enumerate(grid.rows):
+            lines += ["\\midrule"] if i in grid.rules else []
+            lines.append(" & ".join(map(_latex, row)) + r" \\")
+        parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}"]))
+    return "\n\n".join(parts)
+
+
+def as_html(filled: Filled) -> str:
+    """A page that needs nothing else."""
+    title = html.escape(filled.table.title)
+    parts = [f"<h1>{title}</h1>"]
+    for grid in grids(filled):
+        head = "".join(_cell("th", Entry(name), i < grid.left) for i, name in enumerate(grid.header))
+        parts.append(f"<h2>{html.escape(grid.title)}</h2>\n<table><thead><tr>{head}</tr></thead><tbody>")
+        for i, row in enumerate(grid.rows):
+            cells = "".join(_cell("td", entry, j < grid.left) for j, entry in enumerate(row))
+            parts.append(f"<tr{' class=r' if i in grid.rules else ''}>{cells}</tr>")
+        parts.append("</tbody></table>")
+    parts += [f"<p>{html.escape(note)}</p>" for note in notes(filled)]
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f"{head}\n<body>\n" + "\n".join(parts) + "\n</body></html>"
+
+
+def render(filled: Filled, form: str) -> str:
+    """`form`: one of eval.config.score_config.FORMATS."""
+    return {"terminal": as_terminal, "markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}[form](
+        filled
+    )
+
+
+def _text(filled: Filled, cell: Callable[[Entry, int, bool], str]) -> str:
+    parts = [filled.table.title]
+    for grid in grids(filled):
+        parts.append(f"{grid.title}\n\n{_lines(grid, cell)}")
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(filled))])
+
+
+def _lines(grid: Grid, cell: Callable[[Entry, int, bool], str]) -> str:
+    plain = [[_marked(entry) for entry in row] for row in grid.rows]
+    head, rule, *_ = markdown(grid.header, plain, grid.left).split("\n")
+    widths = [len(part) - 2 for part in rule.strip("|").split("|")]
+    lines = []
+    for row in grid.rows:
+        cells = [cell(entry, widths[i], i < grid.left) for i, entry in enumerate(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([head, rule, *lines])
+
+
+def _marked(entry: Entry) -> str:
+    return {BEST: f"**{entry.text}**", SECOND: f"<u>{entry.text}</u>"}.get(entry.mark, entry.text)
+
+
+def _ansi(entry: Entry, width: int, left: bool) -> str:
+    shown = f"{ANSI[entry.mark]}{entry.text}\033[0m" if entry.mark else entry.text
+    return _pad(entry.text, width, left).replace(entry.text, shown) if entry.text else " " * width
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    return text.ljust(width) if left else text.rjust(width)
+
+
+def _record(filled: Filled, key: tuple, value: Value) -> list[Any]:
+    model, method, budget, task = key
+    result = value.result
+    return [
+        filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key),
+        value.measured, *_bounds(value.interval)[1:], value.difference, *_bounds(value.against), value.rows,
+        value.total, value.realised, value.uneven, result and result.protocol_hash, result and result.folder,
+    ]  # fmt: skip
+
+
+def _bounds(found: Interval | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if found is None else (found.value, found.low, found.high)
+
+
+def _latex(entry: Entry) -> str:
+    command = {BEST: "textbf", SECOND: "underline"}.get(entry.mark)
+    return f"\\{command}{{{_escaped(entry.text)}}}" if command else _escaped(entry.text)
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _cell(tag: str, entry: Entry, left: bool) -> str:
+    mark, text = {BEST: "b", SECOND: "u"}.get(entry.mark), html.escape(entry.text)
+    return f"<{tag}{' class=l' if left else ''}>{f'<{mark}>{text}</{mark}>' if mark else text}</{tag}>"

@@ -1,0 +1,89 @@
+"""A table: its axes, the cells they make, and the numbers that others published (eval/tables/read.py reads them)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+AXES = {"models": "model", "methods": "method", "tasks": "task"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One value of an axis. `words`: what run_pred.py is told for it, None where nothing can be run.
+
+    `budgets`: of a model, in place of the table's; of a method, () where it has none, as the full cache.
+
+    Of a task: `figure` names a figure of a task that measures (None: the score), `lower` says that less is better,
+    `digits` how many decimals are shown.
+    """
+
+    label: str
+    words: tuple[str, ...] | None
+    budgets: tuple[float, ...] | None = None
+    figure: str | None = None
+    lower: bool = False
+    digits: int = 2
+
+    def choice(self, group: str) -> str | None:
+        """What its words choose of a group: method=d2o -> d2o."""
+        return next((w.partition("=")[2] for w in self.words or () if w.startswith(f"{group}=")), None)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A cell of the table; `budget` is None for the full cache."""
+
+    model: Part
+    method: Part
+    budget: float | None
+    task: Part
+
+    @property
+    def runs(self) -> bool:
+        return None not in (self.model.words, self.method.words, self.task.words)
+
+    @property
+    def key(self) -> tuple[str, str, float | None, str]:
+        return self.model.label, self.method.label, self.budget, self.task.label
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A column that is the mean of tasks, `over` their labels; of one bucket of their lengths where it is named."""
+
+    label: str
+    over: tuple[str, ...]
+    bucket: str | None = None
+
+
+@dataclass
+class TableSpec:
+    """`published`: {(model, method, budget or None, task): number}, `cited`: the same keys to where it stands."""
+
+    name: str
+    title: str
+    models: list[Part]
+    methods: list[Part]
+    tasks: list[Part]
+    budgets: tuple[float, ...]
+    words: tuple[str, ...] = ()
+    means: list[Mean] = field(default_factory=list)
+    published: dict[tuple, float] = field(default_factory=dict)
+    cited: dict[tuple, str] = field(default_factory=dict)
+
+    def slots(self) -> Iterator[Slot]:
+        """Model by model, method by method, budget by budget, task by task."""
+        for model in self.models:
+            for method in self.methods:
+                for budget in self.budgets_of(model, method):
+                    for task in self.tasks:
+                        yield Slot(model, method, budget, task)
+
+    def budgets_of(self, model: Part, method: Part) -> Sequence[float | None]:
+        return (None,) if method.budgets == () or is_full(method) else model.budgets or self.budgets
+
+
+def is_full(method: Part) -> bool:
+    """The full cache, which is run, or was published, without a budget."""
+    return method.choice("method") == "full" or (method.words is None and method.label.lower().startswith("full"))

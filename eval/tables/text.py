@@ -1,0 +1,153 @@
+"""Scores as a table that reads well on a terminal and is Markdown as it stands. What was not measured is blank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eval.scores.result import CellResult
+from eval.scores.score import rounded
+from eval.scores.uneven import FOOTNOTE, MARK, footnote, mark
+from eval.tasks.longbench.means import longbench_e_means, longbench_means
+from eval.text import markdown, number
+
+AGAINST = ("vs full", "95 % interval")  # of the paired difference, eval/scores/bootstrap.py
+COLUMNS = ("model", "method", "variant", "budget")
+HASH = re.compile(r"-[0-9a-f]{8}$")
+
+
+
+
+
+
+def cells_table(results: Sequence[CellResult]) -> str:
+    """All cells, one table per task, then the means of the configurations for which every set is there."""
+    parts = []
+    for title in dict.fromkeys(result.title for result in results):
+        group = [result for result in results if result.title == title]
+        labels = list(dict.fromkeys(label for result in group for label in result.buckets))
+        compared = [*AGAINST] if any(r.against for r in group) else []
+        scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.figures for r in group) else []
+        figures = list(dict.fromkeys(name for r in group for name in r.figures))
+        rows = [
+            [*names(r), realised(r.realised, r), count(r)]
+            + [number(r.score.value) for _ in scored]
+            + (against(r) if compared else [])
+            + [_bucket(r, label) for label in labels]
+            + [number(r.figures.get(name)) for name in figures]
+            for r in group
+        ]
+        header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *figures]
+        parts.append(f"{title}\n\n" + markdown(header, rows, left=3) + footnote(group))
+    means = aggregates(results)
+    return "\n\n".join([*parts, _means_table(means)] if means else parts)
+
+
+def names(result: CellResult) -> list[str]:
+    """Model, method, variant, budget; the folder's hash stands behind the variant where a knob was turned."""
+    cell = result.cell
+    turned = HASH.search(result.run)
+    variant = str(cell.get("variant") or "") + (turned[0] if turned else "")
+    return [str(cell.get("model", "")), str(cell.get("method", "")), variant, str(cell.get("budget", ""))]
+
+
+def against(result: CellResult) -> list[str]:
+    """The difference to the full cache over the rows that both have, how many where not all, and its interval."""
+    found = result.against
+    if found is None:
+        return ["", ""]
+    only = "" if found.n == result.score.n else f" (n={found.n})"
+    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
+    return [f"{found.value:+.2f}{only}", bounds]
+
+
+def realised(value: float | None, *cells: Any) -> str:
+    """Marked where one of `cells` is no equal comparison."""
+    return "" if value is None else f"{value:.4f}{mark(cells)}"
+
+
+def mean_realised(cells: Sequence[CellResult]) -> float | None:
+    """Over the cells that say what they hold."""
+    held = [cell.realised for cell in cells if cell.realised is not None]
+    return sum(held) / len(held) if held else None
+
+
+def count(result: CellResult) -> str:
+    """Rows scored; "12/200" for a cell that is not finished."""
+    n, total = result.score.n, result.total
+    return str(n) if total is None or total == n else f"{n}/{total}"
+
+
+def _bucket(result: CellResult, label: str) -> str:
+    return number(result.buckets[label].value) if label in result.buckets else ""
+
+
+def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """One record per configuration: its names, the rows behind it, and the means for which every set is there and
+    finished.
+    """
+    records = []
+    for run in dict.fromkeys(result.run for result in results):
+        group = [r for r in results if r.run == run and (r.total is None or r.score.n >= r.total)]
+        plain = {set_of(r.task): r.score.value for r in group}
+        e = {set_of(r.task, "longbench_e_"): {k: s.value for k, s in r.buckets.items()} for r in group}
+        means = longbench_means(plain) | {
+            f"LongBench-E {label}": value for label, value in longbench_e_means(e).items()
+        }
+        kept = {name: value for name, value in means.items() if value is not None}
+        if kept:
+            record = dict(zip(COLUMNS, names(group[0]), strict=True))
+            held = {"budget_realised": mean_realised(group), "uneven": any(r.uneven for r in group)}
+            records.append({**record, "run": run, "n": sum(r.score.n for r in group), **held, "means": kept})
+    return records
+
+
+def set_of(task: str, prefix: str = "longbench_") -> str | None:
+    """longbench_trec -> trec; None for another family (LongBench-E's names begin with longbench_e_)."""
+    if not task.startswith(prefix) or (prefix == "longbench_" and task.startswith("longbench_e_")):
+        return None
+    return task.removeprefix(prefix)
+
+
+def _means_table(records: Sequence[dict[str, Any]]) -> str:
+    labels = list(dict.fromkeys(label for record in records for label in record["means"]))
+    rows = []
+    for record in records:
+        held = realised(record["budget_realised"]) + MARK * record["uneven"]
+        means = [number(record["means"].get(label)) for label in labels]
+        rows.append([*(record[key] for key in COLUMNS), held, str(record["n"]), *means])
+    below = f"\n\n{FOOTNOTE}" if any(record["uneven"] for record in records) else ""
+    return "means\n\n" + markdown([*COLUMNS, "realised", "rows", *labels], rows, left=3) + below
+
+
+def folder_table(results: Sequence[CellResult]) -> str:
+    """Scores of a foreign folder by set, and the means for which every set is there."""
+    labels = list(dict.fromkeys(label for result in results for label in result.buckets))
+    rows = [
+        [r.folder, str(r.score.n), number(r.score.value), *(_bucket(r, label) for label in labels)] for r in results
+    ]
+    text = markdown(["set", "rows", "score", *labels], rows)
+    for record in aggregates(results):
+        text += "\n\n" + markdown(["mean", "score"], [[name, number(value)] for name, value in record["means"].items()])
+    return text
+
+
+def cell_record(result: CellResult) -> dict[str, Any]:
+    """A cell as the JSON file has it: everything the table shows, and where it came from."""
+    return {
+        **{key: result.cell.get(key) for key in (*COLUMNS, "seed")},
+        "task": result.task,
+        "question": result.question,
+        "folder": result.folder,
+        "budget_realised": result.realised,
+        "uneven": result.uneven,
+        "n": result.score.n,
+        "total": result.total,
+        "score": rounded(result.score.value),
+        "vs_full": None if result.against is None else asdict(result.against),
+        "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
+        "figures": result.figures,
+        "protocol_hash": result.protocol_hash,
+    }

@@ -1,0 +1,101 @@
+"""The row of a document of an lm-eval task, made of the responses to its requests.
+
+A row, besides what every row holds (the ledger of its first context, eval/run/predict.py):
+
+    pred, answers   the answer as it was generated, or the likeliest choice; the target as text
+    responses       as lm-eval's filters get them: texts, or [log-likelihood, greedy] per request
+    metrics         {"metric,filter": value} of this document, before they are joined over documents
+    score           0..1, the main metric, where the task has one
+    lm_eval         the task, its version, shots, and how each metric is joined: eval/tasks/lm_eval/readings.py reads
+    no more
+
+    prompt_tokens, prefill_s, decode_s are sums over a document's different contexts, budget_realised their mean,
+    new_tokens the sum over its requests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from d2o.errors import InputError
+from eval.scores.readings import average
+
+MAIN = ("exact_match", "f1", "em", "acc", "score", "bleu_acc")  # metrics that are shares, in the order of choice
+
+
+def main_metric(how: Mapping[str, str]) -> str | None:
+    """The metric that is the score of a row; `how`: {metric: name of what joins its values}."""
+    return next((metric for metric in MAIN if how.get(metric) == "mean"), None)
+
+
+def document_row(
+    requests: Sequence[Any],
+    answered: Sequence[tuple[Any, dict[str, Any]]],
+    metrics: dict[str, Any],
+    main: str | None,
+) -> dict[str, Any]:
+    """All but what the task knows; `answered`: a response and the ledger's row of each request."""
+    responses = [response for response, _ in answered]
+    contexts = {request.args[0]: row for request, (_, row) in zip(requests, answered, strict=True)}
+    first, distinct = answered[0][1], list(contexts.values())
+    sums = {key: sum(row[key] for row in distinct) for key in ("prompt_tokens", "prefill_s", "decode_s")}
+    score = next((value for key, value in metrics.items() if key.split(",")[0] == main), None)
+    return {
+        "pred": _shown(requests, responses),
+        "responses": plain(responses),
+        "metrics": metrics,
+        **({} if score is None else {"score": float(score)}),
+        **first,
+        **sums,
+        "budget_realised": average([row["budget_realised"] for row in distinct]),
+        "new_tokens": sum(row["new_tokens"] for _, row in answered),
+        "truncated": any(row["truncated"] for _, row in answered),
+    }
+
+
+def measured(task: Any, doc: Any, requests: Sequence[Any], responses: Sequence[Any]) -> dict[str, Any]:
+    """{"metric,filter": value} of one document."""
+    for request, response in zip(requests, responses, strict=True):
+        request.resps = [response] * (request.repeats or 1)  # greedy: every repeat is the same
+    for ensemble in task._filters:
+        ensemble.apply(requests)
+    found = {}
+    for key in requests[0].filtered_resps:
+        values = task.process_results(doc, [request.filtered_resps[key] for request in requests])
+        found |= {f"{metric},{key}": plain(value) for metric, value in values.items()}
+    return found
+
+
+def target(task: Any, doc: Any) -> str:
+    """What is wanted of a document, as text."""
+    wanted = task.doc_to_target(doc)
+    if task.get_config("doc_to_choice") is not None and isinstance(wanted, int):
+        wanted = task.doc_to_choice(doc)[wanted]
+    return wanted if isinstance(wanted, str) else json.dumps(plain(wanted), ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """JSON-able; what is no number is written as its name, which float() reads."""
+    if hasattr(value, "tolist"):  # numpy's
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"a metric of lm-eval gives {type(value).__name__}, which no row can hold", "take another task")
+
+
+def _shown(requests: Sequence[Any], responses: Sequence[Any]) -> str:
+    if isinstance(responses[0], str):
+        return responses[0]
+    if isinstance(responses[0], float):
+        return ""
+    best = max(range(len(responses)), key=lambda i: responses[i][0])
+    return requests[best].args[1].strip()

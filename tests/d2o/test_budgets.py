@@ -1,0 +1,130 @@
+"""Equal budgets: what every method holds is what was asked for, with the knobs of its config."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from zoo import FAMILIES, prompt
+
+import run_pred
+from baselines.h2o import H2O
+from baselines.knorm import KNorm
+from d2o.budget import Budget
+from d2o.engine import Engine
+from d2o.errors import InputError
+from eval.cli import main
+from eval.config.build import build
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+LENGTHS, LAYERS, NEW = (400, 133), 8, 4
+TOKEN_BYTES = 1024  # 8 layers, 2 KV heads of 8, keys and values in float32
+ASKED = {"60KiB": 60, "200.5KiB": 200}
+
+
+@functools.cache
+def model():
+    torch.manual_seed(0)
+    config = FAMILIES["llama_gqa"]()
+    config.num_hidden_layers = LAYERS
+    return LlamaForCausalLM(config).eval()
+
+
+def method(name, **knobs):
+    node = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    if name == "locret":
+        knobs["heads"] = "random"  # the config's are the bundled model's
+    try:
+        return build(OmegaConf.merge(node, knobs), "method")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def ledgers(factory, budget):
+    prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
+    return [g.ledger for g in Engine(model(), factory, budget).generate(prompts, NEW)]
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.2, 0.5, 0.9, 100, 350, "60KiB", "200.5KiB"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
+def test_the_realised_budget_is_the_one_asked_for(name, budget):
+    """Parts, slots and bytes, one prompt long and one short: no method holds more or less than the others."""
+    for n, ledger in zip(LENGTHS, ledgers(method(name), budget), strict=True):
+        wanted = min(n, ASKED[budget] if isinstance(budget, str) else Budget(budget).slots(n))
+        assert abs(sum(ledger.held_prefill) - wanted * LAYERS) <= 1
+        assert abs(ledger.realised / (wanted / n) - 1) <= 0.01
+        if isinstance(budget, str) and n > wanted:
+            size = sum(ledger.held_prefill) * TOKEN_BYTES / LAYERS
+            assert Budget(budget).size * 0.98 - TOKEN_BYTES < size <= Budget(budget).size
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
+def test_small_budgets(name):
+    """Down to one slot per layer and head; protected windows and sinks give way."""
+    for budget in (0.05, 8, 2, "2KiB") if name != "d2o" else (0.05, 8):  # its layers hold at least 1 % of the prompt
+        for n, ledger in zip(LENGTHS, ledgers(method(name), budget), strict=True):
+            slots = 2 if isinstance(budget, str) else Budget(budget).slots(n)
+            assert sum(ledger.held_prefill) == pytest.approx(slots * LAYERS, abs=LAYERS)
+
+
+def test_bytes_are_those_of_the_stored_keys_and_values():
+    """What `Budget` divides by is what the storages of a cache take, whatever the family stores."""
+    for family in ("llama_gqa", "falcon_new", "falcon_multi_query", "phi3"):
+        torch.manual_seed(0)
+        run = Engine(AutoModelForCausalLM.from_config(FAMILIES[family]()), functools.partial(H2O), "24KiB")
+        (row,) = run.generate([prompt(200)], 1)
+        slots = int(24 * 1024 // run.budget.token_bytes)
+        assert row.ledger.held_prefill == [slots] * run.layers
+        assert row.ledger.kv_bytes_prefill == (slots + 1) * run.budget.token_bytes  # and the slot that a step writes
+
+
+def test_a_size_below_one_token_is_refused():
+    with pytest.raises(InputError, match="less than one token takes in all layers, 1024 bytes") as error:
+        ledgers(method("h2o"), "1023B")
+    assert error.value.hint == "write budget=1024B or more"
+    for bad in ("64MB", "64", "MiB", "-1MiB", "1.0001KiB", "0KiB", "64MiB "):
+        with pytest.raises(InputError, match="is no size"):
+            Budget(bad)
+
+
+@pytest.mark.parametrize(
+    "name, knobs",
+    [("pyramidkv", {"variant": "kvcf"}), ("pyramidinfer", {"variant": "official", "min_context": 8}),
+     ("d2o", {"variant": "official", "budget_accounting": "nominal"})],
+)  # fmt: skip
+def test_what_does_not_meet_its_budget_says_so(name, knobs):
+    factory = method(name, **knobs)
+    (first, _) = ledgers(factory, 0.2)
+    assert factory().nominal and abs(first.realised - 0.2) > 0.002
+
+
+def test_knorm_skips_what_the_budget_allows():
+    rows = KNorm().row_slots(Budget(0.2), 1000, 32)
+    assert rows[:2] == [1000, 1000] and max(rows[2:]) < 200 and sum(rows) == 32 * 200
+    assert KNorm().row_slots(Budget(0.1), 1000, 32)[:2] == [1000, 71]
+    assert KNorm().row_slots(Budget(0.05), 1000, 32) == [50] * 32
+    assert KNorm().row_slots(Budget(0.2), 1000, 4) == [200] * 4
+    with pytest.raises(InputError, match="budget 0.05 is too small for knorm's 2 protected layers"):
+        KNorm(2).row_slots(Budget(0.05), 1000, 32)
+
+
+def test_knorm_pays_for_its_skipped_layers():
+    ledger = ledgers(method("knorm", skip_layers=1), 0.2)[0]
+    assert ledger.held_prefill[0] == LENGTHS[0]
+    assert max(ledger.held_prefill[1:]) - min(ledger.held_prefill[1:]) <= 1
+
+
+@pytest.mark.parametrize("task", ["mini_single", "ppl", "needle", "passkey", "efficiency", "lm_eval"])
+def test_bytes_that_buy_no_token_are_refused_before_anything_is_written(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_pred, "load_model", lambda cfg: pytest.fail("weights were loaded"))
+    words = [f"task={task}", "budget=10B", f"results_dir={tmp_path / 'r'}"]
+    if task == "lm_eval":
+        pytest.importorskip("lm_eval")
+        words.append("task.tasks=[local_sums]")
+    assert main(words, run_pred.run_cell, CONFIGS.parent) == 2
+    error, hint = capsys.readouterr().err.strip().split("\n")
+    assert error == "error: budget 10B is less than one token takes in all layers, 2048 bytes"
+    assert hint == "hint: write budget=2048B or more" and not (tmp_path / "r").exists()

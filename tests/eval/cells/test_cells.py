@@ -1,0 +1,218 @@
+"""Rows on the disk: whole lines, one writer, nothing lost and nothing twice, whatever ends a run."""
+
+import errno
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from d2o.errors import InputError
+from eval.cells import cell as cells
+from eval.cells import identity, rows
+from eval.config.compose import compose_cell, configs
+from eval.run import predict
+from eval.tasks.sample import Sample
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = {"identity": {"budget": 0.2}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
+
+
+def row(number, **more):
+    return {"id": str(number), "pred": f"answer {number}", **more}
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def composed(*words):
+    with configs(ROOT / "configs"):
+        return compose_cell(list(words), ROOT / "configs")
+
+
+def folder(*words):
+    return str(identity.folder(composed("model=random_llama", "task=mini_single", *words)))
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("tail", [b'{"id": "2", "pr', b'{"id": "2"}', b"\0\0\0\0", b'{"id": "2", "pr\n', b"\0\0\n"])
+def test_a_torn_last_line_is_cut_and_nothing_else(tmp_path, tail):
+    path = tmp_path / "predictions.jsonl"
+    whole = rows.encode_row(row(0)) + rows.encode_row(row(1))
+    path.write_bytes(whole + tail)
+    file = rows.RowFile(path)
+    assert list(file.rows) == ["0", "1"] and path.read_bytes() == whole
+    file.append(row(2))
+    file.close()
+    assert [r["id"] for r in read(path)] == ["0", "1", "2"]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(rows.encode_row(row(0)) + b"{torn\n" + rows.encode_row(row(1)))
+    with pytest.raises(InputError, match="line 2"):
+        rows.RowFile(path)
+    path.write_bytes(rows.encode_row(row(0)) * 2)
+    with pytest.raises(InputError, match="line 2 repeats id '0'"):
+        rows.RowFile(path)
+
+
+@pytest.mark.parametrize("text", ["a\nb\r\nc", "你好 ünï", "x\u2028y\u2029z\x85", "\ud83d half a pair", '"\\'])
+def test_any_text_stays_on_one_line(tmp_path, text):
+    file = rows.RowFile(tmp_path / "p.jsonl")
+    file.append(row(0, text=text))
+    file.close()
+    written = (tmp_path / "p.jsonl").read_text(encoding="utf-8")
+    assert len(written.splitlines()) == 1 and json.loads(written)["text"] == text
+
+
+def test_one_writer_at_a_time(tmp_path):
+    first = rows.RowFile(tmp_path / "p.jsonl")
+    with pytest.raises(rows.Busy):
+        rows.RowFile(tmp_path / "p.jsonl")
+    first.close()
+    rows.RowFile(tmp_path / "p.jsonl").close()
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    file = rows.RowFile(tmp_path / "p.jsonl")
+    file.append(row(0))
+    real, left = os.write, [5]
+
+    def write(fd, data):
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part, left[0] = data[: left[0]], 0
+        return real(fd, part)
+
+    monkeypatch.setattr(rows.os, "write", write)
+    with pytest.raises(OSError):
+        file.append(row(1))
+    assert read(tmp_path / "p.jsonl") == [row(0)] and list(file.rows) == ["0"]
+    monkeypatch.undo()
+    file.append(row(1))
+    file.close()
+    assert read(tmp_path / "p.jsonl") == [row(0), row(1)]
+
+
+# ---- the folder
+
+
+def test_the_folder_says_what_the_cell_is():
+    assert folder("method=h2o", "budget=0.20") == "results/random_llama/h2o-default-b0.2/mini_single"
+    assert folder("method=d2o", "budget=512") == "results/random_llama/d2o-paper-b512/mini_single"
+    for size in ("64MiB", "65536KiB", "0.0625GiB"):  # one budget however it is typed
+        assert folder("method=h2o", f"budget={size}") == "results/random_llama/h2o-default-b64MiB/mini_single"
+    assert folder("method=d2o", "method.variant=official").startswith("results/random_llama/d2o-official-b0.2/")
+
+
+KNOBS = ["seed=1", "method.recent=0.25", "engine.chunk=64", "model.weights_seed=1", "task.n=7"]
+
+
+@pytest.mark.parametrize("word", KNOBS)
+def test_a_knob_that_changes_results_changes_the_folder(word):
+    plain, turned = folder("method=h2o"), folder("method=h2o", word)
+    assert plain != turned and "-b0.2-" in turned
+
+
+@pytest.mark.parametrize("word", ["limit=3", "batch_size=4", "wandb.mode=offline", "scorer=fixed", "wandb.group=x"])
+def test_a_knob_that_changes_no_result_changes_no_folder(word):
+    assert folder("method=h2o") == folder("method=h2o", word)
+
+
+def test_where_things_lie_is_not_what_they_are(tmp_path):
+    words = ["model=path", "task=longbench_trec", "method=h2o"]
+    here = identity.folder(composed(*words, "model.path=/a/llama", "task.data_dir=/a"))
+    there = identity.folder(composed(*words, "model.path=/b/llama", "task.data_dir=/b"))
+    assert here == there == Path("results/llama/h2o-default-b0.2/longbench_trec")
+    hub = identity.folder(composed("model=hub", "model.id=org/model-7b", "task=mini_single", "method=h2o"))
+    assert hub == Path("results/org--model-7b/h2o-default-b0.2/mini_single")
+
+
+# ---- the cell
+
+
+def test_a_cell_is_resumed_only_with_what_began_it(tmp_path):
+    with cells.Cell.open(tmp_path / "c", CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0))
+    for key, value in {"protocol_hash": "b", "model_fingerprint": "n", "identity": {"budget": 0.3}}.items():
+        with pytest.raises(InputError, match="was begun with") as caught:
+            cells.Cell.open(tmp_path / "c", {**CONFIG, key: value}, ["0", "1"])
+        assert "results_dir=" in caught.value.hint
+    with cells.Cell.open(tmp_path / "c", {**CONFIG, "device": "cuda"}, ["0", "1"]) as cell:
+        assert (cell.done, cell.total) == (1, 2) and "cuda" in cell.notes[0]
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["device"] == "cpu"
+
+
+def test_rows_of_unknown_origin_are_not_added_to(tmp_path):
+    (tmp_path / "predictions.jsonl").write_bytes(rows.encode_row(row(0)))
+    with pytest.raises(InputError, match="no config.json"):
+        cells.Cell.open(tmp_path, CONFIG, ["0"])
+
+
+def test_a_results_dir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        cells.Cell.open(tmp_path / "file" / "cell", CONFIG, ["0"])
+
+
+def test_the_status_follows_the_run(tmp_path):
+    def status():
+        return json.loads((tmp_path / "status.json").read_text())
+
+    with pytest.raises(RuntimeError), cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0))
+        cell.status("running")
+        assert (status()["state"], status()["done"], status()["total"]) == ("running", 1, 2)
+        raise RuntimeError("layer 3\nand more")
+    assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: layer 3")
+    with cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(1))
+    assert (status()["state"], status()["done"], status()["error"]) == ("done", 2, None)
+
+
+def test_a_job_put_back_into_the_queue_says_so(tmp_path):
+    """submitit leaves a job that it has requeued with SystemExit."""
+    with pytest.raises(SystemExit), cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0))
+        raise SystemExit(-1)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["done"], status["error"]) == ("queued", 1, None)
+
+
+# ---- what is predicted
+
+
+def sample(number, prompt="p"):
+    return Sample(str(number), prompt, ["a"], None, 1)
+
+
+def test_the_first_rows_and_no_id_twice():
+    assert [s.id for s in predict.first((sample(i) for i in range(9)), 3)] == ["0", "1", "2"]
+    with pytest.raises(InputError, match="id '4' comes 2 times"):
+        predict.first([sample(3), sample(4), sample(4)], None)
+    with pytest.raises(InputError, match="no rows"):
+        predict.first([], None)
+
+
+def test_only_missing_rows_are_predicted_and_a_changed_prompt_is_refused(tmp_path):
+    with cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write(row(0, prompt_hash=predict.prompt_hash(sample(0))))
+        assert [s.id for s in predict.missing(cell, [sample(0), sample(1)])] == ["1"]
+        with pytest.raises(InputError, match="another prompt"):
+            predict.missing(cell, [sample(0, "q"), sample(1)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_batches_hold_every_row_once_and_like_lengths_together(size):
+    draw = random.Random(0)
+    prompts = [predict.Prompt(sample(i), [0] * draw.randint(1, 99), False) for i in range(50)]
+    made = list(predict.batches(prompts, size))
+    assert sorted(int(p.sample.id) for batch in made for p in batch) == list(range(50))
+    assert all(len(batch) <= size for batch in made)
+    padding = sum(max(len(p.ids) for p in batch) - len(p.ids) for batch in made for p in batch)
+    assert padding <= {1: 0}.get(size, 99 * size)
