@@ -24,9 +24,9 @@ def main(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         print(f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
         return
-    from eval.config.score_config import read_config
+    from eval.config.score_config import read_score_config
 
-    config = read_config(words, CONFIGS)
+    config = read_score_config(words, CONFIGS)
     for key in ("json", "report", "out"):
         if isinstance(getattr(config, key), str):
             check_target(key, Path(getattr(config, key)))

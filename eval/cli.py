@@ -1,21 +1,18 @@
-"""The command line around a run: help, sweeps, errors of one line, exit codes. Quick: it imports nothing heavy."""
+"""The command line around a run: help, flags, exit codes. Quick: what a cell takes is imported when one is asked for."""
 
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from d2o.errors import InputError
-from eval.exits import _terminate, report
+from eval.exits import end_on_sigterm, report
 
 if TYPE_CHECKING:
-    from eval.cells.identity import Composed
+    from eval.run.dry_run import SizeCell
+    from eval.run.job import RunCell
 
-Run = Callable[["Composed"], tuple[Path, str]]  # a cell's folder, and what to say at its end
 USAGE = """\
 usage: python run_pred.py [-m] [KEY=VALUE ...]
 
@@ -54,96 +51,47 @@ exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted"""
 
 
 
+def main(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None = None) -> int:
+    """Do what the words ask for: help, cards, one cell or a sweep of them; returns the exit code, prints every error.
 
-def main(argv: list[str], run: Run, config_dir: Path, size: Any = None) -> int:
-    """Parse, compose, run one cell or a sweep of them; returns the exit code. `size`: eval.run.dry_run.Measure."""
-    signal.signal(signal.SIGTERM, _terminate)
+    `run` makes a cell; `size` says for a dry run what it would take.
+    """
+    end_on_sigterm()
     try:
         if "-h" in argv or "--help" in argv:
-            print(usage(config_dir), flush=True)  # a pipe that has read enough shows here, not at the exit
-            return 0
+            return _say(usage(config_dir))
         if "--methods" in argv:
-            from eval.config.cards import cards
-
-            print(cards([word for word in argv if word != "--methods"], config_dir), flush=True)
-            return 0
-        return _main(argv, run, config_dir, size)
+            return _methods([word for word in argv if word != "--methods"], config_dir)
+        return _cells(argv, run, config_dir, size)
     except BaseException as error:
         return report(error)
 
 
 def usage(config_dir: Path) -> str:
+    """What --help prints: the keys, and the names that each group has."""
     groups = ("method", "model", "task", "table")
     names = {group: sorted(file.stem for file in (config_dir / group).glob("*.yaml")) for group in groups}
     return USAGE.format(**{group: _wrapped(found) for group, found in names.items()})
 
 
+def _say(text: str) -> int:
+    print(text, flush=True)  # a pipe that has read enough shows here, not at the exit
+    return 0
 
 
+def _methods(names: list[str], config_dir: Path) -> int:
+    from eval.config.cards import cards
+
+    return _say(cards(names, config_dir))
 
 
+def _cells(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None) -> int:
+    flags = _flags(argv)
+    from eval.config.words import Words
+    from eval.run.steps import run_command
 
-
-def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
-    args = _parse(argv)
-    from eval.config.compose import configs, split_sweep
-    from eval.config.expand import one_of_each
-    from eval.config.group import expand, one_sweep
-    from eval.config.launcher import check, take, take_dry
-    from eval.config.table_jobs import expand_tables
-    from eval.run.sweep import compose_all, dry, launch_all, remember, run_all
-
-    launcher, words = take(args.overrides, config_dir)
-    dry_run, words = take_dry(words)
-    with configs(config_dir):
-        asked = split_sweep(words) if args.multirun else [words]
-        asked, tables = expand_tables(asked, config_dir)
-        jobs, grouped = expand(asked, config_dir)
-        jobs = one_sweep(one_of_each(jobs, config_dir))
-        composed, codes = compose_all(jobs, config_dir, report)
-    if args.cfg:
-        from omegaconf import OmegaConf
-
-        print("---\n".join(OmegaConf.to_yaml(cell.cfg) for cell in composed), end="")
-        return max(codes, default=0)
-    if codes and len(asked) == 1:
-        return max(codes)  # a slip of the hand in a group must not start its other half
-    if dry_run:
-        return dry(composed, size, report) or max(codes, default=0)
-    check(launcher)
-    if args.multirun or launcher:
-        remember(composed)
-    if launcher:
-        folders, failed = launch_all(composed, launcher, run, config_dir, report)
-    else:
-        quiet = grouped or bool(tables) or len(jobs) > len(asked)
-        folders, failed = run_all(jobs, composed, run, report, quiet=quiet)
-    codes += failed
-    if len(folders) > 1:
-        from eval.tables.side_by_side import side_by_side
-
-        if shown := side_by_side(folders):
-            print(shown)
-    if grouped and folders:
-        from eval.tables.group import table
-
-        print(table(folders, composed[0].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
-    for name in tables if folders else ():
-        _print_table(name, config_dir, composed[0].cfg)
-    if getattr(launcher, "wait", True) and (len(jobs) > 1 or launcher or (grouped and composed)):
-        print(f"{len(jobs) - len(codes)} of {len(jobs)} cells done, {len(codes)} failed", file=sys.stderr)
-    return 0 if not codes else 2 if set(codes) == {2} else 1
-
-
-def _print_table(name: str, config_dir: Path, cfg: Any) -> None:
-    from eval.tables.fill import fill
-    from eval.tables.formats import render
-    from eval.tables.read import read_table
-
-    def note(text: str) -> None:
-        print(f"note: {text}", file=sys.stderr)
-
-    print(render(fill(read_table(name, config_dir), Path(cfg.results_dir), config_dir, cfg.scorer, note), "terminal"))
+    words = Words(flags.words)
+    return run_command(words, run, config_dir, sweep=flags.multirun, show=flags.cfg, size=size)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,14 +99,12 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message, "python run_pred.py --help shows what can be written")
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _flags(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="run_pred.py", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", action="store_true")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("words", nargs="*", metavar="overrides")
     return parser.parse_intermixed_args(argv)
-
-
 
 
 def _wrapped(names: list[str], width: int = 100) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    pass
-
+from d2o.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -40,7 +39,7 @@ def explain(error: BaseException) -> tuple[str, str, int | None]:
         stopped = isinstance(error, Terminated)
         again = "the same command goes on where this one stopped"
         return ("stopped by SIGTERM", again, 143) if stopped else ("interrupted", again, 130)
-    if is_input_error(error):
+    if isinstance(error, InputError):
         return str(error), error.hint, 2
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"the disk is full: {error}", "free some space; the same command goes on where this one stopped", 1
@@ -49,9 +48,9 @@ def explain(error: BaseException) -> tuple[str, str, int | None]:
     return str(error), "", None
 
 
-def is_input_error(error: BaseException) -> bool:
-    """Ours, from whichever package: they share no base, so that neither package has to import the other."""
-    return isinstance(error, ValueError) and hasattr(error, "hint")
+def end_on_sigterm() -> None:
+    """From here on SIGTERM raises Terminated."""
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(*_: Any) -> NoReturn:

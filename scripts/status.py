@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from d2o.errors import InputError
 from eval.cells.files import read_json
 from eval.run.backends import slurm_jobs
-from eval.run.board import Line, board, show
+from eval.run.board import Line, board_text, read_board
 from scripts.command import ROOT, call, read, run
 
 KEYS = {"results_dir": "results", "rerun": str, "start": False}
@@ -33,9 +33,9 @@ MENDED = ("failed", "stale", "missing")
 
 def main(words: list[str]) -> int:
     args = read_words(words)
-    lines = board(args.results_dir, ask_slurm() if has_jobs(args.results_dir) else None)
+    lines = read_board(args.results_dir, ask_slurm() if has_jobs(args.results_dir) else None)
     if args.rerun is None:
-        print(show(lines, args.results_dir))
+        print(board_text(lines, args.results_dir))
         return int(any(line.state in MENDED for line in lines))
     chosen = [line for line in lines if line.state in args.rerun and line.command]
     for line in lines:

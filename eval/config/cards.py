@@ -14,6 +14,7 @@ from d2o.errors import InputError
 
 
 def methods(config_dir: Path) -> list[str]:
+    """The names of all methods that have a config."""
     return sorted(path.stem for path in (config_dir / "method").glob("*.yaml"))
 
 

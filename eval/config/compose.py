@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2o.errors import InputError
 from eval.cells.identity import Composed
+from eval.cells.names import GROUPS
 from eval.config import schema
+from eval.config.words import Words
 
-GROUPS = ("method", "model", "task")
-FEW = 30  # names that still make a readable hint
-
+FEW_NAMES = 30  # names that still make a readable hint
 
 
 
@@ -34,36 +34,37 @@ def configs(config_dir: Path) -> Iterator[None]:
 
     In them `${repo:models/x}` is a place in the repository, wherever the command is run from.
     """
-    schema.register()
+    schema.register_schema()
     OmegaConf.register_new_resolver("repo", lambda place: str(config_dir.resolve().parent / place), replace=True)
-    _defaults.cache_clear()
+    _plain.cache_clear()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
 
 
 def options(config_dir: Path, group: str) -> list[str]:
+    """The names that a group can have, as its YAML files are called."""
     return sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
 
 
-def split_sweep(words: list[str]) -> list[list[str]]:
-    """`method=d2o,h2o budget=.1,.2` -> four lists of words, as Hydra's own sweeper orders them."""
-    parsed = [_parse(word) for word in words]
+def split_sweep(words: Words) -> list[Words]:
+    """`method=d2o,h2o budget=.1,.2` -> the words of four jobs, as Hydra's own sweeper orders them."""
+    parsed = [_override(word) for word in words]
     try:
-        return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        return [Words(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
     except HydraException as error:
         what = f"cannot sweep over {' '.join(words)!r}: {_first_line(error)}"
         raise InputError(what, "sweep over lists: budget=.1,.2") from error
 
 
-def compose_cell(words: list[str], config_dir: Path) -> Composed:
+def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
     """Raises InputError for a word that is no setting, an unknown name or key, and a value of the wrong type."""
-    overrides = [_parse(word) for word in words]
+    overrides = [_override(word) for word in words]
     choices = [o for o in overrides if o.key_or_group in GROUPS]
     for override in overrides:
         _check_form(override)
     for override in choices:
         _check_choice(override, config_dir)
-    plain = _defaults(tuple(o.input_line for o in choices)).copy()
+    plain = _plain(tuple(o.input_line for o in choices)).copy()
     for override in overrides:
         if override not in choices:
             _check_key(override.key_or_group, override.input_line, plain)
@@ -75,11 +76,11 @@ def compose_cell(words: list[str], config_dir: Path) -> Composed:
     for override in overrides:
         if override not in choices:
             _check_type(override.key_or_group, cfg, plain)
-    schema.check(cfg, {o.key_or_group: o.input_line for o in overrides})
+    schema.check_ranges(cfg, {o.key_or_group: o.input_line for o in overrides})
     return Composed(cfg, plain, names, tuple(words))
 
 
-def _parse(word: str) -> Override:
+def _override(word: str) -> Override:
     loader = GlobalHydra.instance().hydra.config_loader
     try:
         return OverridesParser.create(config_loader=loader).parse_overrides([word])[0]
@@ -107,7 +108,7 @@ def _check_choice(override: Override, config_dir: Path) -> None:
     group, value = override.key_or_group, override.value()
     known = options(config_dir, group)
     if value not in known:
-        names = ", ".join(known) if len(known) <= FEW else f"the {len(known)} that --help lists"
+        names = ", ".join(known) if len(known) <= FEW_NAMES else f"the {len(known)} that --help lists"
         raise InputError(f"unknown {group} {value!r}", f"{_did_you_mean(str(value), known)}{group} is one of {names}")
 
 
@@ -133,7 +134,7 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
     """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
-    may also be a size, which schema.check reads.
+    may also be a size, which schema.check_ranges reads.
     """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
     if key == "budget" or after is None or before is None:
@@ -159,7 +160,7 @@ def _compose(words: list[str]) -> DictConfig:
 
 
 @functools.cache
-def _defaults(choices: tuple[str, ...]) -> DictConfig:
+def _plain(choices: tuple[str, ...]) -> DictConfig:
     """A sweep makes few choices many times, and to compose one takes a tenth of a second. Not to be changed."""
     return _compose(list(choices))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2o.errors import InputError
+from eval.config.words import Words
 
 GROUP, PREFIX = "hydra/launcher", "hydra.launcher."
-LEAST = {"parallel": 1, "gpus": 0, "cpus": 1, "timeout_min": 1, "requeues": 0, "signal_s": 1}
+LEAST_KNOBS = {"parallel": 1, "gpus": 0, "cpus": 1, "timeout_min": 1, "requeues": 0, "signal_s": 1}
 
 
 @dataclass
 class Local:
+    """Processes of this machine that outlive the command; local.yaml says what each key is."""
+
     parallel: int = 2
     gpus: int = 0
     timeout_min: int = 10080
@@ -32,12 +34,14 @@ class Local:
 
 @dataclass
 class Joblib:
+    """Worker processes of this command; joblib.yaml says what each key is."""
+
     parallel: int = 2
 
 
 @dataclass
 class Slurm:
-    """configs/hydra/launcher/slurm.yaml says what each is."""
+    """Jobs of a Slurm cluster; slurm.yaml says what each key is."""
 
     partition: str | None = None
     account: str | None = None
@@ -57,30 +61,27 @@ class Slurm:
     wait: bool = True
 
 
-KINDS = {"local": Local, "joblib": Joblib, "slurm": Slurm}
+LAUNCHERS = {"local": Local, "joblib": Joblib, "slurm": Slurm}
 Launcher = Local | Joblib | Slurm
 
 
-def take(words: Sequence[str], config_dir: Path) -> tuple[Launcher | None, list[str]]:
+def take_launcher(words: Words, config_dir: Path) -> tuple[Launcher | None, Words]:
     """The launcher that `words` name, None for none, and the other words. Raises InputError."""
-    named = [word.partition("=")[2] for word in words if word.startswith(f"{GROUP}=")]
-    turned = [word for word in words if word.startswith(PREFIX)]
-    rest = [word for word in words if not word.startswith((f"{GROUP}=", PREFIX))]
-    if turned and not named:
-        raise InputError(f"{turned[0]!r} without a launcher", f"write {GROUP}={' | '.join(KINDS)} beside it")
-    return (_read(named[-1], turned, config_dir) if named else None), rest
+    name, turned = words.get(GROUP), words.only(PREFIX)
+    if turned and name is None:
+        raise InputError(f"{turned[0]!r} without a launcher", f"write {GROUP}={' | '.join(LAUNCHERS)} beside it")
+    return (None if name is None else _launcher(name, turned, config_dir)), words.without(GROUP, PREFIX)
 
 
-def take_dry(words: Sequence[str]) -> tuple[bool, list[str]]:
+def take_dry_run(words: Words) -> tuple[bool, Words]:
     """Whether `dry_run=true` stands among the words, and the others. Raises InputError."""
-    said = [word for word in words if word.startswith("dry_run=")]
-    for word in said:
+    for word in words.only("dry_run"):
         if word not in ("dry_run=true", "dry_run=false"):
             raise InputError(f"{word} is neither true nor false", "write dry_run=true")
-    return said[-1:] == ["dry_run=true"], [word for word in words if word not in said]
+    return words.get("dry_run") == "true", words.without("dry_run")
 
 
-def check(launcher: Launcher | None) -> None:
+def check_launcher(launcher: Launcher | None) -> None:
     """Raises InputError for Slurm on a machine that has none."""
     for program in ("sbatch", "squeue", "srun") if isinstance(launcher, Slurm) else ():
         if shutil.which(program) is None:
@@ -88,26 +89,35 @@ def check(launcher: Launcher | None) -> None:
             raise InputError(f"{GROUP}=slurm: there is no {program} here", hint)
 
 
-def _read(name: str, turned: Sequence[str], config_dir: Path) -> Launcher:
-    if name not in KINDS:
-        raise InputError(f"unknown launcher {name!r}", f"{GROUP} is one of {', '.join(KINDS)}")
-    known = [one.name for one in fields(KINDS[name])]
-    for word in turned:
-        key, equals, _ = word.removeprefix(PREFIX).partition("=")
-        if key.split(".")[0] not in known or not equals:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {PREFIX}{close[0]}? " if close else ""
-            raise InputError(f"unknown key in {word!r}", f"{hint}{name} has {', '.join(known)}")
-    try:
-        asked = OmegaConf.from_dotlist([word.removeprefix(PREFIX) for word in turned])
-        given = OmegaConf.load(config_dir / GROUP / f"{name}.yaml")
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[name]), given, asked))
-    except OmegaConfBaseException as error:
-        what = f"cannot use {' '.join(turned)}: {str(error).splitlines()[0]}"
-        raise InputError(what, f"configs/{GROUP}/{name}.yaml has every key and its default") from error
-    for key, least in LEAST.items():
+def _launcher(name: str, turned: Words, config_dir: Path) -> Launcher:
+    if name not in LAUNCHERS:
+        raise InputError(f"unknown launcher {name!r}", f"{GROUP} is one of {', '.join(LAUNCHERS)}")
+    _check_knobs(name, turned)
+    made = _made(name, turned, config_dir)
+    for key, least in LEAST_KNOBS.items():
         if (value := getattr(made, key, least)) < least:
             raise InputError(f"{PREFIX}{key}={value} is below {least}", f"write {PREFIX}{key}={least} or more")
     if isinstance(made, Local) and not made.wait:
         raise InputError(f"{PREFIX}wait=false with {GROUP}=local", "nobody would start the next cell: leave it out")
     return made
+
+
+def _check_knobs(name: str, turned: Words) -> None:
+    known = [one.name for one in fields(LAUNCHERS[name])]
+    for text, key, value in turned.parsed:
+        knob = key.removeprefix(PREFIX)
+        if knob.split(".")[0] not in known or value is None:
+            close = difflib.get_close_matches(knob, known, n=1)
+            hint = f"did you mean {PREFIX}{close[0]}? " if close else ""
+            raise InputError(f"unknown key in {text!r}", f"{hint}{name} has {', '.join(known)}")
+
+
+def _made(name: str, turned: Words, config_dir: Path) -> Launcher:
+    """The defaults of its YAML with what was turned over them."""
+    try:
+        asked = OmegaConf.from_dotlist([word.removeprefix(PREFIX) for word in turned])
+        given = OmegaConf.load(config_dir / GROUP / f"{name}.yaml")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LAUNCHERS[name]), given, asked))
+    except OmegaConfBaseException as error:
+        what = f"cannot use {' '.join(turned)}: {str(error).splitlines()[0]}"
+        raise InputError(what, f"configs/{GROUP}/{name}.yaml has every key and its default") from error

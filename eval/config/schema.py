@@ -14,12 +14,14 @@ from eval.cells import shards
 from eval.scores.score import scorers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MODES = ("disabled", "offline", "online")
-LEAST = {"limit": 1, "batch_size": 1, "seed": 0, "engine.chunk": 1}
+WANDB_MODES = ("disabled", "offline", "online")
+LEAST_VALUES = {"limit": 1, "batch_size": 1, "seed": 0, "engine.chunk": 1}
 
 
 @dataclass
 class EngineConfig:
+    """How the engine runs: rows of a prompt at a time, number format, device, captured steps."""
+
     chunk: int | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -28,6 +30,8 @@ class EngineConfig:
 
 @dataclass
 class WandbConfig:
+    """Where the run of a cell is written, besides the disk."""
+
     mode: str = "disabled"
     project: str = "d2o"
     group: str | None = None
@@ -52,14 +56,14 @@ class RunConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
-def register() -> None:
+def register_schema() -> None:
     """Put the schema where configs/config.yaml finds it: in a group of its own, out of the lists of options."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(group="schema", name="run", node=RunConfig)
 
 
-def check(cfg: Any, typed: Mapping[str, str]) -> None:
+def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
     """Ranges, which types cannot say, and the budget in its one form. `typed` holds the words of the command line by
     key, to be repeated as they were. Raises InputError; needs no model.
     """
@@ -69,10 +73,10 @@ def check(cfg: Any, typed: Mapping[str, str]) -> None:
 
     cfg.budget = plain(read_budget(cfg.budget, shown("budget")))
     shards.parse(cfg.shard)
-    for key, least in LEAST.items():
+    for key, least in LEAST_VALUES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise InputError(f"{shown(key)} is below {least}", f"write {key}={least} or more, or leave it out")
-    for key, allowed in (("engine.dtype", DTYPES), ("wandb.mode", MODES), ("scorer", scorers())):
+    for key, allowed in (("engine.dtype", DTYPES), ("wandb.mode", WANDB_MODES), ("scorer", scorers())):
         if OmegaConf.select(cfg, key) not in allowed:
             raise InputError(f"{shown(key)} is unknown", f"{key} is one of {', '.join(allowed)}")

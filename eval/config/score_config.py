@@ -5,11 +5,13 @@ named.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.config.words import Word, Words
 from eval.scores.score import scorer_module
 
 
@@ -33,16 +35,16 @@ class ScoreConfig:
 
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
-KEYS = tuple(field.name for field in fields(ScoreConfig))
+SCORE_KEYS = tuple(field.name for field in fields(ScoreConfig))
 
 
-def read_config(words: list[str], config_dir: Path) -> ScoreConfig:
+def read_score_config(words: Sequence[str], config_dir: Path) -> ScoreConfig:
     """configs/eval.yaml with the command line's key=value words over it. Raises InputError."""
-    for word in words:
+    given = Words(words)
+    for word in given.parsed:
         _check_word(word)
-    tables = [word for word in words if word.startswith("table=")]  # a folder of configs, which Hydra would look into
-    config = _compose([word for word in words if word not in tables], config_dir)
-    config.table = tables[-1].partition("=")[2] or None if tables else None
+    config = _load(given.without("table"), config_dir)  # table/ is a folder of configs, which Hydra would look into
+    config.table = given.get("table") or None
     _check_targets(config)
     _check_table(config)
     if not config.results_dir:
@@ -87,20 +89,20 @@ def _check_table(config: ScoreConfig) -> None:
             raise InputError(f"table={config.table} does not go with {key}={getattr(config, key)}", hint)
 
 
-def _check_word(word: str) -> None:
-    key, equals, _ = word.partition("=")
-    keys = f"keys are {', '.join(KEYS)}"
+def _check_word(word: Word) -> None:
+    text, key, value = word
+    keys = f"keys are {', '.join(SCORE_KEYS)}"
     bare = key.lstrip("+~")
-    if bare in KEYS and key != bare:
-        raise InputError(f"{word!r} adds or deletes a key", f"write {bare}=... without the sign")
-    if bare not in KEYS:
-        close = difflib.get_close_matches(bare, KEYS, n=1)
-        raise InputError(f"unknown key {key!r} in {word!r}", f"did you mean {close[0]}? {keys}" if close else keys)
-    if not equals:
-        raise InputError(f"cannot read {word!r}", f"write {key}=value")
+    if bare in SCORE_KEYS and key != bare:
+        raise InputError(f"{text!r} adds or deletes a key", f"write {bare}=... without the sign")
+    if bare not in SCORE_KEYS:
+        close = difflib.get_close_matches(bare, SCORE_KEYS, n=1)
+        raise InputError(f"unknown key {key!r} in {text!r}", f"did you mean {close[0]}? {keys}" if close else keys)
+    if value is None:
+        raise InputError(f"cannot read {text!r}", f"write {key}=value")
 
 
-def _compose(words: list[str], config_dir: Path) -> ScoreConfig:
+def _load(words: Words, config_dir: Path) -> ScoreConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -108,7 +110,7 @@ def _compose(words: list[str], config_dir: Path) -> ScoreConfig:
 
     try:
         with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-            given = compose("eval", words)
+            given = compose("eval", words.list)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ScoreConfig), given))
     except (HydraException, OmegaConfBaseException) as error:
         what = str(error.__cause__ or error).strip().split("\n")[0]

@@ -7,62 +7,43 @@ axes, by label or by what they run; model.path=DIR takes the one model picked fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from d2o.errors import InputError
 from eval.budgets import read_budget, short_name
-from eval.tables.read import read_table
+from eval.config.words import Words
 from eval.tables.spec import AXES, Part, Slot, TableSpec
 
-HUB = ("model=hub", "model.id=", "model.revision=")
 
-
-def expand_tables(jobs: Sequence[list[str]], config_dir: Path) -> tuple[list[list[str]], list[str]]:
-    """The jobs with every table replaced by its cells, each once; and the names of the tables. Raises InputError."""
-    expanded: list[list[str]] = []
-    found: list[str] = []
-    for words in jobs:
-        name = _value("table", words)
-        if name is None:
-            expanded.append(words)
-            continue
-        found += [name] if name not in found else []
-        rest = [word for word in words if not word.startswith("table=")]
-        expanded += [job for job in table_jobs(read_table(name, config_dir), rest) if job not in expanded]
-    return expanded, found
-
-
-def table_jobs(table: TableSpec, words: Sequence[str]) -> list[list[str]]:
-    """The words of every cell that can be run, cells of one model one after the other."""
+def table_jobs(table: TableSpec, words: Words) -> list[Words]:
+    """The words of every cell that can be run, cells of one model one after the other. Raises InputError."""
     slots = list(table.slots())
     for axis, group in AXES.items():
-        if (asked := _value(group, words)) is not None:
+        if (asked := words.get(group)) is not None:
             _check_asked(asked, group, getattr(table, axis), table.name)
-            slots = [s for s in slots if _is(getattr(s, group), group, asked)]
-    if (asked := _value("budget", words)) is not None:
+            slots = [slot for slot in slots if _is(getattr(slot, group), group, asked)]
+    if (asked := words.get("budget")) is not None:
         slots = _of_budget(slots, asked, table)
     slots = [slot for slot in slots if slot.runs]
     if not slots:
         what = f"table={table.name} has no such cell that can be run"
         raise InputError(what, "its numbers are published ones; `python eval_long_bench.py table=` prints them")
-    if _value("model.path", words) is not None and len({slot.model.label for slot in slots}) > 1:
+    if words.get("model.path") is not None and len({slot.model.label for slot in slots}) > 1:
         labels = ", ".join(dict.fromkeys(slot.model.label for slot in slots))
         raise InputError(f"model.path= for several models: {labels}", "pick one with model=")
-    rest = [word for word in words if word.partition("=")[0] not in (*AXES.values(), "budget")]
-    jobs = [slot_words(slot, table, rest) for slot in slots]
-    return [job for i, job in enumerate(jobs) if job not in jobs[:i]]
+    rest = words.without(*AXES.values(), "budget")
+    return list(dict.fromkeys(slot_words(slot, table, rest) for slot in slots))
 
 
-def slot_words(slot: Slot, table: TableSpec, given: Sequence[str] = ()) -> list[str]:
+def slot_words(slot: Slot, table: TableSpec, given: Words) -> Words:
     """One cell's words; what is `given` wins over what the table says."""
-    own = [*(slot.model.words or ()), *(slot.method.words or ()), *(slot.task.words or ()), *table.words]
+    parts = (slot.model.words, slot.method.words, slot.task.words, table.words)
+    own = Words(word for part in parts for word in part or ())
     if slot.budget is not None:
-        own.append(f"budget={short_name(slot.budget)}")
-    own.append(f"wandb.group={table.name}")
-    if _value("model.path", given) is not None and any(word.startswith(HUB) for word in own):
-        own = ["model=path", *(word for word in own if not word.startswith(HUB))]
-    keys = {word.partition("=")[0] for word in given}
-    return [*(word for word in own if word.partition("=")[0] not in keys), *given]
+        own = Words([*own, f"budget={short_name(slot.budget)}"])
+    own = Words([*own, f"wandb.group={table.name}"])
+    if given.get("model.path") is not None and own.get("model") == "hub":
+        own = Words(["model=path", *own.without("model", "model.id", "model.revision")])
+    return own.then(given)
 
 
 def _of_budget(slots: list[Slot], asked: str, table: TableSpec) -> list[Slot]:
@@ -89,7 +70,3 @@ def _check_asked(asked: str, group: str, parts: Sequence[Part], name: str) -> No
 
 def _is(part: Part, group: str, asked: str) -> bool:
     return asked in (part.label, part.choice(group))
-
-
-def _value(key: str, words: Sequence[str]) -> str | None:
-    return next((word.partition("=")[2] for word in words if word.startswith(f"{key}=")), None)

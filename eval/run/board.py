@@ -38,7 +38,7 @@ class Line:
     cwd: str | None = None
 
 
-def board(results_dir: Path, alive: set[str] | None = None) -> list[Line]:
+def read_board(results_dir: Path, alive: set[str] | None = None) -> list[Line]:
     """Every cell under `results_dir`, and those that a sweep named and nobody began. `alive`: the jobs of a cluster
     that wait or run, None where it cannot be asked. Raises InputError where there is nothing.
     """
@@ -113,7 +113,7 @@ def _shard_of(status: Path) -> Shard | None:
     return Shard(int(found[1]), int(found[2])) if found and found[1] else None
 
 
-def show(lines: Sequence[Line], results_dir: Path) -> str:
+def board_text(lines: Sequence[Line], results_dir: Path) -> str:
     """A line per cell under a header, and one that counts them."""
     table = [("state", "rows", "rows/s", "left", "cell", "")]
     for line in lines:

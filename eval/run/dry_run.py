@@ -21,7 +21,7 @@ from eval.cells.shards import row_file
 from eval.run.plan import Plan, distinct
 from eval.text import markdown
 
-HEADER = ["cell", "rows", "missing", "tokens", "+ new", "KV prompt", "KV kept", "hours", "measured on"]
+COLUMNS = ["cell", "rows", "missing", "tokens", "+ new", "KV prompt", "KV kept", "hours", "measured on"]
 SAME = ("model", "method", "variant", "budget")
 
 
@@ -36,10 +36,10 @@ class Size:
     kept: int | None = None
 
 
-Measure = Callable[[Plan], Size]
+SizeCell = Callable[[Plan], Size]
 
 
-def dry_run(plans: Sequence[Plan], measure: Measure) -> str:
+def dry_run(plans: Sequence[Plan], size_cell: SizeCell) -> str:
     """A line per cell, what would be skipped last, and the sums."""
     rows, skipped, hours, left = [], [], [], 0
     cells = distinct(plans)
@@ -51,13 +51,13 @@ def dry_run(plans: Sequence[Plan], measure: Measure) -> str:
         if not missing or file.exists() and is_held(file):
             skipped.append([name, str(len(plan.own)), "done" if not missing else "running", *[""] * 6])
             continue
-        size, batch = measure(plan), plan.composed.cfg.batch_size
+        size, batch = size_cell(plan), plan.composed.cfg.batch_size
         time, device = estimate(size, batch, readings.get(_same(plan), []))
         hours.append(time)
         left += missing
         rows.append([name, str(len(plan.own)), str(missing), *_sizes(size, batch), _hours(time), device])
     known = [time for time in hours if time is not None]
-    text = markdown(HEADER, [*rows, *skipped], left=1)
+    text = markdown(COLUMNS, [*rows, *skipped], left=1)
     total = f"{sum(known):.2f} hours for the {len(known)} of {len(rows)} that were measured" if known else "no estimate"
     return f"{text}\n{len(rows)} cells to run, {left} rows, {total}; {len(skipped)} skipped"
 
@@ -107,6 +107,7 @@ def _sizes(size: Size, batch: int) -> list[str]:
 
 
 def mib(size: int) -> str:
+    """Bytes as MiB, from a GiB on as GiB."""
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
 
 

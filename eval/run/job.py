@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.cell import one_line, status_of
 from eval.cells.files import read_json, replace_json
+from eval.cells.identity import Composed
 from eval.cells.rows import is_held
 from eval.cells.shards import Shard, named, row_file, status_file
 from eval.cells.status import now, process
+from eval.config.compose import compose_cell, configs
+from eval.exits import report
 from eval.run.plan import Plan
+
+
+RunCell = Callable[[Composed], tuple[Path, str]]  # a cell's folder, and what to say at its end
 
 
 @dataclass
@@ -28,13 +35,10 @@ class CellJob:
     config_dir: Path
     path: Path
     shard: Shard | None
-    run: Callable[[Any], tuple[Path, str]]
+    run: RunCell
 
     def __call__(self) -> int:
         """The exit code that the same words have on the command line; whatever goes wrong is in status.json."""
-        from eval.config.compose import compose_cell, configs
-        from eval.exits import report
-
         try:
             with configs(self.config_dir):
                 composed = compose_cell(self.words, self.config_dir)
@@ -57,8 +61,6 @@ class CellJob:
         before = read_json(place) or {}
         if before.get("state") in ("done", "failed") or rows.exists() and is_held(rows):
             return
-        from eval.cells.cell import one_line, status_of
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_json(place, {**before, **status_of("failed", one_line(error))})
@@ -68,8 +70,6 @@ class CellJob:
 
 def queue(plan: Plan, command: str) -> None:
     """status.json of a cell that is about to be submitted. Raises InputError for a folder that cannot be written to."""
-    from eval.cells.cell import status_of
-
     try:
         plan.path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -87,6 +87,7 @@ def submitted(plan: Plan, launcher: str, identifier: str, log: Path) -> None:
 
 
 def job_file(path: Path, shard: Shard | None) -> Path:
+    """Where a cell, or a shard of it, says which job has it."""
     return path / named("job", shard, ".json")
 
 

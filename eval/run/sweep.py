@@ -10,21 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
-from eval.cells.identity import Composed
+from eval.cells.files import replace_json
+from eval.cells.identity import Composed, digest, folder
 from eval.cells.provenance import command
 from eval.config.compose import compose_cell
+from eval.config.launcher import Launcher
+from eval.config.words import Words
+from eval.exits import report
+from eval.run.board import SWEEPS
+from eval.run.dry_run import SizeCell, dry_run
+from eval.run.job import RunCell
+from eval.run.launch import launch
+from eval.run.plan import Plan, plan, settle
 
-Run = Callable[[Composed], tuple[Path, str]]
-Report = Callable[[BaseException], int]
 
-
-def compose_all(jobs: Sequence[list[str]], config_dir: Path, report: Report) -> tuple[list[Composed], list[int]]:
+def compose_all(jobs: Sequence[Words], config_dir: Path) -> tuple[list[Composed], list[int]]:
     """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
-    return _each(jobs, lambda words: compose_cell(words, config_dir), report)
+    return _each(jobs, lambda words: compose_cell(words, config_dir))
 
 
 def run_all(
-    jobs: Sequence[list[str]], composed: Sequence[Composed], run: Run, report: Report, quiet: bool
+    jobs: Sequence[Words], composed: Sequence[Composed], run: RunCell, quiet: bool
 ) -> tuple[list[Path], list[int]]:
     """Run cell after cell, whatever becomes of one; folders of those that are done, exit codes of the others."""
     number = iter(range(1, len(composed) + 1))
@@ -38,16 +44,14 @@ def run_all(
             print(text, flush=True)
         return path
 
-    return _each(composed, one, report)
+    return _each(composed, one)
 
 
 def launch_all(
-    composed: Sequence[Composed], launcher: Any, run: Run, config_dir: Path, report: Report
+    composed: Sequence[Composed], launcher: Launcher, run: RunCell, config_dir: Path
 ) -> tuple[list[Path], list[int]]:
     """As `run_all`, by a launcher. Cells that cannot be planned are refused before anything is submitted."""
-    from eval.run.launch import launch
-
-    plans, codes = _planned(composed, report)
+    plans, codes = _planned(composed)
     if not plans or codes and len(composed) == len(codes):
         return [], codes
     outcome = launch(plans, launcher, run, config_dir)
@@ -56,24 +60,17 @@ def launch_all(
     return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)
 
 
-def dry(composed: Sequence[Composed], measure: Callable[[Any], Any], report: Report) -> int:
+def print_dry_run(composed: Sequence[Composed], size: SizeCell) -> int:
     """Print what the cells would be; the exit code."""
-    from eval.run.dry_run import dry_run
-
-    plans, codes = _planned(composed, report)
+    plans, codes = _planned(composed)
     if plans:
-        print(dry_run(plans, measure))
+        print(dry_run(plans, size))
     return max(codes, default=0)
 
 
 def remember(composed: Sequence[Composed]) -> None:
     """Leave the list of a sweep's cells under results_dir, for the board to know what is missing. A cell that cannot
     be built is left out: its error comes when it is run."""
-    from eval.cells.files import replace_json
-    from eval.cells.identity import digest, folder
-    from eval.run.board import SWEEPS
-    from eval.run.plan import settle
-
     cells: dict[str, list[dict[str, Any]]] = {}
     for cell in composed:
         cell = replace(cell, cfg=cell.cfg.copy())  # what is settled here is settled again by the run itself
@@ -94,20 +91,17 @@ def remember(composed: Sequence[Composed]) -> None:
             print(f"note: no list of this sweep in {target}: {error.strerror}", file=sys.stderr)
 
 
-def _planned(composed: Sequence[Composed], report: Report) -> tuple[list[Any], list[int]]:
-    from eval.run.plan import plan
-
+def _planned(composed: Sequence[Composed]) -> tuple[list[Plan], list[int]]:
     rows: dict[tuple, Any] = {}
-    return _each(composed, lambda cell: plan(cell, rows), report)
+    return _each(composed, lambda cell: plan(cell, rows))
 
 
-def _each(items: Sequence[Any], make: Callable[[Any], Any], report: Report) -> tuple[list[Any], list[int]]:
+def _each(items: Sequence[Any], make: Callable[[Any], Any]) -> tuple[list[Any], list[int]]:
     made, codes, said = [], [], set()
     for item in items:
         try:
             made.append(make(item))
         except Exception as error:
-            known = isinstance(error, InputError) or isinstance(error, ValueError) and hasattr(error, "hint")
-            codes.append(2 if known and str(error) in said else report(error))
+            codes.append(2 if isinstance(error, InputError) and str(error) in said else report(error))
             said.add(str(error))
     return made, codes
