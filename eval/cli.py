@@ -1,4 +1,4 @@
-"""The command line around a run: help, flags, exit codes. Quick: what a cell takes is imported when one is asked for."""
+"""The command line around a run: help, flags, exit codes. Quick: what makes a cell is imported for one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def main(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None 
     end_on_sigterm()
     try:
         if "-h" in argv or "--help" in argv:
-            return _say(usage(config_dir))
+            return _print(usage(config_dir))
         if "--methods" in argv:
             return _methods([word for word in argv if word != "--methods"], config_dir)
         return _cells(argv, run, config_dir, size)
@@ -74,7 +74,7 @@ def usage(config_dir: Path) -> str:
     return USAGE.format(**{group: _wrapped(found) for group, found in names.items()})
 
 
-def _say(text: str) -> int:
+def _print(text: str) -> int:
     print(text, flush=True)  # a pipe that has read enough shows here, not at the exit
     return 0
 
@@ -82,7 +82,7 @@ def _say(text: str) -> int:
 def _methods(names: list[str], config_dir: Path) -> int:
     from eval.config.cards import cards
 
-    return _say(cards(names, config_dir))
+    return _print(cards(names, config_dir))
 
 
 def _cells(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None) -> int:

@@ -12,20 +12,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from d2o.errors import InputError
+from eval.cells.provenance import ROOT
 from eval.config.launcher import Local, Slurm
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_IN_ARRAY = 1000  # MaxArraySize of a Slurm that nobody configured is 1001
-LEAVING = "COMPLETING"
 
 
 class Backend(Protocol):
+    """What submits jobs and knows which of them are alive."""
+
     name: str
 
-    def room(self, running: int) -> int: ...  # how many more jobs may be submitted
-    def submit(self, jobs: Sequence[Callable[[], int]]) -> list[tuple[str, Path]]: ...  # id and log of each
-    def alive(self) -> set[str]: ...  # ids of all jobs that wait or run, those of earlier commands too
-    def stop(self) -> None: ...  # at Ctrl-C
+    def room(self, running: int) -> int:
+        """How many more jobs may be submitted beside those that run."""
+
+    def submit(self, jobs: Sequence[Callable[[], int]]) -> list[tuple[str, Path]]:
+        """Id and log of each. Raises InputError for jobs that are not taken."""
+
+    def alive(self) -> set[str]:
+        """Ids of all jobs that wait or run, those of earlier commands too."""
+
+    def stop(self) -> None:
+        """What becomes of the jobs at Ctrl-C."""
 
 
 class LocalBackend:
@@ -41,9 +49,11 @@ class LocalBackend:
         self.executor = LocalExecutor(folder, max_num_timeout=options.requeues)
 
     def room(self, running: int) -> int:
+        """What is left of `parallel`."""
         return self.options.parallel - running
 
     def submit(self, jobs: Sequence[Callable[[], int]]) -> list[tuple[str, Path]]:
+        """One after the other, each with the GPUs of a free slot; id and log of each."""
         made = []
         for job in jobs:
             taken = {slot for slot, running in self.jobs.items() if not running.done()}
@@ -65,6 +75,7 @@ class LocalBackend:
         return own | {path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if _is_controller(path)}
 
     def stop(self) -> None:
+        """Jobs of this command end with it."""
         for job in self.jobs.values():
             if not job.done():
                 job.cancel()
@@ -83,9 +94,11 @@ class SlurmBackend:
         self.executor.update_parameters(**_parameters(options))
 
     def room(self, running: int) -> int:
-        return MOST_IN_ARRAY  # the array itself keeps to `parallel`
+        """Always that of an array: the array itself keeps to `parallel`."""
+        return MOST_IN_ARRAY
 
     def submit(self, jobs: Sequence[Callable[[], int]]) -> list[tuple[str, Path]]:
+        """As one array; id and log of each. Raises InputError where Slurm takes no such job."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         try:

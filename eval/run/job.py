@@ -23,7 +23,6 @@ from eval.config.compose import compose_cell, configs
 from eval.exits import report
 from eval.run.plan import Plan
 
-
 RunCell = Callable[[Composed], tuple[Path, str]]  # a cell's folder, and what to say at its end
 
 

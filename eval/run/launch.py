@@ -8,16 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from d2o.errors import InputError
 from eval.cells.files import read_json
 from eval.cells.provenance import command
-from eval.cells.rows import is_held
 from eval.cells.shards import row_file, status_file
 from eval.config.launcher import Joblib, Launcher, Local
 from eval.run.backends import Backend, LocalBackend, SlurmBackend
-from eval.run.job import CellJob, job_file, last_error, queue, submitted
+from eval.run.job import CellJob, RunCell, job_file, last_error, queue, submitted
 from eval.run.plan import Plan, distinct
 
 JOBS = ".jobs"  # under results_dir: what submitit pickles and logs
@@ -34,7 +32,7 @@ class Outcome:
     left: int = 0  # submitted, and not waited for
 
 
-def launch(plans: Sequence[Plan], launcher: Launcher, run: Callable[[Any], Any], config_dir: Path) -> Outcome:
+def launch(plans: Sequence[Plan], launcher: Launcher, run: RunCell, config_dir: Path) -> Outcome:
     """Returns when every cell has ended, or at once where the launcher does not wait. Raises InputError."""
     plans, outcome = distinct(plans), Outcome()
     folder = Path(plans[0].composed.cfg.results_dir).resolve() / JOBS
@@ -43,36 +41,23 @@ def launch(plans: Sequence[Plan], launcher: Launcher, run: Callable[[Any], Any],
         (todo if plan.missing() else outcome.done).append(plan)
     job = _maker(run, config_dir)
     if isinstance(launcher, Joblib):
-        _say(len(plans), len(outcome.done), 0, len(todo))
+        _count(len(plans), len(outcome.done), 0, len(todo))
         _in_workers(todo, launcher, job, outcome)
         return outcome
     backend: Backend = LocalBackend(launcher, folder) if isinstance(launcher, Local) else SlurmBackend(launcher, folder)
     known = backend.alive()
     running = {plan.key: identifier for plan in todo if (identifier := _running(plan, known)) is not None}
     waiting = [plan for plan in todo if plan.key not in running]
-    _say(len(plans), len(outcome.done), len(running), len(waiting))
+    _count(len(plans), len(outcome.done), len(running), len(waiting))
     for plan in waiting:
         queue(plan, command(plan.composed.words))
     sweep = _Sweep(backend, job, {plan.key: plan for plan in todo}, running, waiting, outcome)
     try:
-        sweep.submit()
-        if not launcher.wait:
-            outcome.left = len(sweep.running)
-            return outcome
-        while sweep.running:
-            time.sleep(POLL)
-            sweep.look()
-            sweep.submit()
+        sweep.run(launcher.wait)
     except KeyboardInterrupt as error:
-        if type(error) is KeyboardInterrupt:
-            backend.stop()
-        if backend.name == "slurm" and sweep.running:
-            ids = " ".join(sorted({i.split("_")[0] for i in sweep.running.values() if i}))
-            print(f"note: the jobs go on; `scancel {ids}` ends them", file=sys.stderr)
+        sweep.leave(by_hand=type(error) is KeyboardInterrupt)
         raise
     return outcome
-
-
 
 
 @dataclass
@@ -85,7 +70,27 @@ class _Sweep:
     outcome: Outcome
     mute: bool = False
 
+    def run(self, wait: bool) -> None:
+        """Submit as many as there is room for, until every cell has ended; only once where nobody waits."""
+        self.submit()
+        if not wait:
+            self.outcome.left = len(self.running)
+            return
+        while self.running:
+            time.sleep(POLL)
+            self.look()
+            self.submit()
+
+    def leave(self, by_hand: bool) -> None:
+        """The command is interrupted. At Ctrl-C, not at SIGTERM, the backend ends what it can."""
+        if by_hand:
+            self.backend.stop()
+        if self.backend.name == "slurm" and self.running:
+            ids = " ".join(sorted({i.split("_")[0] for i in self.running.values() if i}))
+            print(f"note: the jobs go on; `scancel {ids}` ends them", file=sys.stderr)
+
     def submit(self) -> None:
+        """What waits, as far as there is room."""
         while self.waiting and (room := self.backend.room(len(self.running))) > 0:
             batch, self.waiting = self.waiting[:room], self.waiting[room:]
             made = self.backend.submit([self.job(plan) for plan in batch])
@@ -105,13 +110,13 @@ class _Sweep:
         self.mute = False
         for key, identifier in list(self.running.items()):
             plan = self.plans[key]
-            if (identifier in alive) if identifier else _held(plan):
+            if (identifier in alive) if identifier else _is_written(plan):
                 continue
             del self.running[key]
-            settle(plan, self.outcome)
+            close(plan, self.outcome)
 
 
-def settle(plan: Plan, outcome: Outcome) -> None:
+def close(plan: Plan, outcome: Outcome) -> None:
     """A job has ended: its rows say how."""
     if lacking := len(plan.missing()):
         outcome.failed[plan.key] = f"{len(plan.own) - lacking} of {len(plan.own)} rows, {last_error(plan)}"
@@ -130,10 +135,10 @@ def _in_workers(todo: Sequence[Plan], launcher: Joblib, job: Callable[[Plan], Ce
         queue(plan, command(plan.composed.words))
     Parallel(n_jobs=launcher.parallel, batch_size=1)(delayed(job(plan))() for plan in todo)
     for plan in todo:
-        settle(plan, outcome)
+        close(plan, outcome)
 
 
-def _maker(run: Callable[[Any], Any], config_dir: Path) -> Callable[[Plan], CellJob]:
+def _maker(run: RunCell, config_dir: Path) -> Callable[[Plan], CellJob]:
     return lambda plan: CellJob(list(plan.composed.words), config_dir.resolve(), plan.path, plan.shard, run)
 
 
@@ -147,7 +152,7 @@ def _running(plan: Plan, alive: set[str]) -> str | None:
     if job.get("id") in alive and status.get("state") != "failed":
         return job["id"]
     for _ in range(LEAVE):
-        if not _held(plan):
+        if not _is_written(plan):
             return None
         if status.get("state") != "failed":
             return ""
@@ -155,7 +160,7 @@ def _running(plan: Plan, alive: set[str]) -> str | None:
     return ""
 
 
-def _held(plan: Plan) -> bool:
+def _is_written(plan: Plan) -> bool:
     file = row_file(plan.path, plan.shard)
     return file.exists() and is_held(file)
 
@@ -164,6 +169,6 @@ def _name(plan: Plan) -> str:
     return f"{plan.path} shard {plan.shard}" if plan.shard else str(plan.path)
 
 
-def _say(cells: int, done: int, running: int, todo: int) -> None:
+def _count(cells: int, done: int, running: int, todo: int) -> None:
     parts = [f"{cells} cells", f"{done} done", f"{running} running", f"{todo} to submit"]
     print(": ".join([parts[0], ", ".join(parts[1:])]), file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ def cell(results, name, shard=None, age=0.0, job=None, **status):
 
 
 def states(results, alive=None):
-    lines = board.board(results, alive)
+    lines = board.read_board(results, alive)
     return {line.path.parent.name + (f" {line.shard}" if line.shard else ""): line for line in lines}
 
 
@@ -55,7 +55,7 @@ def test_every_state_is_told(tmp_path):
     assert found["failed"].told == "RuntimeError: layer 3" and "gone" in found["killed"].told
     assert "job 4_1 is gone" in found["cancelled"].told and "no sign of life" in found["silent"].told
     assert states(tmp_path, alive=None)["cancelled"].state == "running"  # who cannot ask believes the beat
-    text = board.show(list(found.values()), tmp_path)
+    text = board.board_text(list(found.values()), tmp_path)
     assert "7 cells: 1 done, 1 running, 1 queued, 1 failed, 3 stale; 17 of 35 rows" in text
     assert "running  2/5   0.50    0:06  tiny/running/mini_single" in text
 
@@ -129,4 +129,4 @@ def test_bad_words_are_refused(words, tmp_path):
 
 def test_nothing_there_is_said(tmp_path):
     with pytest.raises(InputError, match="no cells"):
-        board.board(tmp_path)
+        board.read_board(tmp_path)

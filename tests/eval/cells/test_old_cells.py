@@ -93,12 +93,13 @@ def test_a_run_of_wandb_is_the_same_for_old_words_and_new(cell, results, tmp_pat
 def new_config(command: str) -> dict:
     """config.json as a new cell of this command gets it."""
     from eval.config.compose import compose_cell, configs
-    from eval.config.expand import one_of_each
+    from eval.config.expand import expand
+    from eval.config.words import Words
     from eval.run.plan import plan
 
     words = command.format(data=KEPT / "data").split()
     with configs(CONFIGS):
-        (words,) = one_of_each([words], CONFIGS)
+        (words,) = expand(Words(words), CONFIGS).jobs
         return run_pred.record(plan(compose_cell(words, CONFIGS)))
 
 

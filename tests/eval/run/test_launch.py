@@ -14,7 +14,8 @@ import run_pred
 from d2o.errors import InputError
 from eval.cli import main
 from eval.config.compose import compose_cell, configs
-from eval.config.launcher import Slurm, take
+from eval.config.launcher import Slurm, take_launcher
+from eval.config.words import Words
 from eval.run import job as jobs
 from eval.run import launch
 from eval.run.plan import plan
@@ -30,10 +31,10 @@ def plans(results, *lines):
 
 
 def test_the_words_of_a_launcher_are_taken_off_the_command_line():
-    slurm, rest = take(["method=h2o", "hydra/launcher=slurm", "hydra.launcher.gpus=2",
-                        "hydra.launcher.extra.reservation=x"], CONFIGS)  # fmt: skip
-    assert rest == ["method=h2o"] and slurm == Slurm(gpus=2, extra={"reservation": "x"})
-    assert take(["budget=.1"], CONFIGS) == (None, ["budget=.1"])
+    words = ["method=h2o", "hydra/launcher=slurm", "hydra.launcher.gpus=2", "hydra.launcher.extra.reservation=x"]
+    slurm, rest = take_launcher(Words(words), CONFIGS)
+    assert rest == Words(["method=h2o"]) and slurm == Slurm(gpus=2, extra={"reservation": "x"})
+    assert take_launcher(Words(["budget=.1"]), CONFIGS) == (None, Words(["budget=.1"]))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def backend(monkeypatch):
 
 
 def test_the_same_command_again_submits_what_failed_and_nothing_else(tmp_path, backend, capsys):
-    local, _ = take(["hydra/launcher=local"], CONFIGS)
+    local, _ = take_launcher(Words(["hydra/launcher=local"]), CONFIGS)
     lines = ("method=h2o", "method=random", "method=full", "method=tova")
     first = launch.launch(plans(tmp_path, *lines), local, run_two, CONFIGS)
     assert len(first.done) == 3
@@ -133,7 +134,7 @@ def test_the_same_command_again_submits_what_failed_and_nothing_else(tmp_path, b
 
 
 def test_the_full_cache_is_submitted_once_for_all_budgets(tmp_path, backend, capsys):
-    local, _ = take(["hydra/launcher=local"], CONFIGS)
+    local, _ = take_launcher(Words(["hydra/launcher=local"]), CONFIGS)
     made = plans(tmp_path, "method=full budget=.1", "method=h2o budget=.1", "method=full budget=.2")
     outcome = launch.launch(made, local, run_two, CONFIGS)
     assert [job.path.parent.name.split("-")[0] for job in backend.submitted] == ["full", "h2o"]
@@ -154,7 +155,7 @@ def test_a_cell_that_another_commands_job_has_is_waited_for_and_not_submitted(tm
         return backend.others
 
     backend.alive = alive
-    outcome = launch.launch([mine], take(["hydra/launcher=local"], CONFIGS)[0], run_two, CONFIGS)
+    outcome = launch.launch([mine], take_launcher(Words(["hydra/launcher=local"]), CONFIGS)[0], run_two, CONFIGS)
     assert len(outcome.done) == 1 and backend.submitted == [] and next(looks) == 4
 
 
@@ -173,14 +174,14 @@ def test_a_scheduler_that_does_not_answer_ends_no_job(tmp_path, backend, capsys)
         return answer
 
     backend.alive = alive
-    outcome = launch.launch([mine], take(["hydra/launcher=local"], CONFIGS)[0], run_two, CONFIGS)
+    outcome = launch.launch([mine], take_launcher(Words(["hydra/launcher=local"]), CONFIGS)[0], run_two, CONFIGS)
     assert len(outcome.done) == 1 and capsys.readouterr().err.count("squeue does not answer") == 1
 
 
 def test_a_job_killed_in_the_dark_is_named_with_its_log(tmp_path, backend):
     (mine,) = plans(tmp_path, "method=h2o")
     backend.submit = lambda made: [("5", tmp_path / "the.log") for _ in made]
-    local, _ = take(["hydra/launcher=local"], CONFIGS)
+    local, _ = take_launcher(Words(["hydra/launcher=local"]), CONFIGS)
     assert "state queued" in next(iter(launch.launch([mine], local, run_two, CONFIGS).failed.values()))
     (tmp_path / "the.log").write_text("slurmstepd: error: Detected 1 oom_kill event\nmore\n")
     assert "oom_kill" in next(iter(launch.launch([mine], local, run_two, CONFIGS).failed.values()))

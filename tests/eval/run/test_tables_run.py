@@ -7,7 +7,8 @@ import pytest
 
 from d2o.errors import InputError
 from eval.config.compose import compose_cell, configs
-from eval.config.table_jobs import expand_tables
+from eval.config.expand import expand
+from eval.config.words import Words
 from eval.tables.read import read_table, tables
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -40,13 +41,13 @@ def folder(tmp_path):
 
 
 def jobs(words, config_dir):
-    return expand_tables([words], config_dir)[0]
+    return expand(Words(words), config_dir).jobs
 
 
 def test_a_table_becomes_its_cells_and_the_full_cache_has_no_budget(folder):
     found = jobs(["table=small", "results_dir=r"], folder())
     assert len(found) == 1 + 2 + 2
-    assert found[0] == ["model=tiny", "method=full", "task=mini_single", "limit=3", "task.length=512",
+    assert found[0].list == ["model=tiny", "method=full", "task=mini_single", "limit=3", "task.length=512",
                         "wandb.group=small", "results_dir=r"]  # fmt: skip
     assert ["method=d2o" in job and "method.merge=false" in job for job in found] == [False] * 3 + [True] * 2
     assert [w for job in found for w in job if w.startswith("budget=")] == ["budget=0.1", "budget=0.2"] * 2
@@ -54,16 +55,17 @@ def test_a_table_becomes_its_cells_and_the_full_cache_has_no_budget(folder):
 
 def test_words_beside_the_table_pick_from_its_axes_and_win(folder):
     found = jobs(["table=small", "method=H2O", "budget=.2", "limit=1", "wandb.group=mine"], folder())
-    assert found == [["model=tiny", "method=h2o", "task=mini_single", "task.length=512", "budget=0.2", "limit=1",
-                      "wandb.group=mine"]]  # fmt: skip
-    both, _ = expand_tables([["table=small", f"budget={b}"] for b in (0.1, 0.2)], folder())
-    assert len(both) == 5, "the full cache is run once"
+    words = "model=tiny method=h2o task=mini_single task.length=512 budget=0.2 limit=1 wandb.group=mine"
+    assert found == [Words(words.split())]
+    with configs(CONFIGS):
+        both = expand(Words(["table=small", "budget=.1,.2"]), folder(), sweep=True)
+    assert len(both.jobs) == both.asked == 5 and both.tables == ["small"], "the full cache is run once"
 
 
 def test_a_model_of_the_hub_is_taken_from_a_folder_where_one_is_given(folder):
     given = folder(models="{L: model=hub model.id=a/b model.name=L, tiny: model=tiny}", published=None)
     (job,) = jobs(["table=small", "model=L", "method=full", "model.path=DIR"], given)
-    assert job[:2] == ["model=path", "model.name=L"] and "model.path=DIR" in job and "model.id=a/b" not in job
+    assert job.list[:2] == ["model=path", "model.name=L"] and "model.path=DIR" in job and "model.id=a/b" not in job
     with pytest.raises(InputError, match="several models: L, tiny"):
         jobs(["table=small", "model.path=DIR"], given)
 

@@ -11,6 +11,7 @@ import pytest
 from d2o.errors import InputError
 from eval.config.compose import configs
 from eval.config.table_jobs import table_jobs
+from eval.config.words import Words
 from eval.scores.bootstrap import paired_interval
 from eval.scores.uneven import FOOTNOTE
 from eval.tables.fill import fill
@@ -288,6 +289,6 @@ def test_budgets_in_bytes(folder, results):
     assert {row["budget"]: row["measured"] for row in rows if (row["method"], row["task"]) == ("H2O", "a")} == {
         "0.2": "50.0", "1MiB": "75.0"}  # fmt: skip
     with configs(CONFIGS):
-        (job,) = [job for job in table_jobs(read_table("small", results.parent), ["budget=1MiB", "method=h2o"])
+        (job,) = [job for job in table_jobs(read_table("small", results.parent), Words(["budget=1MiB", "method=h2o"]))
                   if "task=mini_single" in job]  # fmt: skip
     assert "budget=1MiB" in job

@@ -1,35 +1,11 @@
-"""A task that is a group: what it becomes, and the table at its end."""
+"""The table at the end of a task that is a group."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from eval.config.group import expand
 from eval.scores.uneven import FOOTNOTE
 from eval.tables.group import table
-
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-MEMBERS = 8
-
-
-def test_the_default_task_is_a_group_with_the_full_cache_beside_it():
-    jobs, grouped = expand([["method=d2o", "budget=0.2", "method.merge=false"]], CONFIGS)
-    assert grouped and len(jobs) == 2 * MEMBERS
-    assert jobs[0] == ["limit=20", "method=full", "task=mini_single"]
-    assert jobs[1] == ["method=d2o", "budget=0.2", "method.merge=false", "limit=20", "task=mini_single"]
-
-
-def test_a_sweep_runs_the_full_cache_once():
-    jobs, _ = expand([["task=mini", f"budget={b}", "limit=3"] for b in (0.1, 0.2)], CONFIGS)
-    assert len(jobs) == 3 * MEMBERS
-    assert sum("method=full" in job for job in jobs) == MEMBERS
-    assert all("limit=3" in job and "limit=20" not in job for job in jobs)
-
-
-def test_a_plain_task_is_left_alone():
-    assert expand([["task=mini_single", "budget=0.1"]], CONFIGS) == ([["task=mini_single", "budget=0.1"]], False)
-    assert expand([["task=nonsense"]], CONFIGS) == ([["task=nonsense"]], False)  # refused where it is composed
 
 
 @pytest.mark.parametrize("score", [0, 1])
