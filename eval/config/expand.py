@@ -71,13 +71,13 @@ def _with_members(jobs: Sequence[Words], config_dir: Path) -> tuple[list[Words],
             made.append(words)
             continue
         grouped = True
-        for job in _members(words, OmegaConf.to_container(group)):
+        for job in _of_group(words, OmegaConf.to_container(group)):
             if job not in made:
                 made.append(job)
     return made, grouped
 
 
-def _members(words: Words, group: Mapping[str, Any]) -> Iterator[Words]:
+def _of_group(words: Words, group: Mapping[str, Any]) -> Iterator[Words]:
     """Every member of a group, behind the cell that it is compared with: its method's knobs and budget are not that
     one's."""
     words = words.without("task")

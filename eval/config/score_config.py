@@ -43,7 +43,7 @@ def read_score_config(words: Sequence[str], config_dir: Path) -> ScoreConfig:
     given = Words(words)
     for word in given.parsed:
         _check_word(word)
-    config = _load(given.without("table"), config_dir)  # table/ is a folder of configs, which Hydra would look into
+    config = _composed(given.without("table"), config_dir)  # table/ is a folder of configs, which Hydra would look into
     config.table = given.get("table") or None
     _check_targets(config)
     _check_table(config)
@@ -102,7 +102,7 @@ def _check_word(word: Word) -> None:
         raise InputError(f"cannot read {text!r}", f"write {key}=value")
 
 
-def _load(words: Words, config_dir: Path) -> ScoreConfig:
+def _composed(words: Words, config_dir: Path) -> ScoreConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

@@ -21,7 +21,7 @@ from eval.cells.shards import row_file
 from eval.run.plan import Plan, distinct
 from eval.text import markdown
 
-COLUMNS = ["cell", "rows", "missing", "tokens", "+ new", "KV prompt", "KV kept", "hours", "measured on"]
+DRY_RUN_COLUMNS = ["cell", "rows", "missing", "tokens", "+ new", "KV prompt", "KV kept", "hours", "measured on"]
 SAME = ("model", "method", "variant", "budget")
 
 
@@ -57,7 +57,7 @@ def dry_run(plans: Sequence[Plan], size_cell: SizeCell) -> str:
         left += missing
         rows.append([name, str(len(plan.own)), str(missing), *_sizes(size, batch), _hours(time), device])
     known = [time for time in hours if time is not None]
-    text = markdown(COLUMNS, [*rows, *skipped], left=1)
+    text = markdown(DRY_RUN_COLUMNS, [*rows, *skipped], left=1)
     total = f"{sum(known):.2f} hours for the {len(known)} of {len(rows)} that were measured" if known else "no estimate"
     return f"{text}\n{len(rows)} cells to run, {left} rows, {total}; {len(skipped)} skipped"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from d2o.errors import InputError
 from eval.cells.files import read_json
 from eval.cells.provenance import command
+from eval.cells.rows import is_held
 from eval.cells.shards import row_file, status_file
 from eval.config.launcher import Joblib, Launcher, Local
 from eval.run.backends import Backend, LocalBackend, SlurmBackend
