@@ -22,8 +22,10 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from eval import cells, cli, predict
-from eval.samples import Sample
+from eval.cells.cell import Cell
+from eval.exits import report
+from eval.run import predict
+from eval.tasks.sample import Sample
 
 CONFIG = {"identity": {}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
 
@@ -35,7 +37,7 @@ def generate(batch):
 
 def run():
     samples = [Sample(str(i), f"prompt {i}", ["a"], None, i) for i in range(60)]
-    with cells.Cell.open(Path(sys.argv[1]), CONFIG, [s.id for s in samples]) as cell:
+    with Cell.open(Path(sys.argv[1]), CONFIG, [s.id for s in samples]) as cell:
         todo = [predict.Prompt(s, [int(s.id), 1], False) for s in predict.missing(cell, samples)]
         decode = lambda tokens: "x" * 3000 + str(tokens)
         predict.predict(cell, todo, generate, decode, int(sys.argv[2]), lambda row: None)
@@ -43,7 +45,7 @@ def run():
 try:
     run()
 except BaseException as error:
-    sys.exit(cli.report(error))
+    sys.exit(report(error))
 """
 
 
