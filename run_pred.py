@@ -75,23 +75,24 @@ def keep_figures(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]])
 
 def predict_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg: Any, tracker: Tracker) -> None:
     """Everything is tokenised before the first prediction, so that a prompt that does not fit shows at once."""
-    from d2o.engine import Engine
+    from d2o.generation import generate
     from d2o.models.prompt import decode, stop_ids
+    from d2o.start import open_engine
     from eval.run.predict import predict
 
     loaded, when = load_model(cfg), getattr(task, "question", "before")
     prompts = [tokenise(loaded, sample, task) for sample in todo]
     longest = max(prompt.tokens for prompt in prompts) + task.max_new_tokens
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "graph": cfg.engine.graph}
-    engine = Engine(loaded.model, method, cfg.budget, **options, window=longest)
+    engine = open_engine(loaded.model, method, cfg.budget, **options, window=longest)
     ends, least = stop_ids(loaded, task.stop), 1 if task.stop else 0
 
-    def generate(batch: list[Prompt]) -> list[Any]:
+    def answers(batch: list[Prompt]) -> list[Any]:
         questions = [prompt.question for prompt in batch] if when == "after" else None
         texts = [prompt.ids for prompt in batch]
-        return engine.generate(texts, task.max_new_tokens, ends, least, questions, again=when == "again")
+        return generate(engine, texts, task.max_new_tokens, ends, least, questions, again=when == "again")
 
-    predict(cell, prompts, generate, lambda tokens: decode(loaded, tokens), cfg.batch_size, tracker.row)
+    predict(cell, prompts, answers, lambda tokens: decode(loaded, tokens), cfg.batch_size, tracker.row)
 
 
 def tokenise(loaded: LoadedModel, sample: Sample, task: Any) -> Prompt:
@@ -117,9 +118,9 @@ def measure_missing(cell: Cell, todo: list[Sample], task: Any, method: Any, cfg:
 
 def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) -> None:
     """The atlas of one row beside its cell: that prompt is run once more, watched."""
-    from d2o.engine import Engine
     from d2o.lab.atlas import AtlasLab, draw_atlas
     from d2o.models.prompt import stop_ids
+    from d2o.start import open_engine
     from eval.plots.atlas_file import write_atlas
     from eval.run.loop import measures
 
@@ -132,7 +133,7 @@ def write_drawn(cell: Cell, sample: Sample, task: Any, method: Any, cfg: Any) ->
         atlas = lab.atlas
     else:
         prompt, ends = tokenise(loaded, sample, task), stop_ids(loaded, task.stop)
-        engine = Engine(loaded.model, method, cfg.budget, **options, window=prompt.tokens + task.max_new_tokens)
+        engine = open_engine(loaded.model, method, cfg.budget, **options, window=prompt.tokens + task.max_new_tokens)
         least = 1 if task.stop else 0
         again = getattr(task, "question", "before") == "again"
         atlas = draw_atlas(engine, prompt.ids, task.max_new_tokens, ends, least, prompt.question or (), again)

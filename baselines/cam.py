@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from baselines.random import uniform
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.eviction import Entries
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
@@ -45,8 +45,7 @@ def cam(
     """A layer of the method `base` (a file of baselines/, made with `base_args`) whose leaving values are merged."""
     if merge < 1 or merge != int(merge):
         raise InputError(f"cam with merge={merge}", "method.merge=32, how many values share what leaves")
-    if variant not in ("streaming", "hh_mask"):
-        raise InputError(f"cam has no variant={variant!r}", "method.variant=streaming or hh_mask")
+    choice("cam", "variant", variant, "streaming", "hh_mask")
     if variant == "hh_mask" and base != "streaming_llm":
         raise InputError(f"cam's variant=hh_mask on base={base!r}", "method.base=streaming_llm, or variant=streaming")
     layer = _over(_base_class(base))(**(base_args or {}))
@@ -92,7 +91,7 @@ class Merging:
         else:
             self.received[:, :, :used] = group_sum(attn.column_sums(), self.positions.shape[1])
         if self.base_rows == "last" and prompt:
-            visible = (self.positions[:, :, None, None, :used] >= 0)
+            visible = self.positions[:, :, None, None, :used] >= 0
             attn = LastRows(attn.queries[:, :, -1:], attn.keys, visible, attn.scale)
         if self.base_rows != "none":
             super().observe(attn)

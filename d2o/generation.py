@@ -1,17 +1,21 @@
-"""Greedy answers of a batch: prefill, what is fed after the eviction, then a token per row and step."""
+"""Greedy answers: prefill, what is fed after the eviction, then a token per row and step. The one such loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from d2o.cache import KVCache
+from d2o.engine import Engine
+from d2o.errors import InputError
 from d2o.ledger import Ledger
 
-if TYPE_CHECKING:
-    from d2o.engine import Engine
+Ids = Sequence[int]
+Watch = Callable[[str, KVCache], None]  # called as `generate` says
 
 
 @dataclass
@@ -24,41 +28,101 @@ class Generation:
     decode_s: float
 
 
-@torch.inference_mode()
-def greedy(
+@dataclass(frozen=True)
+class _Asked:
+    """What holds for every row of a call; the words of `generate`."""
+
+    most: int
+    stop_ids: frozenset[int]
+    least: int
+    again: bool
+    ended: Callable[[list[int]], bool] | None
+    watch: Watch | None
+
+    def complete(self, tokens: list[int]) -> bool:
+        return tokens[-1] in self.stop_ids or len(tokens) == self.most or bool(self.ended and self.ended(tokens))
+
+    def show(self, when: str, cache: KVCache) -> None:
+        if self.watch:
+            self.watch(when, cache)
+
+
+def generate(
     engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    questions: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
     max_new_tokens: int,
-    stop_ids: frozenset[int],
-    min_new_tokens: int,
+    stop_ids: frozenset[int] = frozenset(),
+    min_new_tokens: int = 0,
+    questions: Sequence[Ids] | None = None,
     again: bool = False,
     ended: Callable[[list[int]], bool] | None = None,
+    watch: Watch | None = None,
 ) -> list[Generation]:
-    """One batch whose questions are of one length; everything else as in Engine.generate."""
-    began, method = engine.clock(), engine.method()
-    prompts = [method.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
-    cache, logits = engine.prefill(prompts, reserve=max_new_tokens + len(questions[0]))
-    if len(questions[0]):
-        logits = engine.extend(cache, torch.tensor(questions, device=engine.device))[:, -1]
-    elif again:
-        logits = engine.read_again(cache, torch.tensor([p[-1] for p in prompts], device=engine.device))
+    """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
+
+    `questions[b]` is fed to row b after the eviction: its prompt was compressed without having seen it. Rows of a
+    batch are put together by the length of their questions, since all rows of a cache move by one token at a time.
+
+    `again`: the last token of the prompt is read again after the eviction, so that the first token of the answer
+    comes from the cache too; otherwise it comes from the prefill, which saw everything. Not with questions.
+
+    `ended(tokens)`: whether an answer is complete, asked of every row after every token of it.
+
+    `watch(when, cache)` is shown each cache "empty" before the prefill, where it may tell the layers to report, and
+    after the "prefill", the "question" and every "step". The first eviction is over once `cache.layers[0].pending` is
+    false. It may not change what the cache holds.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
+    asked = _Asked(max_new_tokens, stop_ids, min_new_tokens, again and questions is None, ended, watch)
+    if questions is None:
+        return _greedy(engine, prompts, [()] * len(prompts), asked)
+    groups: dict[int, list[int]] = {}
+    for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
+        groups.setdefault(len(question), []).append(row)
+    done: dict[int, Generation] = {}
+    for rows in groups.values():
+        answers = _greedy(engine, [prompts[b] for b in rows], [questions[b] for b in rows], asked)
+        done |= zip(rows, answers, strict=True)
+    return [done[row] for row in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> list[Generation]:
+    """One batch whose questions are of one length."""
+    began = engine.clock()
+    prompts = [engine.prototype.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
+    cache, logits = _read(engine, prompts, questions, asked)
     prefilled = engine.clock()
-    banned = torch.tensor(sorted(stop_ids), dtype=torch.long, device=engine.device)
+    banned = torch.tensor(sorted(asked.stop_ids), dtype=torch.long, device=engine.device)
     tokens: list[list[int]] = [[] for _ in prompts]
     ledgers: list[Ledger | None] = [None] * len(prompts)
-    for count in range(1, max_new_tokens + 1):
-        if count <= min_new_tokens:
+    for count in range(1, asked.most + 1):
+        if count <= asked.least:
             logits = logits.index_fill(1, banned, float("-inf"))
         chosen = logits.argmax(dim=-1)
         for b, token in enumerate(chosen.tolist()):
             if ledgers[b] is None:
                 tokens[b].append(token)
-                if token in stop_ids or count == max_new_tokens or (ended and ended(tokens[b])):
+                if asked.complete(tokens[b]):
                     ledgers[b] = cache.close_ledger(b)
         if all(ledgers):
             break
         logits = engine.step(cache, chosen)
+        asked.show("step", cache)
     done, share = engine.clock(), 1 / len(prompts)
     seconds = (prefilled - began) * share, (done - prefilled) * share
     return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
+
+
+def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> tuple[KVCache, Tensor]:
+    """The cache that has read prompts and questions, and the logits `[B, vocab]` of the first token of the answers."""
+    begun = partial(asked.show, "empty")
+    cache, logits = engine.prefill(prompts, reserve=asked.most + len(questions[0]), begun=begun)
+    asked.show("prefill", cache)
+    if len(questions[0]):
+        logits = engine.extend(cache, torch.tensor(questions, device=engine.device))[:, -1]
+        asked.show("question", cache)
+    elif asked.again:
+        logits = engine.read_again(cache, torch.tensor([p[-1] for p in prompts], device=engine.device))
+    return cache, logits

@@ -29,10 +29,12 @@ class RaggedLayer(KVLayer):
 
     @property
     def capacity(self) -> int:
+        """Slots of the longest run, in the table of positions."""
         return self.positions.shape[2]
 
     # ---- the cut
     def compress(self, reserve: int) -> None:
+        """Keep of every head its own number of slots, as `split` says."""
         if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):
             super().compress(reserve)
             return

@@ -54,6 +54,7 @@ class PromptRows:
         return there
 
     def row_probs(self) -> Tensor:
+        """Not to be had; raises RuntimeError."""
         raise RuntimeError("the rows of a whole prompt are a T x T matrix: declare `rows = 'last'` and a window")
 
 
@@ -67,9 +68,11 @@ class LastRows:
     scale: float
 
     def column_sums(self, stride: int = 1) -> Tensor:
+        """`[B, Hq, used]`."""
         return self.row_probs().sum(2)  # a window is counted whole, whatever the stride of the prompt was
 
     def row_probs(self) -> Tensor:
+        """`[B, Hq, n, used]`."""
         return row_probs(self.queries, self.keys, self.scale, self.visible)
 
 

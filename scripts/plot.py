@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
 
 def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     """{title: a function that draws}: what there is of this kind, one line of colours for all."""
-    from eval.budgets import budget_name
+    from d2o.budget import budget_name
     from eval.plots import atlas as plot_atlas
     from eval.plots import budget as plot_budget
     from eval.plots import efficiency as plot_efficiency
@@ -99,7 +99,7 @@ def read_words(words: list[str]) -> SimpleNamespace:
 
 def wanted(cell: Any, given: dict[str, str]) -> bool:
     """Whether a cell fits every pattern; the full cache has no budget, and is always wanted beside the others."""
-    from eval.budgets import short_name
+    from d2o.budget import short_name
 
     names = {"task": cell.result.task, "model": cell.model, "method": cell.method, "budget": short_name(cell.budget)}
     free = ("method", "budget") if cell.method == "full" else ()

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
-from d2o.generation import Generation
+from d2o.generation import Generation, generate
 from d2o.lab import force, race
 from d2o.lab.likelihood import Scored, likelihoods
 from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
 from d2o.models.load import LoadedModel
 from d2o.models.prompt import decode, encode_parts, stop_ids
+from d2o.start import open_engine
 
 Span = tuple[int, int]
 
@@ -33,6 +33,12 @@ class Asked:
     context: list[int]
     question: list[int]
     spans: list[Span]
+
+    def parts(self, late: int) -> tuple[list[int], list[int]]:
+        """What is fed before the eviction, and the last `late` tokens."""
+        whole = [*self.context, *self.question]
+        cut = len(whole) - late
+        return whole[:cut], whole[cut:]
 
 
 @dataclass
@@ -89,16 +95,15 @@ class Lab:
     ) -> None:
         options = {"chunk": chunk, "seed": seed, "window": longest}
         self.loaded, self.window = loaded, loaded.window
-        self.engine = _Watched(loaded.model, method, budget, **options)
-        self.full = Engine(loaded.model, KeepAll, 1.0, **options)
-        self.plain = Engine(loaded.model, method, budget, **options)  # batches, which nobody watches
-        self.evicts, self.streams = method().budgeted, method().decode_eviction
+        self.engine = open_engine(loaded.model, method, budget, **options)
+        self.full = open_engine(loaded.model, KeepAll, 1.0, **options)
+        self.evicts, self.streams = self.engine.prototype.budgeted, self.engine.prototype.decode_eviction
 
     @property
     def budget(self) -> float:
         """A share of a prompt, or slots; 1 where the method takes none."""
         budget = self.engine.budget
-        return 1.0 if not self.evicts else budget.value if budget.size is None else budget.slots(1)
+        return budget.value if budget.size is None else budget.slots(1)
 
     # ---- text
     @property
@@ -111,6 +116,7 @@ class Lab:
         return self.loaded.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def count(self, text: str) -> int:
+        """Tokens of a text."""
         return len(self.ids(text))
 
     def prompt(self, context: str, question: str, spans: Sequence[Span], chat: bool = False) -> Asked:
@@ -123,14 +129,12 @@ class Lab:
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
         """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them.
-        `again`: see Engine.generate."""
-        whole = asked.context + asked.question
-        cut = len(whole) - late
-        prompt, questions = whole[:cut], [whole[cut:]] if late else None
-        ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
-        (found,) = self.engine.generate([prompt], max_new_tokens, ends, least, questions, again)
-        text = decode(self.loaded, found.tokens)
-        return Answer(text, found.tokens, as_row(found), self.engine.held, self.engine.merged)
+        `again`: see d2o.generation.generate."""
+        prompt, question = asked.parts(late)
+        ends, least, seen = stop_ids(self.loaded, stop), 1 if stop else 0, Survivors()
+        questions = [question] if late else None
+        (found,) = generate(self.engine, [prompt], max_new_tokens, ends, least, questions, again, watch=seen)
+        return Answer(decode(self.loaded, found.tokens), found.tokens, as_row(found), seen.held, seen.merged)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, until: Sequence[str], again: bool = False
@@ -143,14 +147,14 @@ class Lab:
 
         reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
         how = {"again": again and self.evicts, "ended": ended if until else None}
-        found = self.plain.generate(prompts, max_new_tokens, self.loaded.eos_ids, **how)
+        found = generate(self.engine, prompts, max_new_tokens, self.loaded.eos_ids, **how)
         return [Completion(decode(self.loaded, one.tokens), one.tokens, as_row(one)) for one in found]
 
     def likelihoods(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], again: bool = False
     ) -> list[Scored]:
         """Log-likelihoods of the continuations of a batch of contexts: d2o/lab/likelihood.py."""
-        return likelihoods(self.plain, contexts, continuations, again and self.evicts)
+        return likelihoods(self.engine, contexts, continuations, again and self.evicts)
 
     def force(self, ids: Sequence[int], prefill: int, piece: int, reference: bool) -> force.Forced:
         """Teacher-force all but the first `prefill` ids, eviction live; `reference`: the full cache alongside."""
@@ -167,6 +171,7 @@ class Lab:
     # ---- the machine
     @property
     def has_gpu(self) -> bool:
+        """Whether the model is on a GPU."""
         return self.engine.device.type == "cuda"
 
     def check_memory(self, memory_gb: float) -> None:
@@ -178,37 +183,21 @@ class Lab:
         return hardware(self.loaded.model)
 
 
-class _Watched(Engine):
-    """Keeps what every layer holds and has merged right after the first eviction of the last prompt."""
+class Survivors:
+    """A `watch` for `generate`: what every layer holds and has merged right after the first eviction, as in Answer."""
 
     held: list[Tensor] | None = None
-    merged: list[Tensor | None]
+    merged: list[Tensor | None] | None = None
 
-    def new_cache(self, *args: Any, **kwargs: Any) -> KVCache:
-        cache = super().new_cache(*args, **kwargs)
-        for layer in cache.layers:
-            layer.merge_log = [] if layer.merges else None
-        return cache
-
-    def prefill(self, *args: Any, **kwargs: Any) -> tuple[KVCache, Tensor]:
-        self.held = None
-        cache, logits = super().prefill(*args, **kwargs)
-        self._look(cache)
-        return cache, logits
-
-    def extend(self, cache: KVCache, ids: Tensor) -> Tensor:
-        logits = super().extend(cache, ids)
-        if self.held is None:
-            self._look(cache)
-        return logits
-
-    def _look(self, cache: KVCache) -> None:
-        if cache.layers[0].pending:
-            return
-        self.held = [layer.positions[0].clone().cpu() for layer in cache.layers]
-        self.merged = [_merged(layer.merge_log) for layer in cache.layers]
-        for layer in cache.layers:
-            layer.merge_log = None
+    def __call__(self, when: str, cache: KVCache) -> None:
+        if when == "empty":
+            for layer in cache.layers:
+                layer.merge_log = [] if layer.merges else None
+        elif self.held is None and not cache.layers[0].pending:
+            self.held = [layer.positions[0].clone().cpu() for layer in cache.layers]
+            self.merged = [_merged(layer.merge_log) for layer in cache.layers]
+            for layer in cache.layers:
+                layer.merge_log = None
 
 
 def as_row(found: Generation) -> dict[str, Any]:

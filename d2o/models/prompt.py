@@ -14,6 +14,8 @@ MARK = "<the message>"  # stands for a message, to see what a chat template puts
 
 @dataclass(frozen=True)
 class Encoded:
+    """Ids of a prompt, and whether some of it had to go."""
+
     ids: list[int]
     truncated: bool
 
@@ -117,6 +119,7 @@ def stop_ids(loaded: LoadedModel, stop: tuple[str, ...] = ()) -> frozenset[int]:
 
 
 def decode(loaded: LoadedModel, tokens: list[int]) -> str:
+    """The text of token ids, without special tokens."""
     return loaded.tokenizer.decode(tokens, skip_special_tokens=True)
 
 

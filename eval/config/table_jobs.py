@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2o.budget import read_budget, short_name
 from d2o.errors import InputError
-from eval.budgets import read_budget, short_name
 from eval.tables.read import read_table
 from eval.tables.spec import AXES, Part, Slot, TableSpec
 
