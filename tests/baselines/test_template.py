@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import zoo
 from omegaconf import OmegaConf
-from test_properties import CLOSE
+from zoo import CLOSE
 
 from d2o.start import open_engine
 

@@ -8,7 +8,7 @@ import functools
 
 import pytest
 import torch
-from zoo import METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
+from zoo import CLOSE, METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
 
 from d2o.d2o import D2O
 from d2o.errors import InputError
@@ -22,7 +22,6 @@ LENGTHS = (70, 41, 58)
 STEPS = 10
 MORE = {"d2o_protected": 0.3, "knorm": 0.3}  # a whole layer of three needs a larger budget
 RAGGED = ("adakv",)  # heads of a layer hold different numbers of slots
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 @functools.cache
