@@ -20,7 +20,7 @@ KEYS = {"folder": None, "lengths": (512, 1024, 2048, 4000), "n": 200, "names": "
 
 def rows(enc, bos: int, name: str, length: int, n: int, seed: int):
     """(ids of the prompt, ids of the answer)."""
-    for sample in Mini(name, length, n=n, seed=seed).rows():
+    for sample in Mini(name, length, n=n, seed=seed).samples():
         yield [bos, *enc.ids(sample.prompt)], enc.ids(sample.meta["answer"])
 
 

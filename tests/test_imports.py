@@ -16,15 +16,15 @@ ARROWS = {
     "eval_long_bench": {"eval", "d2o"},
     "scripts": {"d2o", "eval", "scripts"},
 }
-# Floors of a package from the top down; a module may import those of its own floor and below. What stands on none of
-# them is REST, where it is named.
+# Floors of a package from the top down: a module may import those of its own floor and below. What is named on none
+# stands on REST.
 EVAL_FLOORS = [["cli"], ["run"], ["track"], ["config", "plots"], ["tables"], ["tasks"], ["scores"], ["cells"],
                ["exits", "text", ""]]  # fmt: skip
-D2O_FLOORS = [["lab"], ["start", "probe", "rotary"], ["engine", "generation", "graph"], ["cache"], ["REST"], ["kernels"],
-              ["errors"]]  # fmt: skip
+D2O_FLOORS = [["lab"], ["start", "probe", "rotary"], ["engine", "generation", "graph"], ["cache"], ["REST"],
+              ["kernels"], ["errors"]]  # fmt: skip
 APART = [("eval.config", "eval.plots"), ("eval.plots", "eval.config")]  # neighbours that know nothing of one another
 LIGHT = {"d2o.errors", "d2o.budget"}  # what all of eval may know of the engine; they import nothing heavy
-MODELS = ("eval.run.cell", "eval.run.models")  # and who alone may know the rest of it
+MODELS = ("eval.run.cell", "eval.run.models")  # the rest of it is theirs alone
 HEAVY = {"torch", "transformers", "datasets", "wandb", "matplotlib", "jieba", "rouge", "rouge_score", "accelerate"}
 HEAVY |= {"lm_eval"}
 LATE = {"eval.tasks.lm_eval.model"}  # subclasses what is heavy, and is itself imported where it is used
