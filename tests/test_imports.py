@@ -102,6 +102,50 @@ def test_rooms_that_are_apart():
             assert not (name.startswith(one) and any(o.startswith(other) for o in others)), name
 
 
+def modules_of(tree: ast.AST, known: set[str]) -> set[str]:
+    """Modules among `known` that a file imports, inside functions and for typing too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found & known
+
+
+def engine_imports() -> dict[str, set[str]]:
+    """Module -> the modules that it imports, over d2o and baselines."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in [*sources("d2o"), *sources("baselines")]
+        if path.name != "__init__.py"
+    }
+    return {name: modules_of(parse(path), set(names)) for name, path in names.items()}
+
+
+def test_no_circle_in_the_engine_and_the_methods():
+    imports = engine_imports()
+    while imports:  # take away what imports nothing that is left; in a circle nothing can be taken away
+        free = {name for name, used in imports.items() if not used & set(imports)}
+        assert free, f"these import each other: {sorted(imports)}"
+        imports = {name: used for name, used in imports.items() if name not in free}
+
+
+def test_the_engine_imports_one_way():
+    """lab > start > engine > cache > layer > kernels: whatever is reached from a level lies behind it."""
+    imports = engine_imports()
+    levels = [[name for name in imports if name.startswith("d2o.lab.")], ["d2o.start"], ["d2o.engine"], ["d2o.cache"],
+              ["d2o.layer"], [name for name in imports if name.startswith("d2o.kernels.")]]  # fmt: skip
+    for i, level in enumerate(levels):
+        reached, todo = set(), list(level)
+        while todo:
+            for name in imports[todo.pop()] - reached:
+                reached.add(name)
+                todo.append(name)
+        ahead = {name for earlier in levels[:i] for name in earlier}
+        assert level and not reached & ahead, f"{level[0]} reaches {reached & ahead}"
+
+
 def test_eval_knows_the_errors_and_the_budgets_of_the_engine_alone():
     for name, others in GRAPH.items():
         if name.split(".")[0] in ("eval", "eval_long_bench") and name not in MODELS:
