@@ -51,6 +51,7 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
 
 
 def main(words: list[str]) -> None:
+    """Print a line per length, each measured in a process of its own."""
     given = read(words, KEYS)
     if given.method not in METHODS:
         raise InputError(f"method={given.method} is unknown", f"one of: {', '.join(METHODS)}")

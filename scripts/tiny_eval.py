@@ -47,6 +47,7 @@ def accuracies(model, enc, bos: int, lengths, n: int, bf16: bool, names=tuple(KI
 
 
 def main(words: list[str]) -> None:
+    """Print the table, a row per kind."""
     given = read(words, KEYS, places=tuple(KEYS))
     import torch
     from tokenizers import Tokenizer
