@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.generation import Generation
+from d2o.engine.generation import Generation
 
 Span = tuple[int, int]
 

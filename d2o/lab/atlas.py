@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
 from d2o.errors import InputError
 from d2o.eviction import Entries, Eviction
-from d2o.generation import generate
 from d2o.lab.answer import Answer, Asked, Completion
 from d2o.lab.lab import Lab
 from d2o.models.prompt import Encoded, stop_at

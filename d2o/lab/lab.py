@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from d2o.engine import Engine
-from d2o.generation import generate
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.lab import force, race
 from d2o.lab.answer import Answer, Asked, Completion, Span, Survivors, as_row
 from d2o.lab.likelihood import Scored, likelihoods
@@ -18,7 +19,6 @@ from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
 from d2o.models.load import LoadedModel
 from d2o.models.prompt import Encoded, decode, encode, encode_apart, encode_parts, stop_at
-from d2o.start import open_engine
 from d2o.stop import Stop
 
 
@@ -109,7 +109,7 @@ class Lab:
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
         """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them.
-        `again`: see d2o.generation.generate."""
+        `again`: see d2o.engine.generation.generate."""
         (prompt, question), seen = asked.parts(late), Survivors()
         questions, ends = [question] if late else None, stop_at(self.loaded, stop)
         (found,) = generate(self.engine, [prompt], max_new_tokens, ends, questions, again, watch=seen)

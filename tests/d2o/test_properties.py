@@ -11,12 +11,12 @@ import torch
 from zoo import CLOSE, METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
 
 from d2o.d2o import D2O
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums, column_sums_plain
 from d2o.lab.oracle import run_masks, seen_by
-from d2o.start import open_engine
 from d2o.stop import Stop
 
 LENGTHS = (70, 41, 58)

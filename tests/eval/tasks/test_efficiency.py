@@ -11,7 +11,7 @@ import run_pred
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.lab import race
 from d2o.lab.lab import Lab

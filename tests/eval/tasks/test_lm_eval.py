@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.lab.likelihood import nll
 from d2o.lab.oracle import Oracle, run_masks, seen_by
 from d2o.models.prompt import decode
-from d2o.start import open_engine
 from d2o.stop import Stop
 from eval.tasks.lm_eval.readings import figures
 from eval.tasks.lm_eval.task import LMEval

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.ledger import Ledger
 from d2o.stop import NEVER, Stop
