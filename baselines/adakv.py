@@ -36,6 +36,7 @@ class AdaKV(RaggedLayer, SnapKV):
         self.floor_alpha = floor_alpha
 
     def split(self, scores: Tensor, row: int) -> list[int]:
+        """The shares of the heads in the best scores of all of them, `scores [Hkv, held]`."""
         protected = scores.isinf()
         window = int(protected[0].sum())
         heads, share = scores.shape[0], self.slots[row] - window

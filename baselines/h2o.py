@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
 
@@ -31,16 +31,18 @@ class H2O(KVLayer):
             raise InputError(f"h2o with recent={recent}", "method.recent is a share of the budget, 0 to 1")
         if stride < 1:
             raise InputError(f"h2o with stride={stride}", "method.stride=1 counts every row, 8 every eighth")
-        if positions not in ("original", "slot"):
-            raise InputError(f"h2o has no positions={positions!r}", "method.positions=original or slot")
+        choice("h2o", "positions", positions, "original", "slot")
         self.recent_share, self.stride, self.slot_positions = recent, stride, positions == "slot"
 
     def recent(self, slots: int) -> int:
+        """A share of the slots."""
         return int(slots * self.recent_share)
 
     def observe(self, attn: PromptRows | LastRows) -> None:
+        """Add the attention received to `scores [B, Hkv, C]`."""
         sums = group_sum(attn.column_sums(self.stride), self.scores.shape[1])
         self.scores[:, :, : sums.shape[2]] += sums
 
     def importance(self) -> Tensor:
+        """`scores [B, Hkv, C]`."""
         return self.scores

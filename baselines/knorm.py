@@ -40,6 +40,7 @@ class KNorm(KVLayer):
 
     @classmethod
     def allocate(cls, layers: list[KNorm], budget: Budget, lengths: list[int]) -> list[list[int]]:
+        """Slots per layer and row, `[L][B]`: the first layers whole."""
         rows = [layers[0].row_slots(budget, n, len(layers)) for n in lengths]
         return [[row[layer] for row in rows] for layer in range(len(layers))]
 
@@ -54,4 +55,5 @@ class KNorm(KVLayer):
         return realised_slots([1.0] * layers, budget, length, set(range(min(skipped, layers))), "knorm", hint)
 
     def importance(self) -> Tensor:
+        """`[B, Hkv, C]`: minus the norms of the keys."""
         return -self.keys.float().norm(dim=-1)

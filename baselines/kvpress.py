@@ -52,9 +52,11 @@ class KVPress(KVLayer):
         self.scores: Tensor | None = None
 
     def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
+        """The prompt in one piece, whatever `chunk` is: a press scores it whole."""
         return [list(lengths)]
 
     def importance(self) -> Tensor:
+        """`scores [B, Hkv, C]` of the press."""
         return self.scores
 
     @contextlib.contextmanager

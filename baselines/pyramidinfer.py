@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from d2o.budget import UNLIMITED, Budget
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.feed import Feed
 from d2o.kernels.attend import row_probs
 from d2o.layer import KVLayer
@@ -59,8 +59,7 @@ class PyramidInfer(KVLayer):
         newest: float = 1.2,
     ) -> None:
         super().__init__()
-        if variant not in ("exact", "official"):
-            raise InputError(f"pyramidinfer has no variant={variant!r}", "method.variant=exact or official")
+        choice("pyramidinfer", "variant", variant, "exact", "official")
         if not (0 <= decay <= 1 and 0 <= recent < 1):
             raise InputError(f"pyramidinfer with decay={decay}, recent={recent}", "both are shares, from 0 to 1")
         if sinks < 0 or min_context < 0 or interval < 1 or newest <= 0:
@@ -81,6 +80,7 @@ class PyramidInfer(KVLayer):
     # ---- how many
     @classmethod
     def allocate(cls, layers: list[PyramidInfer], budget: Budget, lengths: list[int]) -> list[list[int]]:
+        """Slots per layer and row, `[L][B]`, and on every layer what it sees and passes on."""
         plans = [layers[0].plan(budget.slots(n), n, len(layers)) for n in lengths]
         for i, layer in enumerate(layers):
             layer.fed = [fed[i] for fed, _, _ in plans]
@@ -121,6 +121,7 @@ class PyramidInfer(KVLayer):
 
     # ---- which
     def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
+        """The prompt in one piece, whatever `chunk` is: a layer has to see all that the one before it left."""
         return [list(lengths)]
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
@@ -149,6 +150,7 @@ class PyramidInfer(KVLayer):
         return weights
 
     def observe(self, attn: Tensor) -> None:
+        """Choose, by weights `attn [B, used]`, what goes on to the next layer."""
         for row, seen, window in zip(attn, self.fed, self.windows, strict=True):
             row[: self.first] = SINK
             row[seen - window : seen] = LAST
@@ -158,6 +160,7 @@ class PyramidInfer(KVLayer):
             self.passed = [order[:n].sort().values for order, n in zip(best, self.onward, strict=True)]
 
     def importance(self) -> Tensor:
+        """`[B, 1, used]`: the same for all heads."""
         return self.scores
 
     # ---- and dropping them

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from baselines.snapkv import SnapKV
 from d2o.budget import UNLIMITED, Budget
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 
 
 class PyramidKV(SnapKV):
@@ -34,17 +34,18 @@ class PyramidKV(SnapKV):
         group: str = "mean",
     ) -> None:
         super().__init__(window, kernel, pooling, group)
-        if variant not in ("exact", "kvcf"):
-            raise InputError(f"pyramidkv has no variant={variant!r}", "method.variant=exact or kvcf")
+        choice("pyramidkv", "variant", variant, "exact", "kvcf")
         if beta < 1 or beta != int(beta):
             raise InputError(f"pyramidkv with beta={beta}", "method.beta=20, a whole number of at least 1")
         self.variant, self.beta, self.nominal = variant, int(beta), variant == "kvcf"
 
     def recent(self, slots: int) -> int:
+        """The window."""
         return min(self.window, slots)
 
     @classmethod
     def allocate(cls, layers: list[PyramidKV], budget: Budget, lengths: list[int]) -> list[list[int]]:
+        """Slots per layer and row, `[L][B]`: a pyramid for every row."""
         rows = [layers[0].pyramid(budget.slots(n), n, len(layers)) for n in lengths]
         return [[row[layer] for row in rows] for layer in range(len(layers))]
 

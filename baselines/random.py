@@ -23,9 +23,11 @@ class Random(KVLayer):
         self.recent_slots = recent
 
     def recent(self, slots: int) -> int:
+        """As many as were asked for."""
         return self.recent_slots
 
     def importance(self) -> Tensor:
+        """`[B, Hkv, C]`: a number drawn per position."""
         return uniform(self.positions, self.index, self.seed)
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.layer import KVLayer
 from d2o.rows import LastRows
 
@@ -38,17 +38,17 @@ class SnapKV(KVLayer):
             raise InputError(f"snapkv with window={window}", "method.window=32")
         if kernel < 1 or kernel % 2 == 0:
             raise InputError(f"snapkv with kernel={kernel}", "method.kernel is odd, such as 5 or 7")
-        if pooling not in ("max", "avg"):
-            raise InputError(f"snapkv has no pooling={pooling!r}", "method.pooling=max or avg")
-        if group not in GROUPS:
-            raise InputError(f"snapkv has no group={group!r}", f"method.group is one of {', '.join(GROUPS)}")
+        choice("snapkv", "pooling", pooling, "max", "avg")
+        choice("snapkv", "group", group, *GROUPS)
         self.window, self.kernel, self.pooling, self.group = window, kernel, pooling, group
         self.scores: Tensor | None = None
 
     def recent(self, slots: int) -> int:
+        """The window, at most half of the slots."""
         return min(self.window, max(1, slots // 2))
 
     def observe(self, attn: LastRows) -> None:
+        """Pool the attention of the window to `scores [B, Hkv, used]`."""
         summed = attn.row_probs().sum(dim=2)
         grouped = GROUPS[self.group](summed.unflatten(1, (self.keys.shape[1], -1)), dim=2)
         self.scores = self._pool(grouped)
@@ -64,4 +64,5 @@ class SnapKV(KVLayer):
         ).masked_fill(~before, 0.0)
 
     def importance(self) -> Tensor:
+        """`scores [B, Hkv, used]`."""
         return self.scores

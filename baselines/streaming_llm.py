@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.layer import KVLayer
 
 
@@ -31,8 +31,7 @@ class StreamingLLM(KVLayer):
 
     def __init__(self, sinks: int = 4, positions: str = "slot", stream: bool = False) -> None:
         super().__init__()
-        if positions not in ("slot", "original"):
-            raise InputError(f"streaming_llm has no positions={positions!r}", "method.positions=slot or original")
+        choice("streaming_llm", "positions", positions, "slot", "original")
         if sinks < 0:
             raise InputError(f"streaming_llm with sinks={sinks}", "method.sinks=4, or 0 for none")
         if stream and positions == "slot":
@@ -45,12 +44,15 @@ class StreamingLLM(KVLayer):
         self.sink_at: Tensor | None = None  # their positions
 
     def recent(self, slots: int) -> int:
+        """All slots but the sinks, at least one."""
         return max(1, slots - self.sinks)
 
     def early(self, prompt: list[int]) -> list[int] | None:
+        """With `stream`, every chunk is cut at the budget."""
         return self.slots if self.stream else None
 
     def importance(self) -> Tensor:
+        """`[B, Hkv, C]`: the later, the more important."""
         return self.positions.to(torch.float32)
 
     def attention_keys(self, used: int) -> Tensor:

@@ -25,7 +25,9 @@ class TOVA(KVLayer):
         self.row: Tensor | None = None
 
     def observe(self, attn: LastRows) -> None:
+        """Keep the newest row, `[B, 1, used]`."""
         self.row = attn.row_probs()[:, :, -1].mean(dim=1, keepdim=True)
 
     def importance(self) -> Tensor:
+        """`[B, 1, used]`: the same for all heads."""
         return self.row

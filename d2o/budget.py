@@ -1,4 +1,4 @@
-"""What was asked for, in slots.
+"""Budgets: as they are typed, in slots, and as they are shown. The one grammar of them.
 
 A budget is a fraction of the prompt (<= 1) or a number of slots (> 1), per layer and KV head, or a size, "64MiB": the
 keys and values of one row in all layers, which buy the same number of slots for each. A budget of exactly 1 is the
@@ -11,13 +11,18 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from d2o.errors import InputError
 
 UNLIMITED = 1 << 62  # "no eviction", comparable with any number of slots
-MOST_SLOTS = 1 << 24  # more than any context window there is
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-SIZE = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})", re.ASCII)
+SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]+)", re.ASCII)
+MOST_SLOTS = 1 << 24  # more than any window: a slip of the hand, which no model need be loaded to see
+HINT = (
+    "write a fraction of the prompt (budget=0.2), a number of slots per layer and head (budget=512) or the bytes of "
+    "keys and values in all layers (budget=64MiB)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,31 +34,23 @@ class Budget:
     token_bytes: int = 0
 
     def __post_init__(self) -> None:
-        value, hint = self.value, "type a fraction, budget=0.2, a number of slots, budget=1024, or a size, budget=64MiB"
-        if isinstance(value, str):
-            if not self.size or self.size % 1:
-                raise InputError(f"budget {value!r} is no size: a number and one of {', '.join(UNITS)}", hint)
-            return
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"budget is not a number: {value!r}", hint)
-        if not math.isfinite(value) or value <= 0:
-            raise InputError(f"budget must be above 0 and finite, not {value}", hint)
-        if value > 1 and value != int(value):
-            raise InputError(f"budget {value} is neither a fraction (<= 1) nor a whole number of slots", hint)
-        if value > MOST_SLOTS:
-            raise InputError(f"budget {value:g} is more slots than any context has tokens", hint)
+        read_budget(self.value)
 
     @property
     def size(self) -> float | None:
         """Bytes, where the budget is a size."""
-        found = SIZE.fullmatch(self.value) if isinstance(self.value, str) else None
-        return float(found[1]) * UNITS[found[2]] if found else None
+        return float(read_budget(self.value)) if isinstance(self.value, str) else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is ever evicted."""
+        return self.value == 1
 
     def slots(self, length: int) -> int:
         """Slots per layer and KV head for a prompt of `length` tokens; UNLIMITED where nothing is to be evicted."""
         if isinstance(self.value, str):
             return self._sized()
-        if self.value == 1:
+        if self.whole:
             return UNLIMITED
         return max(1, math.floor(self.value * length + 1e-9)) if self.value < 1 else int(self.value)
 
@@ -68,3 +65,72 @@ class Budget:
             what = f"budget {self.value} is less than one token takes in all layers, {self.token_bytes} bytes"
             raise InputError(what, f"write budget={self.token_bytes}B or more")
         return int(self.size // self.token_bytes)
+
+
+# ---- as they are typed and shown: fractions and slots are floats, sizes are Bytes
+class Bytes(float):
+    """A budget in bytes: equal to no number of slots, and named in the largest unit that gives a whole number."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bytes) and float(self) == float(other)
+
+    def __hash__(self) -> int:
+        return hash((Bytes, float(self)))
+
+    def __str__(self) -> str:
+        unit = next(name for name, size in reversed(UNITS.items()) if float(self) % size == 0)
+        return f"{int(float(self) / UNITS[unit])}{unit}"
+
+
+def read_budget(value: Any, shown: str | None = None) -> float | Bytes:
+    """A budget as a config or a file has it; `shown`: the words to repeat where it is none. Raises InputError."""
+    shown = shown or f"budget={value}"
+    if isinstance(value, str):
+        return _size(value, shown)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise InputError(f"{shown} is not a positive number", HINT)
+    if value > 1 and not float(value).is_integer():
+        raise InputError(f"{shown} is neither a fraction (at most 1) nor a whole number of slots", HINT)
+    if value > MOST_SLOTS:
+        raise InputError(f"{shown} is more slots than any model's window", HINT)
+    return float(value)
+
+
+def _size(text: str, shown: str) -> Bytes:
+    found = SIZE.fullmatch(text)
+    if not found:
+        raise InputError(f"{shown} is neither a number nor a size", HINT)
+    number, unit = found.groups()
+    if unit not in UNITS:
+        raise InputError(f"{shown}: {unit!r} is no unit", f"units are {', '.join(UNITS)}, for example budget=64MiB")
+    size = float(number) * UNITS[unit]
+    if size < 1 or not size.is_integer() or not math.isfinite(size):
+        raise InputError(f"{shown} is no whole number of bytes", HINT)
+    return Bytes(size)
+
+
+def plain(budget: float | Bytes) -> float | str:
+    """As configs, rows and folders keep it: 64MiB and 65536KiB are one."""
+    return str(budget) if isinstance(budget, Bytes) else float(budget)
+
+
+def kind(budget: float | Bytes) -> str:
+    """parts | slots | bytes: what does not belong on one axis."""
+    return "bytes" if isinstance(budget, Bytes) else "slots" if budget > 1 else "parts"
+
+
+def budget_name(budget: float | Bytes) -> str:
+    """A fraction in per cent, slots and bytes as they are."""
+    if isinstance(budget, Bytes):
+        return str(budget)
+    return f"{100 * budget:g} %" if budget <= 1 else f"{budget:g} slots"
+
+
+def short_name(budget: float | Bytes | str) -> str:
+    """0.2, 512, 64MiB: as it is typed, for folders and patterns."""
+    if isinstance(budget, Bytes | str):
+        return str(budget)
+    return str(int(budget)) if float(budget).is_integer() else repr(float(budget))
+
+
+FULL = Budget(1)  # the whole cache: nothing is ever evicted

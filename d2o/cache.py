@@ -34,13 +34,13 @@ class KVCache(Cache):
         expanded: int = 1,
     ) -> None:
         super().__init__(layers=[method() for _ in range(num_layers)])
-        self.budget = budget if self.layers[0].budgeted else Budget(1)
+        self.budget = budget
         self.rotation, self.expanded = rotation, expanded
         self.feed: Feed | None = None
         for index, layer in enumerate(self.layers):
             layer.index, layer.seed, layer.rotation = index, seed, rotation
             layer.budget = self.budget
-            layer.unlimited = self.budget.value == 1
+            layer.unlimited = budget.whole
         self.prompt: list[int] = []
         self.ledgers: list[Ledger] = []
 
@@ -65,7 +65,7 @@ class KVCache(Cache):
     def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention output `[B, Hq, n, D]` of layer `layer_idx` for this forward pass; updates that layer's slots."""
         if self.feed is None:
-            raise RuntimeError("this cache is driven by d2o.engine: call Engine.prefill, extend or generate")
+            raise RuntimeError("this cache is driven by d2o.engine: call Engine.prefill or extend")
         if self.expanded > 1:
             k, v = k[:, :: self.expanded], v[:, :: self.expanded]
         return self.layers[layer_idx].attend(q, k, v, scale, self.feed)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from d2o.allocation import add_by_position, bound, density, layer_metric, ratios
 from d2o.budget import UNLIMITED, Budget
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.eviction import Entries, Merge
 from d2o.layer import KVLayer
 from d2o.merge import merge_average, merge_exponential, nearest
@@ -80,8 +80,7 @@ class D2O(KVLayer):
         hold: str = "all",
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise InputError(f"d2o has no variant={variant!r}", "method.variant=paper or official")
+        choice("d2o", "variant", variant, *VARIANTS)
         preset = VARIANTS[variant]
         self.variant, self.layer_budgets, self.merges, self.threshold = variant, layer_budgets, merge, threshold
         self.self_weight, self.beta, self.alpha, self.belta = self_weight, beta, alpha, belta
@@ -98,8 +97,7 @@ class D2O(KVLayer):
 
     def _check(self) -> None:
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"d2o has no {name}={getattr(self, name)!r}", f"method.{name}={' or '.join(allowed)}")
+            choice("d2o", name, getattr(self, name), *allowed)
         if isinstance(self.threshold, str) and self.threshold != "ema":
             raise InputError(f"d2o has no threshold={self.threshold!r}", "method.threshold=ema or a cosine, 0.6")
         for name, low, high in (("recent_share", 0, 1), ("beta", 0, 1), ("alpha", 0, 1), ("belta", 0, 1)):
@@ -121,7 +119,7 @@ class D2O(KVLayer):
     def allocate(cls, layers: list[D2O], budget: Budget, lengths: list[int]) -> list[list[int]]:
         """Slots per layer and row `[L][B]`: the paper's allocation, made to add up where the accounting is realised."""
         first = layers[0]
-        if budget.value == 1:
+        if budget.whole:
             return [[UNLIMITED] * len(lengths) for _ in layers]
         metric = torch.stack([layer.metric(lengths) for layer in layers]).cpu()  # [L, B]
         if first.layer_budgets == "uniform":
@@ -157,9 +155,11 @@ class D2O(KVLayer):
 
     # ---- token level
     def recent(self, slots: int) -> int:
+        """M of the paper."""
         return int(slots * self.recent_share + 1e-6)
 
     def observe(self, attn: PromptRows | LastRows) -> None:
+        """Add the attention received to `scores [B, Hkv, C]`; in a prefill also take it per query head, for F."""
         prompt = isinstance(attn, PromptRows)
         if prompt and attn.whole:
             self.variance = torch.empty(attn.queries.shape[:2], device=attn.queries.device)
@@ -178,22 +178,27 @@ class D2O(KVLayer):
             self.head_sums = sums
 
     def importance(self) -> Tensor:
+        """`scores [B, Hkv, C]`."""
         return self.scores
 
     def early(self, prompt: list[int]) -> list[int] | None:
+        """The most that the layer can be given, where `hold` is "bound"."""
         return None if self.hold == "all" else [bound(n, self.budget.fraction(n)) for n in prompt]
 
     # ---- merge
     def arm(self) -> None:
+        """As for every method, and the norms of the keys held."""
         super().arm()
         if self.merges:  # rows that were not cut need them too
             self.norms.copy_(self.keys.float().norm(dim=-1))
 
     def written(self, key: Tensor) -> None:
+        """The norm of the new key."""
         if self.merges:
             self.norms.view(-1).index_copy_(0, self.free, key.float().norm(dim=-1).view(-1))
 
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
+        """Merge what is similar enough into its nearest kept slot."""
         known = self.free is not None  # armed: the norms of the kept keys are there
         norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
         leaving = evicted.positions >= 0

@@ -7,3 +7,10 @@ class InputError(ValueError):
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
         self.hint = hint
+
+
+def choice(of: str, name: str, value: object, *allowed: str) -> None:
+    """Raises InputError where the knob `name` of the method `of` is not one of the `allowed` values."""
+    if value not in allowed:
+        hint = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+        raise InputError(f"{of} has no {name}={value!r}", f"method.{name}={hint}")

@@ -6,6 +6,7 @@ sinks, the most recent slots and the empty ones are protected here, for every me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,7 @@ class Eviction(SlotStorage):
         self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
         self.recent_now: int | Tensor = 0
         self.merge_log: list[Merge] | None = None  # a list: methods that merge write down who merged into whom
+        self.around_absorb: Callable[[Eviction, Entries, Entries, slice], None] | None = None  # called in its place
 
     def recent(self, slots: int) -> int:
         """How many of `slots` are held by the most recent positions."""
@@ -65,6 +67,13 @@ class Eviction(SlotStorage):
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
         """Merge `evicted` into `kept` (views of the storage, changed in place) for the batch rows `rows`."""
         raise NotImplementedError(f"{type(self).__name__} does not merge")
+
+    def merge_in(self, evicted: Entries, kept: Entries, rows: slice) -> None:
+        """`absorb`, or what was put around it to look on, which calls it in turn."""
+        if self.around_absorb:
+            self.around_absorb(self, evicted, kept, rows)
+        else:
+            self.absorb(evicted, kept, rows)
 
     def compress(self, reserve: int) -> None:
         """Keep of every row and head the `slots` most important slots, ascending by slot; merge what leaves."""
@@ -127,7 +136,7 @@ class Eviction(SlotStorage):
                     torch.index_select(old[row, head], 0, leaving[head], out=new[i, head, :e])
         stay = slice(max(i.shape[1] for i in kept))
         there = Entries(self.keys[rows, :, stay], self.values[rows, :, stay], self.positions[rows, :, stay])
-        self.absorb(Entries(keys, values, positions), there, rows)
+        self.merge_in(Entries(keys, values, positions), there, rows)
 
     def cut_early(self, slots: list[int], spare: int) -> None:
         """Between two chunks of a prefill: cut row b at `slots[b]`, with room for `spare` tokens behind them."""
@@ -195,4 +204,4 @@ class Eviction(SlotStorage):
         key, value = (x.view(-1, x.shape[3]).index_select(0, victim) for x in (self.keys, self.values))
         evicted = Entries(*(x.view(batch, heads, 1, -1) for x in (key, value)), leaving.view(batch, heads, 1))
         kept = Entries(self.keys[:, :, :used], self.values[:, :, :used], self.positions[:, :, :used])
-        self.absorb(evicted, kept, slice(None))
+        self.merge_in(evicted, kept, slice(None))

@@ -54,6 +54,7 @@ class PromptRows:
         return there
 
     def row_probs(self) -> Tensor:
+        """Not to be had; raises RuntimeError."""
         raise RuntimeError("the rows of a whole prompt are a T x T matrix: declare `rows = 'last'` and a window")
 
 
@@ -67,17 +68,14 @@ class LastRows:
     scale: float
 
     def column_sums(self, stride: int = 1) -> Tensor:
+        """`[B, Hq, used]`."""
         return self.row_probs().sum(2)  # a window is counted whole, whatever the stride of the prompt was
 
     def row_probs(self) -> Tensor:
+        """`[B, Hq, n, used]`."""
         return row_probs(self.queries, self.keys, self.scale, self.visible)
 
 
 def group_sum(per_head: Tensor, kv_heads: int) -> Tensor:
     """Sum over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
     return per_head.unflatten(1, (kv_heads, -1)).sum(2)
-
-
-def group_mean(per_head: Tensor, kv_heads: int) -> Tensor:
-    """Mean over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
-    return per_head.unflatten(1, (kv_heads, -1)).mean(2)

@@ -32,23 +32,29 @@ class SlotStorage(CacheLayerMixin):
 
     # what transformers asks of a layer; `seen`, not `held`, is the length of the sequence
     def get_seq_length(self) -> int:
+        """Tokens passed by the longest row."""
         return max(self.seen, default=0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(keys, offset) of a mask for `query_length` new tokens; no mask is built from it."""
         held, seen = max(self.held, default=0), self.get_seq_length()
         return held + query_length, seen - held
 
     def get_max_length(self) -> int:
+        """-1: no limit."""
         return -1
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Not used; raises RuntimeError."""
         raise RuntimeError("slots are allocated by KVCache, not by transformers")
 
     def update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Not used; raises RuntimeError."""
         raise RuntimeError("slots are written by d2o's attention function, not through the layer")
 
     @property
     def capacity(self) -> int:
+        """Slots per head that there is storage for."""
         return self.keys.shape[2]
 
     @property

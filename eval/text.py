@@ -5,13 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def clock(seconds: float) -> str:
-    """75 -> 1:15, 7325 -> 2:02:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Padded columns, the first `left` to the left, the others (numbers) to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
@@ -29,3 +22,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 def number(value: float | None) -> str:
     """Two decimals, blank for None."""
     return "" if value is None else f"{value:.2f}"
+
+
+def clock(seconds: float) -> str:
+    """75 -> 1:15, 7325 -> 2:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -19,7 +19,8 @@ KEYS = {"results_dir": "results", "task": str}
 
 
 def main(words: list[str]) -> None:
-    from eval.budgets import budget_name
+    """Score the cells and print the table."""
+    from d2o.budget import budget_name
     from eval.plots.budget import mean_over_tasks
     from eval.scores.labels import load_cells
     from eval.scores.results import score_cells

@@ -27,7 +27,7 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
     import torch
     from hydra.utils import get_class
 
-    from d2o.engine import Engine
+    from d2o.engine.start import open_engine
     from d2o.lab.memory import Peak
     from d2o.layer import KeepAll
     from d2o.models.random import random_llama
@@ -35,7 +35,7 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
     loaded = random_llama(hidden=hidden, window=length + 16, dtype="float32")
     locret = get_class("baselines.locret.cache.Locret")
     kind = KeepAll if method == "full" else lambda: locret(chunk=chunk, stabilizers=256, local=100)
-    engine = Engine(loaded.model, kind, 1 if method == "full" else budget, chunk=chunk)
+    engine = open_engine(loaded.model, kind, 1 if method == "full" else budget, chunk=chunk)
     prompt = torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     engine.prefill([prompt[: 2 * chunk]])  # what is made once, heads among it, is not the prompt's
     peak = Peak(engine.device)
@@ -51,6 +51,7 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
 
 
 def main(words: list[str]) -> None:
+    """Print a line per length, each measured in a process of its own."""
     given = read(words, KEYS)
     if given.method not in METHODS:
         raise InputError(f"method={given.method} is unknown", f"one of: {', '.join(METHODS)}")

@@ -28,6 +28,7 @@ KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "mod
 
 
 def main(words: list[str]) -> None:
+    """Draw the one figure that the words leave."""
     given = read_words(words)
     from eval.plots.style import save, style
     from eval.scores.labels import load_cells
@@ -50,7 +51,7 @@ def main(words: list[str]) -> None:
 
 def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     """{title: a function that draws}: what there is of this kind, one line of colours for all."""
-    from eval.budgets import budget_name
+    from d2o.budget import budget_name
     from eval.plots import atlas as plot_atlas
     from eval.plots import budget as plot_budget
     from eval.plots import efficiency as plot_efficiency
@@ -88,6 +89,7 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
 
 
 def read_words(words: list[str]) -> SimpleNamespace:
+    """The words, checked. Raises InputError for an unknown kind and a place that cannot be written."""
     given = read(words, KEYS)
     if given.kind not in KINDS:
         raise InputError(f"kind={given.kind} is unknown", f"one of: {', '.join(KINDS)}")
@@ -99,7 +101,7 @@ def read_words(words: list[str]) -> SimpleNamespace:
 
 def wanted(cell: Any, given: dict[str, str]) -> bool:
     """Whether a cell fits every pattern; the full cache has no budget, and is always wanted beside the others."""
-    from eval.budgets import short_name
+    from d2o.budget import short_name
 
     names = {"task": cell.result.task, "model": cell.model, "method": cell.method, "budget": short_name(cell.budget)}
     free = ("method", "budget") if cell.method == "full" else ()

@@ -36,6 +36,7 @@ from baselines.streaming_llm import StreamingLLM
 from baselines.tova import TOVA
 from d2o.d2o import D2O
 
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 VOCAB = 211
 SMALL = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
          "num_attention_heads": 8, "max_position_embeddings": 1024, "initializer_range": 0.15,

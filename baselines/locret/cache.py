@@ -37,7 +37,7 @@ from baselines.locret import checkpoint
 from baselines.locret.data import prepend
 from baselines.locret.heads import capture, new_heads, shape_of
 from d2o.budget import Budget
-from d2o.errors import InputError
+from d2o.errors import InputError, choice
 from d2o.feed import Feed
 from d2o.layer import KVLayer
 
@@ -83,11 +83,8 @@ class Locret(KVLayer):
         for name, size in (("stabilizers", stabilizers), ("local", local)):
             if size < 0 or (size > 1 and size != int(size)):
                 raise InputError(f"locret with {name}={size}", f"method.{name}= a share of the budget, or whole slots")
-        if positions not in ("slot", "original"):
-            raise InputError(f"locret has no positions={positions!r}", "method.positions=slot or original")
-        if budget_accounting not in ("realised", "nominal"):
-            hint = "method.budget_accounting=realised or nominal"
-            raise InputError(f"locret has no budget_accounting={budget_accounting!r}", hint)
+        choice("locret", "positions", positions, "slot", "original")
+        choice("locret", "budget_accounting", budget_accounting, "realised", "nominal")
         self.heads = heads if heads == RANDOM else str(checkpoint.find(heads))
         self.chunk, self.stabilizers, self.local, self.query = chunk, stabilizers, local, query
         self.slot_positions, self.nominal = positions == "slot", budget_accounting == "nominal"
@@ -118,6 +115,7 @@ class Locret(KVLayer):
         return Plan(min(kept + tail, length), kept, max(0, length - tail), stabilizers)
 
     def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
+        """With `query`, the end of the question behind the first token of the prompt."""
         return prepend(list(prompt), list(question), self.query)
 
     def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
@@ -176,6 +174,7 @@ class Locret(KVLayer):
             self._cut(ends, feed)
 
     def importance(self) -> Tensor:
+        """`scores [B, Hkv, C]` of the retaining heads."""
         return self.scores
 
     # ---- eviction
@@ -215,11 +214,13 @@ class Locret(KVLayer):
         return self.rotation(keys, delta.masked_fill(done, 0))
 
     def attention_keys(self, used: int) -> Tensor:
-        return self.keys[:, :, :used]  # turned for good when the prefill ended
+        """The keys `[B, Hkv, used, D]` as they are: they were turned for good when the prefill ended."""
+        return self.keys[:, :, :used]
 
     def finish_prefill(self, reserve: int) -> None:
+        """As for every method; what is appended from now on is where it should be."""
         super().finish_prefill(reserve)
-        self.slot_positions = False  # what is appended from now on is where it should be
+        self.slot_positions = False
 
 
 def heads_for(model: nn.Module, name: str, seed: int) -> list[Callable[[Tensor], Tensor]]:

@@ -20,6 +20,8 @@ HINT = 'data= takes a .jsonl with {"prompt": ..., "answer": ...} in each line, o
 
 @dataclass(frozen=True)
 class Pair:
+    """A prompt and its answer; `question`: what the prompt asks, where that is told apart."""
+
     prompt: str
     answer: str
     question: str = ""

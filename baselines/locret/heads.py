@@ -36,6 +36,7 @@ class RetainingHead(nn.Module):
         self.fc2 = nn.Linear(hidden, kv_heads, bias=False)
 
     def forward(self, qkv: Tensor) -> Tensor:
+        """Scores `[..., kv_heads]` of projections `qkv [..., width]`."""
         return self.fc2(F.silu(self.fc1(qkv)))
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.locret.heads import capture
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.feed import Feed
 from d2o.layer import KeepAll, KVLayer
 
@@ -48,12 +48,15 @@ class Recorder(KeepAll):
     def around_forward(
         self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed
     ) -> contextlib.AbstractContextManager[object]:
+        """Hooks that record the projections of the prompt."""
+
         def take(layer: int, qkv: Tensor) -> None:
             layers[layer].inputs.append(qkv[0].to("cpu", copy=True))
 
         return capture(model, take) if feed.prefill else contextlib.nullcontext()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
+        """As of the full cache; what is fed after the prefill rates the prompt. Shapes as in KVLayer.attend."""
         if not feed.prefill:
             self._rate(q, k, scale)
         return super().attend(q, k, v, scale, feed)

@@ -24,7 +24,7 @@ from baselines.locret.data import Pair, read, tokenise
 from baselines.locret.heads import HIDDEN, new_heads, shape_of
 from baselines.locret.labels import KINDS, Lesson, Recorder, labelled
 from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.models.load import LoadedModel
 
@@ -100,7 +100,7 @@ class Run:
         self.workers = Accelerator(cpu=loaded.model.device.type == "cpu")
         self.first = self.workers.is_main_process
         recorder = partial(Recorder, settings.label)
-        self.engine = Engine(loaded.model, recorder, 1, chunk=settings.chunk, window=settings.longest)
+        self.engine = open_engine(loaded.model, recorder, 1, chunk=settings.chunk, window=settings.longest)
         self.heads = new_heads(shape_of(loaded.model), settings.hidden, settings.seed).to(self.engine.device)
         betas = settings.beta1, settings.beta2
         self.optimiser = torch.optim.AdamW(

@@ -21,6 +21,7 @@ class RowStats:
     sums: list[Tensor | None] = field(default_factory=list)  # [B, Hq, used], or [1, Hq, past[b] + lengths[b]]
 
     def add(self, lse: Tensor, sums: Tensor | None) -> None:
+        """One block more: `lse [b, Hq, n]`, `sums [b, Hq, used]` or None where they did not come with the attention."""
         self.lse.append(lse)
         self.sums.append(sums)
 

@@ -33,7 +33,7 @@ def column_sums(
 
     Row i is the token with index `past + i` and sees keys 0..past+i. With `stride` s only every s-th row counts,
     the last one always among them, and the sums are multiplied by n / (rows counted): an approximation of h2o's
-    score that keeps 70 to 90 % of the same slots (DESIGN.md), to be named wherever it is used.
+    score that keeps most of the same slots but not all, to be named wherever it is used.
     """
     n = q.shape[2]
     rows = torch.arange(n - 1, -1, -stride, device=q.device).flip(0)

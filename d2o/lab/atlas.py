@@ -7,7 +7,6 @@ values, so what these columns hold afterwards are the weights. Nothing of the ru
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,14 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
 from d2o.errors import InputError
-from d2o.eviction import Entries
-from d2o.lab.lab import Answer, Asked, Lab
-from d2o.layer import KVLayer
-from d2o.models.prompt import stop_ids
+from d2o.eviction import Entries, Eviction
+from d2o.lab.answer import Answer, Asked, Completion
+from d2o.lab.lab import Lab
+from d2o.models.prompt import Encoded, stop_at
+from d2o.stop import NEVER, Stop
 
 LONGEST = 8192  # tokens: the columns of one layer are heads x slots x leaving entries
 Runs = list[list[int]]  # [first, last] of every run of positions
@@ -37,28 +38,22 @@ class Merges:
     def __init__(self) -> None:
         self.columns: dict[str, list[Any]] = {name: [] for name in self.FIELDS}
 
-    def watch(self, layer: KVLayer) -> KVLayer:
-        """Let `layer` (one row per batch) report what its `absorb` does."""
-        absorb = layer.absorb
+    def absorb(self, layer: Eviction, evicted: Entries, kept: Entries, rows: slice) -> None:
+        """For `layer.around_absorb`: `layer.absorb` (one row per batch), and what it did."""
+        width, leaving = kept.values.shape[3], evicted.positions.shape[2]
+        marks = torch.eye(leaving, device=kept.values.device, dtype=kept.values.dtype)
+        marks = marks.expand(*evicted.values.shape[:2], -1, -1)
+        none = kept.values.new_zeros(*kept.values.shape[:3], leaving)
+        values = torch.cat((kept.values, none), dim=3)
+        layer.absorb(
+            Entries(evicted.keys, torch.cat((evicted.values, marks), dim=3), evicted.positions),
+            Entries(kept.keys, values, kept.positions),
+            rows,
+        )
+        kept.values.copy_(values[..., :width])
+        self._note(layer, values[0, ..., width:], evicted.positions[0], kept.positions[0])
 
-        def watched(evicted: Entries, kept: Entries, rows: slice) -> None:
-            width, leaving = kept.values.shape[3], evicted.positions.shape[2]
-            marks = torch.eye(leaving, device=kept.values.device, dtype=kept.values.dtype)
-            marks = marks.expand(*evicted.values.shape[:2], -1, -1)
-            none = kept.values.new_zeros(*kept.values.shape[:3], leaving)
-            values = torch.cat((kept.values, none), dim=3)
-            absorb(
-                Entries(evicted.keys, torch.cat((evicted.values, marks), dim=3), evicted.positions),
-                Entries(kept.keys, values, kept.positions),
-                rows,
-            )
-            kept.values.copy_(values[..., :width])
-            self._note(layer, values[0, ..., width:], evicted.positions[0], kept.positions[0])
-
-        layer.absorb = watched
-        return layer
-
-    def _note(self, layer: KVLayer, weights: Tensor, left: Tensor, held: Tensor) -> None:
+    def _note(self, layer: Eviction, weights: Tensor, left: Tensor, held: Tensor) -> None:
         head, slot, entry = weights.nonzero(as_tuple=True)
         found = {
             "layer": torch.full_like(head, layer.index),
@@ -72,17 +67,32 @@ class Merges:
             self.columns[name] += [round(x, 4) for x in column.tolist()] if name == "weight" else column.tolist()
 
 
-@torch.inference_mode()
+class Drawing:
+    """A `watch` for `generate` over one prompt: its cache, its merges, and what was held after the first eviction."""
+
+    def __init__(self) -> None:
+        self.merges = Merges()
+        self.cache: KVCache | None = None
+        self.first: list[list[Runs]] | None = None
+
+    def __call__(self, when: str, cache: KVCache) -> None:
+        self.cache = cache
+        if when == "empty":
+            for layer in cache.layers:
+                layer.around_absorb = self.merges.absorb
+        elif when != "question" and self.first is None and not cache.layers[0].pending:
+            self.first = snapshot(cache)
+
+
 def draw_atlas(
     engine: Engine,
     prompt: Sequence[int],
     max_new_tokens: int,
-    stop_ids: frozenset[int] = frozenset(),
-    min_new_tokens: int = 0,
+    stop: Stop = NEVER,
     question: Sequence[int] = (),
     again: bool = False,
 ) -> dict[str, Any]:
-    """Generate as `Engine.generate` does for this one prompt, and say what its cache held; JSON-able.
+    """Generate for this one prompt, and say what its cache held; JSON-able.
 
     tokens            the answer, the same ids that `generate` gives
     layers, heads, prompt_tokens, seen: tokens passed at the end
@@ -93,52 +103,47 @@ def draw_atlas(
     if len(prompt) + len(question) > LONGEST:
         what = f"an atlas of {len(prompt) + len(question)} tokens"
         raise InputError(what, f"draw it for a prompt of at most {LONGEST} tokens, for example task.length=2048")
-    merges, watching = Merges(), copy.copy(engine)
-    watching.method = lambda: merges.watch(engine.method())
-    cache, logits = watching.prefill([list(prompt)], reserve=max_new_tokens + len(question))
-    first = None if cache.layers[0].pending else snapshot(cache)
-    if len(question):
-        logits = watching.extend(cache, torch.tensor([list(question)], device=engine.device))[:, -1]
-    elif again:
-        logits = watching.read_again(cache, torch.tensor([prompt[-1]], device=engine.device))
-    banned, tokens = torch.tensor(sorted(stop_ids), dtype=torch.long, device=engine.device), []
-    while True:
-        if len(tokens) < min_new_tokens:
-            logits = logits.index_fill(1, banned, float("-inf"))
-        chosen = logits.argmax(dim=-1)
-        tokens.append(int(chosen))
-        if tokens[-1] in stop_ids or len(tokens) == max_new_tokens:
-            break
-        logits = watching.step(cache, chosen)
-        first = first or snapshot(cache)
-    last = snapshot(cache)
+    drawing, questions = Drawing(), [list(question)] if len(question) else None
+    (found,) = generate(engine, [list(prompt)], max_new_tokens, stop, questions, again, watch=drawing)
+    cache, last = drawing.cache, snapshot(drawing.cache)
     return {
         "version": 1,
         "prompt_tokens": len(prompt) + len(question),
         "seen": cache.seen[0],
-        "tokens": tokens,
+        "tokens": found.tokens,
         "layers": len(cache.layers),
         "heads": cache.layers[0].positions.shape[1],
-        "prefill": first or last,
+        "prefill": drawing.first or last,
         "decode": last,
-        "merges": merges.columns,
+        "merges": drawing.merges.columns,
     }
 
 
 class AtlasLab(Lab):
-    """A lab whose `atlas` is that of the last answer that a task asked it for; None before one."""
+    """A lab whose `atlas` is that of the last answer that a task asked it for; None before one. It is drawn in a run of
+    its own, before the answer is made as in any lab."""
 
     atlas: dict[str, Any] | None = None
+
+    def answers(
+        self,
+        prompts: Sequence[Encoded],
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        when: str = "before",
+    ) -> list[Completion]:
+        """As Lab.answers."""
+        (one,) = prompts
+        ends = stop_at(self.loaded, stop)
+        self.atlas = draw_atlas(self.engine, one.ids, max_new_tokens, ends, one.question, when == "again")
+        return super().answers(prompts, max_new_tokens, stop, when)
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
-        whole = [*asked.context, *asked.question]
-        cut = len(whole) - late
-        plain = Engine(self.loaded.model, self.engine.method, self.engine.budget.value, chunk=self.engine.chunk,
-                       seed=self.engine.seed)  # fmt: skip
-        ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
-        self.atlas = draw_atlas(plain, whole[:cut], max_new_tokens, ends, least, whole[cut:], again)
+        """As Lab.generate."""
+        prompt, question = asked.parts(late)
+        self.atlas = draw_atlas(self.engine, prompt, max_new_tokens, stop_at(self.loaded, stop), question, again)
         return super().generate(asked, max_new_tokens, stop, late, again)
 
 

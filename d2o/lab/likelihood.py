@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations of a context, read from a cache that was evicted after the context.
+"""Likelihoods of texts, and of continuations of a context read from a cache that was evicted after the context.
 
 Continuations that share a context share its prefill: the cache is forked for each of them.
 """
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.errors import InputError
 
 Ids = Sequence[int]
 PIECE = 512  # tokens fed at once: their logits are held in full
@@ -40,6 +41,31 @@ class Scored:
 
 
 @torch.inference_mode()
+def nll(engine: Engine, text: Ids, prefill: int | None = None) -> Tensor:
+    """Negative log-likelihood of every token but the first, `[n - 1]` float32 nats, on the CPU.
+
+    The first `prefill` tokens (default: all) go through the prefill, which attends to everything; the rest is fed
+    after the eviction, which stays live: that is where a method shows. In pieces of the engine's chunk (512) tokens.
+    """
+    first = len(text) if prefill is None else prefill
+    if len(text) < 2 or not 1 <= first <= len(text):
+        raise InputError(f"{len(text)} tokens with a prefill of {first}", "give a text longer than its prefill")
+    target = torch.tensor(text, device=engine.device)
+    found: list[Tensor] = []
+
+    def score(start: int, logits: Tensor) -> None:
+        wanted = target[start + 1 : start + 1 + logits.shape[1]]
+        logits = logits[0, : wanted.shape[0]].float()
+        found.append(nn.functional.cross_entropy(logits, wanted, reduction="none"))
+
+    cache, _ = engine.prefill([text[:first]], reserve=len(text) - first, every=score)
+    size = engine.chunk or PIECE
+    for start in range(first, len(text), size):
+        score(start, engine.extend(cache, target[None, start : start + size]))
+    return torch.cat(found).cpu()
+
+
+@torch.inference_mode()
 def likelihoods(
     engine: Engine, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool = False
 ) -> list[Scored]:
@@ -49,8 +75,8 @@ def likelihoods(
     after the eviction (Engine.read_again); otherwise the first token of a continuation is judged by logits of the
     prefill, which saw everything.
     """
-    began, method = engine.clock(), engine.method()
-    contexts = [method.rewrite(context, ()) for context in contexts]
+    began = engine.clock()
+    contexts = [engine.prototype.rewrite(context, ()) for context in contexts]
     longest = max(len(ids) for of_row in continuations for ids in of_row)
     cache, first = engine.prefill(contexts, reserve=longest)
     if again:

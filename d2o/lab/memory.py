@@ -33,6 +33,7 @@ class Peak:
 
     @property
     def by(self) -> str | None:
+        """What reads the peak; None: nothing does."""
         return "CUDA allocator" if self.gpu else "peak resident set" if self.known else None
 
     def base(self) -> None:
@@ -40,12 +41,14 @@ class Peak:
         self.before = torch.cuda.memory_allocated(self.device) if self.gpu else _status("VmRSS")
 
     def start(self) -> None:
+        """Begin a new peak."""
         if self.gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.known:
             CLEAR.write_text("5")
 
     def read(self) -> int | None:
+        """Bytes at the peak; None where they cannot be read."""
         if not self.known:
             return None
         now = torch.cuda.max_memory_allocated(self.device) if self.gpu else _status("VmHWM")
@@ -70,6 +73,7 @@ def _can_reset() -> bool:
 
 
 def weights_bytes(model: nn.Module) -> int:
+    """Bytes of the storages of a model's parameters, each once."""
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     return sum(storages.values())
 

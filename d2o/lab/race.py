@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from d2o.engine import Engine
+from d2o.cache import KVCache
+from d2o.engine.engine import Engine
 from d2o.lab.memory import Peak, is_out_of_memory, limited
 
 FEW = 3  # steps that show whether a batch fits: storage is taken for all of them at the end of the prefill
@@ -79,21 +81,22 @@ def _free(engine: Engine) -> None:
 
 
 @torch.inference_mode()
-def run(engine: Engine, prompts: list[list[int]], new: int) -> dict[str, Any]:
-    """Prefill and `new` greedy tokens, no early stop."""
+def run(engine: Engine, prompts: list[list[int]], new: int, clock: Callable[[], float] | None = None) -> dict[str, Any]:
+    """Prefill and `new` greedy tokens, no early stop. Seconds are by `clock`, or the engine's."""
+    clock = clock or engine.clock
     peak = Peak(engine.device)
     peak.base()
     peak.start()
-    began = engine.clock()
+    began = clock()
     cache, logits = engine.prefill(prompts, reserve=new)
     chosen = logits.argmax(dim=-1)
-    first = engine.clock()
+    first = clock()
     prefill_peak = peak.read()
     peak.start()
-    middle = engine.clock()
+    middle = clock()
     for _ in range(new - 1):
         chosen = engine.step(cache, chosen).argmax(dim=-1)
-    ended = engine.clock()
+    ended = clock()
     return {
         "prefill_s": first - began,
         "decode_s": ended - middle,
@@ -118,20 +121,12 @@ def parts(engine: Engine, prompts: list[list[int]], new: int) -> tuple[float, fl
 
         setattr(layer, name, outer)
 
-    make = engine.new_cache
-
-    def watched() -> Any:
-        cache = make()
+    def begun(cache: KVCache) -> None:
         for layer in cache.layers:
             timed(layer, "observe")
             timed(layer, "compress")
-        return cache
 
-    engine.new_cache = watched
-    try:
-        engine.prefill(prompts, reserve=new)
-    finally:
-        del engine.new_cache
+    engine.prefill(prompts, reserve=new, begun=begun)
     return spent["observe"], spent["compress"]
 
 

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from d2o.attention import is_attached
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums, column_sums_plain
@@ -52,6 +54,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
+        """Whether the value is within its limit."""
         return self.value is None or self.value <= self.limit
 
 
@@ -81,11 +84,13 @@ class SelfCheck:
         return [Check(name, what, found[what], limits[what], self.where.get(what, "")) for what in CHECKS], budget
 
     def full(self, factory: Callable[[], KVLayer]) -> float:
-        run, n = Engine(self.model, factory, len(self.texts[0])), LENGTHS[0]
+        """The check of that name."""
+        run, n = open_engine(self.model, factory, len(self.texts[0])), LENGTHS[0]
         return self.differ("full", self.forced(run, 0)[0], self.stock[n - 1 :])
 
     def evicting(self, factory: Callable[[], KVLayer], budget: float) -> dict[str, float | None]:
-        run = Engine(self.model, factory, budget)
+        """All checks but `full`, by name."""
+        run = open_engine(self.model, factory, budget)
         alone = [self.forced(run, b) for b in range(len(LENGTHS))]
         logits, cache, steps = alone[0]
         plain = type(cache.layers[0]).around_forward is KVLayer.around_forward and len(
@@ -97,7 +102,7 @@ class SelfCheck:
             found["mask"] = self.differ("mask", logits, expected)
         pairs = zip(self.batch(run), alone, strict=True)
         found["batch"] = max(self.differ("batch", a, b, row) for row, (a, (b, _, _)) in enumerate(pairs))
-        chunked = self.forced(Engine(self.model, factory, budget, chunk=CHUNK), 0)[0]
+        chunked = self.forced(open_engine(self.model, factory, budget, chunk=CHUNK), 0)[0]
         found["chunk"] = self.differ("chunk", chunked, logits)
         fresh, _ = run.prefill([self.texts[0][: LENGTHS[0]]])
         fed = torch.tensor([self.texts[0][LENGTHS[0] :]], device=self.device)
@@ -116,6 +121,7 @@ class SelfCheck:
         return torch.stack(logits), cache, steps
 
     def batch(self, run: Engine) -> list[Tensor]:
+        """Logits `[1 + NEW, vocab]` of every text, fed as one padded batch."""
         cache, first = run.prefill([t[:n] for t, n in zip(self.texts, LENGTHS, strict=True)], NEW)
         logits = [first]
         for i in range(NEW):
@@ -136,11 +142,12 @@ class SelfCheck:
     def again(self, run: Engine) -> float:
         """Tokens that differ between two orders of the samples."""
         prompts = [text[:n] for text, n in zip(self.texts, LENGTHS, strict=True)]
-        there = [run.generate([p], NEW)[0].tokens for p in prompts]
-        back = [run.generate([p], NEW)[0].tokens for p in reversed(prompts)][::-1]
+        there = [generate(run, [p], NEW)[0].tokens for p in prompts]
+        back = [generate(run, [p], NEW)[0].tokens for p in reversed(prompts)][::-1]
         return float(sum(a != b for x, y in zip(there, back, strict=True) for a, b in zip(x, y, strict=True)))
 
     def held(self, run: Engine, cache: object) -> dict[str, float | None]:
+        """The checks `held` and `bytes` of a cache whose steps are done."""
         ledger, layers = cache.close_ledger(0), cache.layers
         wanted = min(LENGTHS[0], run.budget.slots(LENGTHS[0]))
         mean = sum(ledger.held_prefill) / len(layers)
@@ -161,7 +168,7 @@ class SelfCheck:
         share of the largest score; infinite where a protected slot left.
         """
         prompt, worst = LENGTHS[0] // 3, 0.0  # short, so that what the steps add decides
-        _, cache, steps = self.forced(Engine(self.model, factory, BUDGETS[0]), 0, prompt)
+        _, cache, steps = self.forced(open_engine(self.model, factory, BUDGETS[0]), 0, prompt)
         self.oracle.logits(self.texts[0], run_masks(prompt, steps))
         for index, (layer, probs) in enumerate(zip(cache.layers, self.oracle.probs, strict=True)):
             received = probs.unflatten(0, (layer.positions.shape[1], -1)).sum(1).cpu()  # [Hkv, T, T]
@@ -184,7 +191,7 @@ class SelfCheck:
     def _accepts(self, factory: Callable[[], KVLayer], budget: float) -> bool:
         try:
             for n in LENGTHS:
-                Engine(self.model, factory, budget).prefill([self.texts[0][:n]])
+                open_engine(self.model, factory, budget).prefill([self.texts[0][:n]])
         except InputError:
             return False
         return True

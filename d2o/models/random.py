@@ -69,37 +69,41 @@ def random_shape(
     dtype auto: bfloat16 on a GPU, float32 elsewhere. The same arguments give the same weights on the same device.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     place, tokenizer = torch.device(resolve_device(device)), byte_tokenizer()
     kind = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
-    try:
-        config = AutoConfig.for_model(
-            family,
-            vocab_size=vocab,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_dim,
-            max_position_embeddings=window,
-            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-            rms_norm_eps=norm_eps,
-            tie_word_embeddings=False,
-            sliding_window=None,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"no model has model.family={family}: {_first_line(error)}", "llama, mistral, qwen3"
-        ) from error
+    config = _config(
+        family,
+        tokenizer,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=window,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        rms_norm_eps=norm_eps,
+    )
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), torch.device(place):
         torch.manual_seed(weights_seed)
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, kind))
     return finish(model, tokenizer, name, None)
+
+
+def _config(family: str, tokenizer: Any, **shape: Any) -> Any:
+    """A config of a family of transformers, which refuses by itself what it does not know of a shape."""
+    from transformers import AutoConfig
+
+    fixed = {"tie_word_embeddings": False, "sliding_window": None}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    try:
+        return AutoConfig.for_model(family, **shape, **fixed, **tokens)
+    except (ValueError, TypeError) as error:
+        what = f"no model has model.family={family}: {_first_line(error)}"
+        raise InputError(what, "llama, mistral, qwen3") from error
 
 
 def byte_tokenizer() -> Any:

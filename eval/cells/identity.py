@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from eval.budgets import short_name
+from d2o.budget import short_name
 from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")

@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from d2o.budget import plain, read_budget
 from d2o.errors import InputError
-from eval.budgets import plain, read_budget
 from eval.cells import shards
 from eval.scores.score import scorers
 
@@ -44,7 +44,7 @@ class RunConfig:
     method: Any = MISSING
     model: Any = MISSING
     task: Any = MISSING
-    budget: Any = 0.2  # eval/budgets.py
+    budget: Any = 0.2  # d2o/budget.py
     limit: int | None = None
     shard: str | None = None
     seed: int = 0

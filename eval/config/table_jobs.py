@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from d2o.budget import read_budget, short_name
 from d2o.errors import InputError
-from eval.budgets import read_budget, short_name
 from eval.config.words import Words
 from eval.tables.spec import AXES, Part, Slot, TableSpec
 

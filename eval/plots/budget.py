@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.budgets import budget_name, kind
+from d2o.budget import budget_name, kind
 from eval.plots.style import FULL, legend_below, line_style, panels, write_title
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData

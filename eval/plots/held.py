@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.budgets import budget_name
+from d2o.budget import budget_name
 from eval.plots.style import FULL, legend_below, line_style, panels
 from eval.scores.cell_data import CellData
 from eval.scores.means import mean_layers

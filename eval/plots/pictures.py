@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.budgets import budget_name
+from d2o.budget import budget_name
 from eval.plots import atlas as plot_atlas
 from eval.plots import budget as plot_budget
 from eval.plots import efficiency as plot_efficiency

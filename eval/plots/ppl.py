@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eval.budgets import budget_name
+from d2o.budget import budget_name
 from eval.plots.style import FULL, legend_below, line_style, panels, write_title
 from eval.scores.cell_data import CellData
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.budgets import budget_name
+from d2o.budget import budget_name
 from eval.plots.atlas_file import NAMES, largest_targets, shares
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.budgets import Bytes, budget_name, read_budget
+from d2o.budget import Bytes, budget_name, read_budget
 from eval.scores.result import CellResult
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from d2o.budget import kind, read_budget
 from d2o.errors import InputError
-from eval.budgets import kind, read_budget
 from eval.scores.bootstrap import mean_interval, paired
 from eval.scores.result import CellResult
 

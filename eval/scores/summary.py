@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.budgets import short_name
+from d2o.budget import short_name
 from eval.scores.readings import average, columns, figures_module
 from eval.scores.score import score_rows
 from eval.text import clock

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from eval.budgets import plain
+from d2o.budget import plain
 from eval.scores.bootstrap import Interval
 from eval.tables.fill import Filled, Value
 from eval.tables.grid import BEST, SECOND, Entry, Grid, grids, notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from eval.budgets import budget_name
+from d2o.budget import budget_name
 from eval.scores.bootstrap import Interval
 from eval.scores.uneven import FOOTNOTE
 from eval.tables.fill import Filled, Value

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d2o.budget import read_budget
 from d2o.errors import InputError
-from eval.budgets import read_budget
 from eval.cells.identity import model_name
 from eval.tables.spec import Part, Slot, TableSpec
 

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2o.budget import plain, read_budget
 from d2o.errors import InputError
-from eval.budgets import plain, read_budget
 from eval.tables.spec import AXES, Mean, Part, TableSpec
 
 KEYS = ("title", *AXES, "budgets", "words", "means", "published")

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.lab import race
 from d2o.lab.memory import is_out_of_memory, limited
@@ -84,9 +84,9 @@ def runners(model, stock, options, point: Point) -> dict:
     for name in options.methods.split(","):
         config, knobs, chunk, budget = METHODS[name]
         make = build_method(config, knobs)
-        engine = Engine(model, make, budget or options.budget, chunk=chunk, graph=options.graph and config != "full")
-        engine.clock = options.clock
-        found[name] = functools.partial(race.run, engine, prompts, point.new)
+        graph = options.graph and config != "full"
+        engine = open_engine(model, make, budget or options.budget, chunk=chunk, graph=graph)
+        found[name] = functools.partial(race.run, engine, prompts, point.new, options.clock)
     return found
 
 

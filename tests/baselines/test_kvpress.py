@@ -12,7 +12,8 @@ from zoo import build, prompt
 from baselines import kvpress
 from baselines.knorm import KNorm
 from baselines.kvpress import KVPress
-from d2o.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 
 
@@ -48,7 +49,7 @@ def package(monkeypatch):
 
 
 def held(method, prompts, budget=0.3):
-    cache, _ = Engine(build("llama_gqa"), method, budget).prefill(prompts)
+    cache, _ = open_engine(build("llama_gqa"), method, budget).prefill(prompts)
     return cache, [layer.positions.sort(dim=-1).values for layer in cache.layers]
 
 
@@ -74,7 +75,7 @@ def test_what_does_not_score_is_refused(package):
     with pytest.raises(InputError, match="BlockPress"):
         KVPress("BlockPress")
     with pytest.raises(InputError, match="knows no gpt_neox"):
-        Engine(build("gpt_neox"), KVPress, 0.3).prefill([prompt(40)])
+        open_engine(build("gpt_neox"), KVPress, 0.3).prefill([prompt(40)])
 
 
 def test_not_installed(monkeypatch):
@@ -89,7 +90,7 @@ def test_not_installed(monkeypatch):
 
 def test_nothing_stays_on_the_model(package):
     model = build("llama_gqa")
-    Engine(model, KVPress, 0.3).generate([prompt(50)], 3)
+    generate(open_engine(model, KVPress, 0.3), [prompt(50)], 3)
     assert not any(module._forward_hooks for module in model.modules())
     assert not any(hasattr(block.self_attn, "rotary_emb") for block in model.model.layers)
 
@@ -100,14 +101,14 @@ def test_our_attention_may_be_wrapped():
 
     from d2o.attention import NAME
 
-    run, text = Engine(build("llama_gqa"), functools.partial(KNorm, skip_layers=0), 0.3), prompt(50)
-    expected, attention = run.generate([text], 4)[0].tokens, ALL_ATTENTION_FUNCTIONS[NAME]
+    run, text = open_engine(build("llama_gqa"), functools.partial(KNorm, skip_layers=0), 0.3), prompt(50)
+    expected, attention = generate(run, [text], 4)[0].tokens, ALL_ATTENTION_FUNCTIONS[NAME]
 
     def wrapper(module, query, key, value, attention_mask, dropout, **kwargs):
         return attention(module, query, key, value, attention_mask, dropout, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS[NAME] = wrapper
     try:
-        assert run.generate([text], 4)[0].tokens == expected
+        assert generate(run, [text], 4)[0].tokens == expected
     finally:
         del ALL_ATTENTION_FUNCTIONS[NAME]

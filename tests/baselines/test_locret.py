@@ -10,8 +10,10 @@ from zoo import Oracle, build, masks_of_run, prompt, visible_now
 from baselines.locret import checkpoint
 from baselines.locret.cache import Locret
 from baselines.locret.heads import capture, new_heads, projections, shape_of
-from d2o.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
+from d2o.lab.likelihood import nll
 from scripts.convert_locret import main as convert
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -39,7 +41,7 @@ def first_projection(model, ids):
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen2", "qwen3", "gemma", "phi3", "falcon_new", "gpt_neox"])
 def test_heads_see_the_projections_before_rope(family):
     model, ids = build(family), prompt(50)
-    run = Engine(model, SMALL, 45)
+    run = open_engine(model, SMALL, 45)
     cache, _ = run.prefill([ids])
     layer, head = cache.layers[0], new_heads(shape_of(model))[0]
     with torch.inference_mode():
@@ -56,7 +58,7 @@ def test_heads_see_the_projections_before_rope(family):
 def test_nothing_stays_on_modules():
     model = build("llama_gqa")
     names = set(model.state_dict())
-    Engine(model, SMALL, 20).generate([prompt(60)], 3)
+    generate(open_engine(model, SMALL, 20), [prompt(60)], 3)
     assert set(model.state_dict()) == names
     assert all(not m._forward_hooks for modules in projections(model) for m in modules)
     with pytest.raises(ZeroDivisionError), capture(model, lambda layer, qkv: 1 / 0):
@@ -69,7 +71,7 @@ def test_a_family_without_projections_is_refused_by_name():
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=99)).eval()
     with pytest.raises(InputError, match="gpt2: locret finds the projections of 0 of 2 layers"):
-        Engine(model, functools.partial(SMALL, positions="original"), 20).prefill([prompt(60)])
+        open_engine(model, functools.partial(SMALL, positions="original"), 20).prefill([prompt(60)])
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "phi3", "falcon_new"])
@@ -83,7 +85,7 @@ def test_every_token_sees_what_was_kept_before_its_chunk(family, monkeypatch):
         kept.append((layer.index, layer.seen[0], layer.positions[0].long().clone()))
 
     monkeypatch.setattr(Locret, "_cut", watched)
-    run = Engine(build(family), functools.partial(SMALL, positions="original"), budget)
+    run = open_engine(build(family), functools.partial(SMALL, positions="original"), budget)
     text, feed = prompt(length), prompt(steps, 9)
     cache, first = run.prefill([text], steps)
     seen, ours = [], [first[0]]
@@ -105,7 +107,7 @@ def test_every_token_sees_what_was_kept_before_its_chunk(family, monkeypatch):
 @pytest.mark.parametrize("accounting", ["realised", "nominal"])
 def test_never_more_than_budget_and_chunk(positions, accounting):
     method = functools.partial(SMALL, positions=positions, budget_accounting=accounting)
-    run = Engine(build("llama_gqa"), method, 24, chunk=5)
+    run = open_engine(build("llama_gqa"), method, 24, chunk=5)
     cache, _ = run.prefill([prompt(200), prompt(31, 1), prompt(90, 2)], reserve=4)
     held = 24 if accounting == "realised" else 29
     for layer in cache.layers:
@@ -113,7 +115,7 @@ def test_never_more_than_budget_and_chunk(positions, accounting):
         assert layer.capacity <= held + 16
         assert layer.held == [held] * 3
         assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4
-    row = run.generate([prompt(200)], 4)[0].ledger.as_row()
+    row = generate(run, [prompt(200)], 4)[0].ledger.as_row()
     assert row["held_prefill"] == [held] * 3 and row["held_decode"] == [held + 3] * 3
 
 
@@ -127,7 +129,7 @@ def test_the_newest_slots_stay_until_the_last_chunk(monkeypatch):
             seen.append(bool((newest == torch.arange(layer.seen[0] - 3, layer.seen[0])).all()))
 
     monkeypatch.setattr(Locret, "_cut", watched)
-    Engine(build("llama_gqa"), SMALL, 20).prefill([prompt(70)])
+    open_engine(build("llama_gqa"), SMALL, 20).prefill([prompt(70)])
     assert seen[:-1] == [True] * 4 and not seen[-1]
 
 
@@ -136,23 +138,25 @@ def test_the_newest_slots_stay_until_the_last_chunk(monkeypatch):
 def test_a_prompt_no_longer_than_the_tail(length, accounting):
     method = functools.partial(SMALL, budget_accounting=accounting, stabilizers=1)
     for budget in (2, 0.5, 100):
-        tokens = Engine(build("llama_gqa"), method, budget).generate([prompt(length)], 5)[0].tokens
+        tokens = generate(open_engine(build("llama_gqa"), method, budget), [prompt(length)], 5)[0].tokens
         if budget == 100 or accounting == "nominal":  # there the tail comes on top
-            assert tokens == Engine(build("llama_gqa"), method, 1).generate([prompt(length)], 5)[0].tokens
+            assert tokens == generate(open_engine(build("llama_gqa"), method, 1), [prompt(length)], 5)[0].tokens
         assert len(tokens) == 5
 
 
 def test_the_engines_chunk_changes_nothing():
-    runs = [Engine(build("llama_gqa"), SMALL, 24, chunk=chunk).prefill([prompt(90)]) for chunk in (None, 16, 5, 300)]
+    runs = [
+        open_engine(build("llama_gqa"), SMALL, 24, chunk=chunk).prefill([prompt(90)]) for chunk in (None, 16, 5, 300)
+    ]
     for cache, logits in runs[1:]:
         torch.testing.assert_close(logits, runs[0][1], **CLOSE)
         assert torch.equal(cache.layers[2].positions, runs[0][0].layers[2].positions)
 
 
 def test_the_likelihood_of_a_text_goes_through_the_chunks():
-    run = Engine(build("llama_gqa"), SMALL, 24)
+    run = open_engine(build("llama_gqa"), SMALL, 24)
     text = prompt(80)
-    found = run.nll(text, prefill=60)
+    found = nll(run, text, prefill=60)
     cache, logits = run.prefill([text[:60]])
     rest = [logits[0]] + [run.step(cache, torch.tensor([token]))[0] for token in text[60:-1]]
     expected = [-torch.log_softmax(row.float(), -1)[token] for row, token in zip(rest, text[60:], strict=True)]
@@ -162,12 +166,12 @@ def test_the_likelihood_of_a_text_goes_through_the_chunks():
 
 def test_the_question_goes_before_the_prompt_too():
     text, question = prompt(60), prompt(6, 5)
-    asked = Engine(build("llama_gqa"), functools.partial(SMALL, query=4), 24)
-    plain = Engine(build("llama_gqa"), SMALL, 24)
+    asked = open_engine(build("llama_gqa"), functools.partial(SMALL, query=4), 24)
+    plain = open_engine(build("llama_gqa"), SMALL, 24)
     for given, last in ((question, question), ([], text)):
         questions = [given] if given else None
-        found = asked.generate([text], 6, questions=questions)[0]
-        expected = plain.generate([[text[0], *last[-4:], *text[1:]]], 6, questions=questions)[0]
+        found = generate(asked, [text], 6, questions=questions)[0]
+        expected = generate(plain, [[text[0], *last[-4:], *text[1:]]], 6, questions=questions)[0]
         assert found.tokens == expected.tokens and found.ledger.prompt_tokens == 64
 
 
@@ -191,10 +195,10 @@ def test_bad_knobs(given, what):
 
 
 def test_a_budget_below_the_stabilizers():
-    run = Engine(build("llama_gqa"), functools.partial(SMALL, stabilizers=30), 20)
+    run = open_engine(build("llama_gqa"), functools.partial(SMALL, stabilizers=30), 20)
     with pytest.raises(InputError, match="a budget of 20 slots is below the 30 stabilizers"):
         run.prefill([prompt(60)])
-    assert Engine(build("llama_gqa"), functools.partial(SMALL, stabilizers=30), 30).prefill([prompt(60)])
+    assert open_engine(build("llama_gqa"), functools.partial(SMALL, stabilizers=30), 30).prefill([prompt(60)])
 
 
 # ---- checkpoints
@@ -226,7 +230,7 @@ def test_a_file_is_used(heads):
     place, shape, _ = heads
     model = build("llama_gqa")
     trained, untrained = (
-        Engine(model, functools.partial(SMALL, name), 20).prefill([prompt(80)])[0].layers[1].positions
+        open_engine(model, functools.partial(SMALL, name), 20).prefill([prompt(80)])[0].layers[1].positions
         for name in (str(place), "random")
     )
     assert not torch.equal(trained, untrained)

@@ -10,8 +10,9 @@ from baselines.locret import checkpoint
 from baselines.locret.cache import Locret
 from baselines.locret.labels import Recorder, labelled
 from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
-from d2o.engine import Engine
-from d2o.rotary import find_rotation
+from d2o.engine.generation import generate
+from d2o.engine.rotary import find_rotation
+from d2o.engine.start import open_engine
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
@@ -32,7 +33,7 @@ def test_chunked_prefill(shared, tmp_path, number):
         Locret, heads, chunk=settings["chunk_size"], stabilizers=settings["stabilizers"], local=settings["local_len"],
         budget_accounting="nominal",
     )  # fmt: skip
-    run = Engine(case.llama(), method, settings["budget"])
+    run = open_engine(case.llama(), method, settings["budget"])
     new, kept = settings["max_new_tokens"], settings["budget"]
     cache, logits = run.prefill([ids], reserve=new)
     tail = settings["local_len"]
@@ -54,7 +55,7 @@ def test_chunked_prefill(shared, tmp_path, number):
         torch.testing.assert_close(logits[0], expected["logits"][step], **CLOSE)
         assert int(logits.argmax()) == expected["tokens"][step]
         logits = run.step(cache, logits.argmax(-1))
-    assert run.generate([ids], new)[0].tokens == expected["tokens"].tolist()
+    assert generate(run, [ids], new)[0].tokens == expected["tokens"].tolist()
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -73,7 +74,7 @@ def test_kept_after_every_chunk(shared, tmp_path, number, monkeypatch):
         Locret, heads, chunk=settings["chunk_size"], stabilizers=settings["stabilizers"], local=settings["local_len"],
         budget_accounting="nominal",
     )  # fmt: skip
-    Engine(case.llama(), method, settings["budget"], chunk=7).prefill([ids])
+    open_engine(case.llama(), method, settings["budget"], chunk=7).prefill([ids])
     steps = case.expected["kept_positions_per_chunk"]
     assert len(trace) == steps.shape[0] * steps.shape[1]
     for i, (layer, positions) in enumerate(trace):
@@ -95,7 +96,7 @@ def test_labels_and_loss(shared):
     for name in [name for name in case.given if ".fc" in name]:
         case.given.pop(name)
     for chunk in (case.settings["prefill_chunk"], None):
-        lessons = labelled(Engine(case.llama(), Recorder, 1, chunk=chunk), ids[: sizes["nq"]], ids[sizes["nq"] :])
+        lessons = labelled(open_engine(case.llama(), Recorder, 1, chunk=chunk), ids[: sizes["nq"]], ids[sizes["nq"] :])
         labels = torch.stack([lesson.labels for lesson in lessons])
         torch.testing.assert_close(labels, expected["labels"], **CLOSE)
         case.model["rope_theta"] = 10000.0

@@ -19,7 +19,7 @@ from baselines.locret.data import Pair, prepend, read, tokenise
 from baselines.locret.heads import shape_of
 from baselines.locret.labels import Recorder, labelled
 from baselines.locret.train import Settings, rate, train
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.models.random import random_llama
 from scripts.locret_data import main as make_data
@@ -48,9 +48,9 @@ def log(folder):
 @pytest.mark.parametrize("family", ["llama_gqa", "phi3", "falcon_new"])
 def test_labels_do_not_depend_on_the_pieces(family, monkeypatch):
     text, answer = prompt(90), prompt(30, 1)
-    whole = labelled(Engine(build(family), Recorder, 1), text, answer)
+    whole = labelled(open_engine(build(family), Recorder, 1), text, answer)
     monkeypatch.setattr("baselines.locret.labels.BLOCK", 7)
-    pieces = labelled(Engine(build(family), Recorder, 1, chunk=16), text, answer)
+    pieces = labelled(open_engine(build(family), Recorder, 1, chunk=16), text, answer)
     assert len(whole) == 3
     for a, b in zip(whole, pieces, strict=True):
         assert a.labels.shape == (2, 90) and a.inputs.shape[0] == 90
@@ -64,7 +64,7 @@ def test_labels_by_probability_are_the_softmax_of_a_plain_pass(family):
     from d2o.lab.oracle import Oracle
 
     text, answer = prompt(40), prompt(70, 1)
-    lessons = labelled(Engine(build(family), functools.partial(Recorder, "log_prob"), 1, chunk=16), text, answer)
+    lessons = labelled(open_engine(build(family), functools.partial(Recorder, "log_prob"), 1, chunk=16), text, answer)
     oracle, total = Oracle(build(family)), len(text) + len(answer)
     oracle.logits(text + answer, [torch.ones(total, total, dtype=torch.bool).tril().expand(2, -1, -1)] * 3)
     for lesson, probs in zip(lessons, oracle.probs, strict=True):

@@ -8,8 +8,10 @@ import torch
 from zoo import FEW, Oracle, build, masks_of_run, prompt, visible_now
 
 from baselines.pyramidinfer import PyramidInfer, under_ceiling
-from d2o.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
+from d2o.lab.likelihood import nll
 
 LENGTH, STEPS = 70, 8
 METHODS = {
@@ -22,7 +24,7 @@ METHODS = {
 @pytest.mark.parametrize("family", FEW)
 def test_3_decoding_equals_an_explicit_mask(family, variant):
     """The stock model over the whole text, with a mask that hides from each layer what it never saw."""
-    run, text, feed = Engine(build(family), METHODS[variant], 0.8), prompt(LENGTH), prompt(STEPS, 9)
+    run, text, feed = open_engine(build(family), METHODS[variant], 0.8), prompt(LENGTH), prompt(STEPS, 9)
     cache, first = run.prefill([text], STEPS)
     seen, ours = [], [first[0]]
     for token in feed:
@@ -68,7 +70,7 @@ def best(weights, count, window):
 
 def test_9_positions_over_512_tokens():
     model, text = build("llama_gqa"), prompt(96)
-    run = Engine(model, METHODS["exact"], 0.6)
+    run = open_engine(model, METHODS["exact"], 0.6)
     cache, _ = run.prefill([text])
     held = [(layer.fed[0], layer.slots[0]) for layer in cache.layers]
     assert any(slots < seen for seen, slots in held) and held[-1][0] < 96, "less is compared than there is"
@@ -107,15 +109,15 @@ def test_a_ceiling():
 
 def test_nothing_stays_on_the_model():
     model = build("llama_gqa")
-    run = Engine(model, METHODS["exact"], 0.5)
-    run.generate([prompt(60), prompt(45, 1)], 3)
+    run = open_engine(model, METHODS["exact"], 0.5)
+    generate(run, [prompt(60), prompt(45, 1)], 3)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_prompt_without_logits_is_refused():
-    run = Engine(build("llama_gqa"), METHODS["exact"], 0.5)
+    run = open_engine(build("llama_gqa"), METHODS["exact"], 0.5)
     with pytest.raises(InputError, match="drops tokens inside the model"):
-        run.nll(prompt(60))
+        nll(run, prompt(60))
 
 
 def test_work_is_saved():
@@ -123,6 +125,6 @@ def test_work_is_saved():
     model, widths = build("llama_gqa"), []
     for block in model.model.layers:
         block.mlp.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
-    Engine(model, METHODS["official"], 0.5).prefill([prompt(60)])
+    open_engine(model, METHODS["official"], 0.5).prefill([prompt(60)])
     first, *rest = widths[-3:]
     assert first == 60 and rest[-1] < 60

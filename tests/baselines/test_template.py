@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import zoo
 from omegaconf import OmegaConf
-from test_properties import CLOSE
+from zoo import CLOSE
 
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 
 PAGE = (Path(__file__).resolve().parents[2] / "baselines" / "TEMPLATE.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ def test_the_template():
     exec(compile(code, "template", "exec"), names)
     method = names[config["_target_"].rsplit(".", 1)[1]]
     model, text, feed = zoo.build("llama_gqa"), zoo.prompt(70), zoo.prompt(8, 9)
-    run = Engine(model, method, 0.3)
+    run = open_engine(model, method, 0.3)
     cache, first = run.prefill([text], len(feed))
     seen, ours = [], [first[0]]
     for token in feed:

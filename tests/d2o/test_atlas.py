@@ -9,7 +9,8 @@ import torch
 import zoo
 
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.eviction import Entries
 from d2o.lab.atlas import Merges, draw_atlas, runs, snapshot
@@ -33,9 +34,9 @@ MERGING = ("d2o", "d2o_uniform", "d2o_protected", "d2o_official", "cam", "cam_h2
 
 @pytest.mark.parametrize("name", METHODS)
 def test_watching_changes_nothing(model, name):
-    engine = Engine(model, METHODS[name], 1.0 if name == "full" else 0.5)
+    engine = open_engine(model, METHODS[name], 1.0 if name == "full" else 0.5)
     atlas = draw_atlas(engine, PROMPT, 12)
-    (plain,) = engine.generate([PROMPT], 12)
+    (plain,) = generate(engine, [PROMPT], 12)
     assert atlas["tokens"] == plain.tokens
     assert json.loads(json.dumps(atlas)) == atlas
     for layer in range(3):
@@ -45,21 +46,21 @@ def test_watching_changes_nothing(model, name):
 
 
 def test_streaming_llm_holds_the_beginning_and_the_end(model):
-    atlas = draw_atlas(Engine(model, zoo.METHODS["streaming_original"], 16), PROMPT, 5)
+    atlas = draw_atlas(open_engine(model, zoo.METHODS["streaming_original"], 16), PROMPT, 5)
     assert atlas["prefill"] == [[[[0, 3], [48, 59]]] * 2] * 3
     assert atlas["decode"] == [[[[0, 3], [52, 63]]] * 2] * 3 and atlas["seen"] == 64
 
 
 def test_a_question_after_the_eviction(model):
-    engine = Engine(model, zoo.METHODS["h2o"], 0.3)
+    engine = open_engine(model, zoo.METHODS["h2o"], 0.3)
     atlas = draw_atlas(engine, PROMPT[:50], 6, question=PROMPT[50:])
-    (plain,) = engine.generate([PROMPT[:50]], 6, questions=[PROMPT[50:]])
+    (plain,) = generate(engine, [PROMPT[:50]], 6, questions=[PROMPT[50:]])
     assert atlas["tokens"] == plain.tokens
     assert max(max(held(head)) for layer in atlas["prefill"] for head in layer) == 49
 
 
 def test_every_merge_is_between_one_that_left_and_one_that_stayed(model):
-    atlas = draw_atlas(Engine(model, functools.partial(D2O, threshold=-1.0), 0.3), PROMPT, 8)
+    atlas = draw_atlas(open_engine(model, functools.partial(D2O, threshold=-1.0), 0.3), PROMPT, 8)
     merges, seen = atlas["merges"], set()
     for layer, head, at, source, target, weight in zip(*(merges[k] for k in Merges.FIELDS), strict=True):
         assert (layer, head, source) not in seen, "a position leaves once"
@@ -76,12 +77,12 @@ def test_weights_are_those_of_the_formula():
     """One key leaves, cosine m to its nearest: exp(m) / (e + exp(m)) of the value is its own."""
     layer = D2O(threshold=-1.0)
     merges = Merges()
-    merges.watch(layer)
+    layer.around_absorb = merges.absorb
     layer.slots, layer.now, layer.free = [2], torch.tensor([[[9]]]), None
     key = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 1, 2, 2)
     value = torch.tensor([[5.0, 7.0], [1.0, 1.0]]).view(1, 1, 2, 2)
     gone = torch.tensor([[3.0, 4.0]]).view(1, 1, 1, 2)
-    layer.absorb(
+    layer.merge_in(
         Entries(gone, gone.clone(), torch.tensor([[[1]]])), Entries(key, value, torch.tensor([[[0, 2]]])), slice(0, 1)
     )
     share = math.exp(0.8) / (math.e + math.exp(0.8))
@@ -94,10 +95,10 @@ def test_weights_are_those_of_the_formula():
 
 def test_runs_and_snapshots(model):
     assert runs([4, 0, 2, 1]) == [[0, 2], [4, 4]] and runs([]) == []
-    cache, _ = Engine(model, zoo.METHODS["full"], 1.0).prefill([PROMPT])
+    cache, _ = open_engine(model, zoo.METHODS["full"], 1.0).prefill([PROMPT])
     assert snapshot(cache) == [[[[0, 59]]] * 2] * 3
 
 
 def test_too_long_a_prompt_is_refused(model):
     with pytest.raises(InputError, match="an atlas of 9000 tokens"):
-        draw_atlas(Engine(model, zoo.METHODS["h2o"], 0.3), [5] * 9000, 2)
+        draw_atlas(open_engine(model, zoo.METHODS["h2o"], 0.3), [5] * 9000, 2)

@@ -12,14 +12,14 @@ from baselines.streaming_llm import StreamingLLM
 from d2o.allocation import bound, ratios
 from d2o.budget import Budget
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.shares import LEAST, realised_slots
 
 
 def held(hold: str, merge: bool, lengths=(97, 60), chunk: int | None = None, budget: float = 0.2):
     method = functools.partial(D2O, hold=hold, merge=merge)
-    return Engine(build("llama_gqa"), method, budget, chunk=chunk).prefill([prompt(n, n) for n in lengths])
+    return open_engine(build("llama_gqa"), method, budget, chunk=chunk).prefill([prompt(n, n) for n in lengths])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -52,7 +52,7 @@ def test_in_chunks_a_layer_holds_the_bound_and_a_chunk(lengths) -> None:
             seen.append((self.used, self.capacity))
 
     method = functools.partial(Watched, hold="bound")
-    cache, _ = Engine(build("llama_gqa"), method, 0.2, chunk=16).prefill([prompt(n, n) for n in lengths])
+    cache, _ = open_engine(build("llama_gqa"), method, 0.2, chunk=16).prefill([prompt(n, n) for n in lengths])
     assert max(used for used, _ in seen) == bound(97, 0.2) + 16  # before the cut
     assert max(capacity for _, capacity in seen) <= bound(97, 0.2) + 16
     for row, n in enumerate(lengths):
@@ -69,7 +69,7 @@ def test_what_needs_all_of_the_prompt_is_refused() -> None:
 def test_streaming_through_chunks_sees_only_its_slots() -> None:
     """Cut after every chunk of one token, streaming_llm attends as it does while decoding."""
     method = functools.partial(StreamingLLM, positions="original", stream=True)
-    engine, text = Engine(build("llama_gqa"), method, 12, chunk=1), prompt(40, 1)
+    engine, text = open_engine(build("llama_gqa"), method, 12, chunk=1), prompt(40, 1)
     cache, logits = engine.prefill([text])
     other, _ = engine.prefill([text[:13]])
     for token in text[13:]:
@@ -86,5 +86,5 @@ def test_streaming_through_chunks_holds_one_of_them() -> None:
             seen.append(self.capacity)
 
     method = functools.partial(Watched, positions="original", stream=True)
-    Engine(build("llama_gqa"), method, 12, chunk=16).prefill([prompt(200, 1), prompt(90, 2)])
+    open_engine(build("llama_gqa"), method, 12, chunk=16).prefill([prompt(200, 1), prompt(90, 2)])
     assert max(seen) <= 12 + 16

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 from d2o.kernels import fused
 from d2o.kernels.attend import repeat_heads
 from d2o.kernels.block import RowStats, attend_block
@@ -132,5 +132,5 @@ def test_a_prefill_takes_no_second_pass(name, stride, monkeypatch):
     taken = []
     monkeypatch.setattr("d2o.rows.column_sums", lambda *args: taken.append(args[5]) or column_sums(*args))
     make = METHODS[name] if name == "cam_h2o" else functools.partial(METHODS[name], stride=stride)
-    Engine(build("llama_gqa"), make, 0.3, chunk=20).prefill([prompt(50), prompt(31, seed=1)], reserve=4)
+    open_engine(build("llama_gqa"), make, 0.3, chunk=20).prefill([prompt(50), prompt(31, seed=1)], reserve=4)
     assert taken == []

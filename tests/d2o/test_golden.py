@@ -15,8 +15,8 @@ from baselines.streaming_llm import StreamingLLM
 from baselines.tova import TOVA
 from d2o.allocation import layer_metric, ratios
 from d2o.d2o import D2O
-from d2o.engine import Engine
-from d2o.rotary import Rotation
+from d2o.engine.rotary import Rotation
+from d2o.engine.start import open_engine
 
 FLOAT = 2e-5
 
@@ -191,7 +191,7 @@ def test_d2o_whole_model(shared):
     case = Case.read(folder)
     model = whole_model(case, json.loads((folder / "case.json").read_text())["weight_recipe"])
     method = functools.partial(D2O, variant="official", budget_accounting="nominal")
-    engine = Engine(model, method, case.settings["hh_ratio"] + case.settings["recent_ratio"])
+    engine = open_engine(model, method, case.settings["hh_ratio"] + case.settings["recent_ratio"])
     ids, prompt = case.given["input_ids"].tolist(), case.sizes["S"]
     logits = []
     cache, _ = engine.prefill([ids[:prompt]], 8, every=lambda start, x: logits.append(x[0]))
@@ -213,7 +213,7 @@ def test_d2o_whole_model(shared):
 
 def streaming(case, **shape):
     settings = case.settings
-    engine = Engine(case.llama(), functools.partial(StreamingLLM, sinks=settings["start_size"]), **shape)
+    engine = open_engine(case.llama(), functools.partial(StreamingLLM, sinks=settings["start_size"]), **shape)
     return engine, settings["start_size"] + settings["recent_size"]
 
 

@@ -10,7 +10,7 @@ from baselines.cam import behind, cam, spread
 from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
 from d2o.budget import Budget
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 
 
 def test_pyramidkv(shared):
@@ -117,7 +117,7 @@ def test_pyramidinfer(shared):
             options["layerwise_downsample_interval"], options["distance_weight"],
         )  # fmt: skip
         ids = case.given["input_ids"].tolist()
-        cache, logits = Engine(case.llama(), method, 0.5).prefill([ids])
+        cache, logits = open_engine(case.llama(), method, 0.5).prefill([ids])
         for layer, wanted in zip(cache.layers, case.expected["layer_positions"], strict=True):
             for kept in held(layer):
                 same(kept, wanted[wanted >= 0])

@@ -8,20 +8,21 @@ import functools
 
 import pytest
 import torch
-from zoo import METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
+from zoo import CLOSE, METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
 
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums, column_sums_plain
 from d2o.lab.oracle import run_masks, seen_by
+from d2o.stop import Stop
 
 LENGTHS = (70, 41, 58)
 STEPS = 10
 MORE = {"d2o_protected": 0.3, "knorm": 0.3}  # a whole layer of three needs a larger budget
 RAGGED = ("adakv",)  # heads of a layer hold different numbers of slots
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 @functools.cache
@@ -32,7 +33,7 @@ def model(family):
 def engine(family, method, budget, **options):
     if budget != 1:
         budget += MORE.get(method, 0) if budget < 1 else int(MORE.get(method, 0) * LENGTHS[0])
-    return Engine(model(family), METHODS[method], budget, **options)
+    return open_engine(model(family), METHODS[method], budget, **options)
 
 
 def forced(run, text, feed, **options):
@@ -59,7 +60,7 @@ def test_1_a_budget_of_everything_is_the_full_cache(family, method):
         run = engine(family, method, budget, chunk=chunk)
         ours, _ = forced(run, prompt(LENGTHS[0]), tokens)
         torch.testing.assert_close(ours, logits, **CLOSE)
-        assert run.generate([prompt(LENGTHS[0])], STEPS)[0].tokens == tokens
+        assert generate(run, [prompt(LENGTHS[0])], STEPS)[0].tokens == tokens
 
 
 @pytest.mark.parametrize("family, method", pairs(name for name in METHODS if name != "full"))
@@ -149,8 +150,9 @@ def test_4_a_row_of_a_batch_is_the_row_alone(family, method):
 def test_4_generated_tokens_of_a_batch():
     prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
     run = engine("llama_gqa", "d2o", 0.3)
-    together = [g.tokens for g in run.generate(prompts, 30, stop_ids=frozenset({143}), min_new_tokens=2)]
-    assert together == [run.generate([p], 30, frozenset({143}), 2)[0].tokens for p in prompts]
+    stop = Stop(frozenset({143}), least=2)
+    together = [g.tokens for g in generate(run, prompts, 30, stop)]
+    assert together == [generate(run, [p], 30, stop)[0].tokens for p in prompts]
     assert {len(tokens) for tokens in together} != {30}, "no row stopped early: the comparison shows less"
     assert all(tokens[-1] == 143 or len(tokens) == 30 for tokens in together)
 
@@ -158,7 +160,7 @@ def test_4_generated_tokens_of_a_batch():
 @pytest.mark.parametrize("method", METHODS)
 def test_5_two_runs_are_identical(method):
     run = engine("llama_gqa", method, 0.3)
-    first, second = (run.generate([prompt(50), prompt(33, 1)], STEPS) for _ in range(2))
+    first, second = (generate(run, [prompt(50), prompt(33, 1)], STEPS) for _ in range(2))
     assert [g.tokens for g in first] == [g.tokens for g in second]
 
 
@@ -228,7 +230,7 @@ def test_8_a_question_at_once_is_the_question_token_by_token(family, method):
 def test_8_questions_of_a_batch(method):
     run, prompts = engine("llama_gqa", method, 0.3), [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
     questions = [prompt(5, 7), prompt(9, 8), prompt(5, 9)]
-    together = run.generate(prompts, STEPS, questions=questions)
+    together = generate(run, prompts, STEPS, questions=questions)
     for text, question, row in zip(prompts, questions, together, strict=True):
         cache, _ = run.prefill([text], 40)
         logits = run.extend(cache, torch.tensor([question]))[:, -1]
@@ -277,13 +279,13 @@ def test_d2o_needs_the_layer_metric_of_the_whole_prompt_in_chunks_too():
 
 
 def test_d2o_names_the_smallest_budget_for_its_protected_layers():
-    run = Engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), 0.5)
+    run = open_engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), 0.5)
     with pytest.raises(InputError, match="budget 0.5 is too small") as error:
         run.prefill([prompt(60)])
     smallest = float(error.value.hint.split("budget=")[1].split(",")[0])
-    Engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest).prefill([prompt(60)])
+    open_engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest).prefill([prompt(60)])
     with pytest.raises(InputError):
-        Engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest - 0.02).prefill(
+        open_engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest - 0.02).prefill(
             [prompt(60)]
         )
 

@@ -14,9 +14,9 @@ from baselines.snapkv import SnapKV
 from baselines.streaming_llm import StreamingLLM
 from baselines.tova import TOVA
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.graph import advance, check_graph, is_static
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.graph import advance, check_graph, is_static
 
 METHODS = {"d2o": D2O, "h2o": H2O, "streaming_llm": StreamingLLM, "tova": TOVA}
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "lift_fresh")
@@ -37,7 +37,7 @@ class Waits(TorchDispatchMode):
 
 
 def prefilled(method, lengths, budget=12, reserve=20):
-    engine = Engine(build("llama_gqa"), method, budget)
+    engine = open_engine(build("llama_gqa"), method, budget)
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(5, 90, (n,), generator=generator).tolist() for n in lengths]
     cache, logits = engine.prefill(prompts, reserve=reserve)
@@ -111,6 +111,6 @@ def test_a_growing_cache_is_not_static() -> None:
 
 def test_no_graph_without_a_gpu() -> None:
     with pytest.raises(InputError, match="needs a GPU"):
-        Engine(build("llama_gqa"), H2O, 12, graph=True)
+        open_engine(build("llama_gqa"), H2O, 12, graph=True)
     with pytest.raises(InputError, match="SnapKV"):
         check_graph(torch.device("cuda"), SnapKV())

@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, Mistral
 from zoo import FAMILIES, GQA, METHODS, build, prompt
 
 from d2o.budget import UNLIMITED, Budget
-from d2o.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
+from d2o.lab.likelihood import nll
 from d2o.ledger import Ledger
 from d2o.models.support import check_config
 
@@ -48,9 +50,9 @@ def test_a_method_that_cheats_is_caught():
         def make_room(self, used):
             self.free = self.free + 1
 
-    run = Engine(build("llama_gqa"), Greedy, 0.2)
+    run = open_engine(build("llama_gqa"), Greedy, 0.2)
     with pytest.raises(RuntimeError, match="after decoding layer 0 should hold 12 slots per head"):
-        run.generate([prompt(60)], 8)
+        generate(run, [prompt(60)], 8)
 
 
 REFUSED = {
@@ -64,7 +66,7 @@ REFUSED = {
 def test_models_refused_by_name(what):
     model = AutoModelForCausalLM.from_config(REFUSED[what])
     with pytest.raises(InputError, match=what) as error:
-        Engine(model, METHODS["h2o"], 0.2)
+        open_engine(model, METHODS["h2o"], 0.2)
     assert REFUSED[what].model_type in str(error.value)
 
 
@@ -80,16 +82,16 @@ def test_configs_refused_by_name(name):
 
 def test_a_text_within_the_sliding_window_is_served():
     config = MistralConfig(**GQA, sliding_window=128)
-    run = Engine(AutoModelForCausalLM.from_config(config).eval(), METHODS["h2o"], 0.3, window=128)
-    run.generate([prompt(100)], 8)
+    run = open_engine(AutoModelForCausalLM.from_config(config).eval(), METHODS["h2o"], 0.3, window=128)
+    generate(run, [prompt(100)], 8)
     with pytest.raises(NotImplementedError, match="longer than the sliding window of 128"):
-        run.generate([prompt(140)], 8)
+        generate(run, [prompt(140)], 8)
 
 
 def test_a_family_outside_the_interface_is_found_by_the_probe():
     config = BloomConfig(vocab_size=211, hidden_size=64, n_layer=2, n_head=4)
     with pytest.raises(InputError, match="bloom cannot run with eviction: layer 0 did not attend through"):
-        Engine(AutoModelForCausalLM.from_config(config), METHODS["h2o"], 0.2)
+        open_engine(AutoModelForCausalLM.from_config(config), METHODS["h2o"], 0.2)
 
 
 def test_wrong_attention_is_found_by_the_probe(monkeypatch):
@@ -99,13 +101,13 @@ def test_wrong_attention_is_found_by_the_probe(monkeypatch):
     original = block.attend_lse
     monkeypatch.setattr(block, "attend_lse", lambda q, k, v, scale, causal: original(q, k, v, scale * 1.1, causal))
     with pytest.raises(InputError, match="llama: our attention is not its own"):
-        Engine(build("llama_gqa"), METHODS["full"], 1)
+        open_engine(build("llama_gqa"), METHODS["full"], 1)
 
 
 def test_slot_positions_need_fixed_frequencies():
     config = LlamaConfig(**GQA, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
     with pytest.raises(InputError, match="rope_type=dynamic"):
-        Engine(AutoModelForCausalLM.from_config(config), METHODS["streaming_slot"], 0.2)
+        open_engine(AutoModelForCausalLM.from_config(config), METHODS["streaming_slot"], 0.2)
 
 
 @pytest.mark.parametrize("rope", [
@@ -115,14 +117,14 @@ def test_slot_positions_need_fixed_frequencies():
 def test_slot_positions_with_scaled_rope(rope):
     """Slot positions with nothing missing change nothing, so evict one token and compare with a text without it."""
     model = AutoModelForCausalLM.from_config(LlamaConfig(**GQA, rope_parameters=rope)).eval()
-    run = Engine(model, functools.partial(METHODS["streaming_slot"], sinks=2), 12)
+    run = open_engine(model, functools.partial(METHODS["streaming_slot"], sinks=2), 12)
     cache, _ = run.prefill([prompt(11)])
     for token in prompt(30, 1):
         run.step(cache, torch.tensor([token]))
     layer = cache.layers[0]
     kept = layer.positions[0, 0][layer.positions[0, 0] >= 0].sort().values.tolist()
     text = prompt(11) + prompt(30, 1)
-    fresh, _ = Engine(model, METHODS["full"], 1).prefill([[text[p] for p in kept]])
+    fresh, _ = open_engine(model, METHODS["full"], 1).prefill([[text[p] for p in kept]])
     with torch.inference_mode():
         turned = layer.attention_keys(layer.capacity)[0, 0][layer.positions[0, 0].argsort()[-12:]]
     reference = fresh.layers[0].keys[0, 0, : len(kept)]
@@ -133,20 +135,20 @@ def test_slot_positions_with_scaled_rope(rope):
 def test_engine_inputs():
     model = build("llama_gqa")
     with pytest.raises(InputError, match="chunk of 0"):
-        Engine(model, METHODS["full"], 1, chunk=0)
-    run = Engine(model, METHODS["full"], 1)
+        open_engine(model, METHODS["full"], 1, chunk=0)
+    run = open_engine(model, METHODS["full"], 1)
     for prompts in ([], [[]], [[1, 2], []]):
         with pytest.raises(InputError, match="zero tokens"):
             run.prefill(prompts)
     with pytest.raises(InputError, match="max_new_tokens=0"):
-        run.generate([[1, 2]], 0)
+        generate(run, [[1, 2]], 0)
     with pytest.raises(InputError):
-        run.nll([5])
+        nll(run, [5])
 
 
 def test_the_model_is_refused_outside_our_cache():
     model = build("llama_gqa")
-    Engine(model, METHODS["full"], 1)
+    open_engine(model, METHODS["full"], 1)
     with pytest.raises(RuntimeError, match="attends through our cache only"):
         model(torch.tensor([[1, 2, 3]]), use_cache=False)
 
@@ -158,12 +160,12 @@ def test_nll_equals_the_plain_forward_pass(prefill, chunk):
     with torch.inference_mode():
         logits = model(torch.tensor([text]), use_cache=False).logits[0, :-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(text[1:]), reduction="none")
-    ours = Engine(model, METHODS["full"], 1, chunk=chunk).nll(text, prefill)
+    ours = nll(open_engine(model, METHODS["full"], 1, chunk=chunk), text, prefill)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_nll_with_eviction_differs_and_feels_the_budget():
-    run = [Engine(build("llama_gqa"), METHODS["h2o"], budget).nll(prompt(80), 40) for budget in (1, 10)]
+    run = [nll(open_engine(build("llama_gqa"), METHODS["h2o"], budget), prompt(80), 40) for budget in (1, 10)]
     assert torch.allclose(run[0][:39], run[1][:39], atol=1e-5)  # the prefill attends to everything
     assert not torch.allclose(run[0][40:], run[1][40:], atol=1e-3)
 
@@ -178,7 +180,7 @@ def test_stories260k_perplexity(shared):
     assert len(ids) == 35
     for prefill, chunk in ((None, None), (None, 8), (1, None), (12, 5)):
         model = AutoModelForCausalLM.from_pretrained(folder)
-        nll = Engine(model, METHODS["full"], 1, chunk=chunk).nll(ids, prefill)
-        assert math.exp(nll.mean()) == pytest.approx(4.953633, abs=1e-3), (prefill, chunk)
+        lost = nll(open_engine(model, METHODS["full"], 1, chunk=chunk), ids, prefill)
+        assert math.exp(lost.mean()) == pytest.approx(4.953633, abs=1e-3), (prefill, chunk)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2o.engine import Engine
+from d2o.engine.start import open_engine
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums_plain, sums_plain
 from d2o.merge import nearest_plain
@@ -120,7 +120,7 @@ def test_a_run_through_the_kernels_is_the_run_without_them(name, stride, lengths
     prompts = [prompt(n, seed=i) for i, n in enumerate(lengths)]
 
     def run():
-        engine = Engine(build("llama_gqa"), functools.partial(METHODS[name], stride=stride), 0.3)
+        engine = open_engine(build("llama_gqa"), functools.partial(METHODS[name], stride=stride), 0.3)
         cache, logits = engine.prefill(prompts, reserve=4)
         for _ in range(3):
             logits = engine.step(cache, logits.argmax(-1))

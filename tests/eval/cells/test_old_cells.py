@@ -95,12 +95,13 @@ def new_config(command: str) -> dict:
     from eval.config.compose import compose_cell, configs
     from eval.config.expand import expand
     from eval.config.words import Words
+    from eval.run.cell import record
     from eval.run.plan import plan
 
     words = command.format(data=KEPT / "data").split()
     with configs(CONFIGS):
         (words,) = expand(Words(words), CONFIGS).jobs
-        return run_pred.record(plan(compose_cell(words, CONFIGS)))
+        return record(plan(compose_cell(words, CONFIGS)))
 
 
 def test_the_scorer_and_the_report_read_them(results, capsys, tmp_path):

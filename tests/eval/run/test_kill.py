@@ -21,26 +21,26 @@ def read(path):
 WORKER = """
 import sys, time
 from pathlib import Path
-from types import SimpleNamespace
 from eval.cells.cell import Cell
 from eval.exits import report
-from eval.run import predict
+from eval.run.loop import fill, lacking
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task
 
 CONFIG = {"identity": {}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
 
-def generate(batch):
-    time.sleep(0.01)
-    ledger = SimpleNamespace(as_row=lambda: {"budget": 0.2})
-    times = {"prefill_s": time.time(), "decode_s": 0.1}
-    return [SimpleNamespace(tokens=[n * 7 for n in p.ids], ledger=ledger, **times) for p in batch]
+class Slow(Task):
+    batched = True
+
+    def measure(self, samples, lab):
+        time.sleep(0.01)
+        for sample in samples:
+            yield {"pred": "x" * 3000 + str(int(sample.id) * 7), "budget": 0.2, "prefill_s": time.time()}
 
 def run():
     samples = [Sample(str(i), f"prompt {i}", ["a"], None, i) for i in range(60)]
     with Cell.open(Path(sys.argv[1]), CONFIG, [s.id for s in samples]) as cell:
-        todo = [predict.Prompt(s, [int(s.id), 1], False) for s in predict.missing(cell, samples)]
-        decode = lambda tokens: "x" * 3000 + str(tokens)
-        predict.predict(cell, todo, generate, decode, int(sys.argv[2]), lambda row: None)
+        fill(cell, lacking(cell, samples), Slow(), None, int(sys.argv[2]), lambda row: None)
 
 try:
     run()

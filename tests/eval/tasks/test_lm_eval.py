@@ -15,10 +15,14 @@ from transformers import AutoModelForCausalLM
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
+from d2o.lab.likelihood import nll
 from d2o.lab.oracle import Oracle, run_masks, seen_by
 from d2o.models.prompt import decode
+from d2o.stop import Stop
 from eval.tasks.lm_eval.readings import figures
 from eval.tasks.lm_eval.task import LMEval
 from tests.lm_eval_kit import LOCAL, MODELS, ask, choices, loaded, measured, ours, requests_of
@@ -86,7 +90,7 @@ def test_full_streams_are_their_rolling_likelihoods(name):
 
 def masked(name, method, context, continuation, again):
     """Log-likelihood from the stock model under masks that hide what the layers evicted, token by token."""
-    engine = Engine(loaded(name).model, method, 0.2)
+    engine = open_engine(loaded(name).model, method, 0.2)
     cache, _ = engine.prefill([context], reserve=len(continuation))
     steps, after_prefill, n = [], [layer.positions[0].clone() for layer in cache.layers], len(context)
     for i, token in enumerate(continuation[:-1]):
@@ -138,10 +142,10 @@ def test_an_answer_begins_where_the_question_says():
     for question in ("again", "before"):
         lm = ours("tiny", H2O, 0.1, question=question)
         said[question] = lm.generate_until(requests, disable_tqdm=True)
-        engine = Engine(loaded("tiny").model, H2O, 0.1)
+        engine = open_engine(loaded("tiny").model, H2O, 0.1)
         for request, text in zip(requests, said[question], strict=True):
             prompt = [lm.tok_encode(request.args[0])]
-            (found,) = engine.generate(prompt, 48, loaded("tiny").eos_ids, again=question == "again")
+            (found,) = generate(engine, prompt, 48, Stop(loaded("tiny").eos_ids), again=question == "again")
             assert text == decode(loaded("tiny"), found.tokens).split("Question:")[0]
     assert said["again"] != said["before"]
 
@@ -158,7 +162,7 @@ def test_choices_share_one_prefill(monkeypatch):
     lm.loglikelihood(requests_of("local_choice", 2), disable_tqdm=True)
     assert fed == [1, 1] and len(lm.rows) == 8
     task = LMEval(["local_choice"], LOCAL)
-    for row, sample in zip(measured(task, 2), task.rows(), strict=False):
+    for row, sample in zip(measured(task, 2), task.samples(), strict=False):
         requests = sample.meta["requests"]
         assert row["prompt_tokens"] == len(lm.tok_encode(requests[0].args[0])), "counted once"
         assert row["new_tokens"] == sum(len(lm._encode_pair(*request.args)[1]) for request in requests)
@@ -169,8 +173,8 @@ def test_a_stream_evicts_as_it_goes():
     lm = ours("tiny", H2O, 64)
     (found,), (full,) = (one.loglikelihood_rolling(request, disable_tqdm=True) for one in (lm, ours("tiny")))
     ids = lm.tok_encode(TEXT * 2)
-    nll = Engine(loaded("tiny").model, H2O, 64).nll([lm.prefix_token_id, *ids], prefill=1)
-    assert found == pytest.approx(-float(nll.sum()), abs=1e-2) and abs(found - full) > 0.1
+    lost = nll(open_engine(loaded("tiny").model, H2O, 64), [lm.prefix_token_id, *ids], prefill=1)
+    assert found == pytest.approx(-float(lost.sum()), abs=1e-2) and abs(found - full) > 0.1
     assert lm.rows[0]["held_decode"] == [64.0] * 4
     assert lm.rows[0]["budget_realised"] == pytest.approx(64 / len(ids), abs=1e-6), "at the end, of all that was fed"
 

@@ -9,18 +9,15 @@ A RoPE scaling factor (YaRN) is inside the key already and is not applied again,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from d2o.budget import Budget
+from d2o.budget import FULL
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KeepAll
-
-if TYPE_CHECKING:
-    from d2o.engine import Engine
 
 MOVING_FREQUENCIES = ("dynamic", "longrope")  # frequencies that depend on the length of the text: no fixed turn
 
@@ -50,7 +47,7 @@ def find_rotation(engine: Engine) -> Rotation:
     name, hint = model.config.model_type, "use method.positions=original with this model"
     if kind in MOVING_FREQUENCIES:
         raise InputError(f"{name}: slot positions need fixed RoPE frequencies, not rope_type={kind}", hint)
-    cache = engine.new_cache(KeepAll, Budget(1))
+    cache = engine.new_cache(KeepAll, FULL)
     cache.begin_prefill([8])
     feed = Feed([8], prefill=True, last=True, prompt=[8])
     engine.forward(cache, torch.full((1, 8), 3, device=engine.device), feed, 1)

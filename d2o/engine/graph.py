@@ -8,16 +8,13 @@ read back. Until a cache is there its steps run one by one; they warm up what th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from d2o.cache import KVCache
 from d2o.errors import InputError
-
-if TYPE_CHECKING:
-    from d2o.cache import KVCache
-    from d2o.layer import KVLayer
+from d2o.layer import KVLayer
 
 HINT = "leave engine.graph out"
 
@@ -34,7 +31,11 @@ def check_graph(device: torch.device, layer: KVLayer) -> None:
 def is_static(cache: KVCache) -> bool:
     """Every row of every layer is at its budget: the next step writes, attends and evicts exactly as the last one."""
     return all(
-        layer.decode_eviction and not layer.pending and layer.merge_log is None and layer.held == layer.slots
+        layer.decode_eviction
+        and not layer.pending
+        and layer.merge_log is None
+        and layer.around_absorb is None
+        and layer.held == layer.slots
         for layer in cache.layers
     )
 
@@ -56,6 +57,7 @@ class StepGraph:
         self.fresh = True
 
     def replay(self, tokens: Tensor) -> Tensor:
+        """Logits `[B, vocab]` after `tokens [B]`."""
         self.tokens.copy_(tokens)
         self.graph.replay()
         if not self.fresh:

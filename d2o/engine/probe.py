@@ -5,18 +5,14 @@ It finds the families that attend in a way nobody listed: without it they would 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from d2o.budget import Budget
+from d2o.budget import FULL
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KeepAll
-
-if TYPE_CHECKING:
-    from d2o.engine import Engine
 
 TOKENS, CHUNK = 64, 24  # two chunks of prefill, then a question of 16 tokens
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}  # of the largest logit
@@ -47,7 +43,7 @@ def check(engine: Engine, expected: Tensor) -> None:
 
 def _full_cache_logits(engine: Engine) -> Tensor:
     ids, parts = _ids(engine.model), []
-    cache = engine.new_cache(KeepAll, Budget(1))
+    cache = engine.new_cache(KeepAll, FULL)
     cache.begin_prefill([2 * CHUNK])
     for start in (0, CHUNK):
         feed = Feed([CHUNK], prefill=True, last=start > 0, prompt=[2 * CHUNK], reserve=TOKENS - 2 * CHUNK)
@@ -59,7 +55,7 @@ def _full_cache_logits(engine: Engine) -> Tensor:
 
 def token_bytes(engine: Engine) -> int:
     """Bytes of the keys and values of one token in all layers, read off a cache that was fed one."""
-    cache = engine.new_cache(KeepAll, Budget(1))
+    cache = engine.new_cache(KeepAll, FULL)
     cache.begin_prefill([1])
     engine.forward(cache, _ids(engine.model)[:, :1], Feed([1], prefill=True, last=True, prompt=[1]), 1)
     return sum(x[:, :, :1].nbytes for layer in cache.layers for x in (layer.keys, layer.values))

@@ -1,4 +1,4 @@
-"""Prefill, steps, generation and likelihoods over an evicting cache. It knows token ids, not text.
+"""Prefill and steps over an evicting cache. It knows token ids, not text.
 
 Rows of a batch may have any lengths: prompts are padded on the left here, and pads never become slots. Prefill whole
 or in chunks gives the same cache, since what is evicted leaves after the last chunk, or, where a method evicts earlier,
@@ -9,63 +9,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from d2o import probe
-from d2o.attention import attach, forward_context, is_attached
+from d2o.attention import forward_context
 from d2o.budget import Budget
 from d2o.cache import KVCache
+from d2o.engine.graph import StepGraph, is_static
 from d2o.errors import InputError
 from d2o.feed import Feed
-from d2o.generation import Generation, greedy
-from d2o.graph import StepGraph, check_graph, is_static
 from d2o.layer import KVLayer
-from d2o.models.support import check_config, expanded_heads
-from d2o.rotary import find_rotation
+from d2o.models.support import expanded_heads
 
 
 class Engine:
     """A model, a method (`method()` gives a new `KVLayer`) and a budget; `chunk` is the prefill chunk in tokens.
 
-    The model attends through our caches from here on. Unsupported models are refused by name (InputError), and a
-    64-token probe against the model's own attention finds those that nobody thought of. `window` is the longest text
-    that will be fed, where that is less than the model's own limit. `graph`: decode steps are replayed from a CUDA
-    graph as soon as the cache is at its budget.
+    Made by d2o.engine.start.open_engine, which checks the model, makes it attend through our caches, and fills in
+    `rotation` and what a token takes, where they are needed. `prototype` is one layer of the method, to be asked and
+    never fed.
+    `graph`: decode steps are replayed from a CUDA graph as soon as the cache is at its budget.
     """
 
     def __init__(
         self,
         model: nn.Module,
         method: Callable[[], KVLayer],
-        budget: float | str,
+        budget: Budget,
         *,
         chunk: int | None = None,
         seed: int = 0,
-        window: int | None = None,
         graph: bool = False,
     ) -> None:
-        if chunk is not None and chunk < 1:
-            raise InputError(f"prefill chunk of {chunk} tokens", "type engine.chunk=1024, or leave it out")
-        self.model, self.method, self.budget = model.eval(), method, Budget(budget)
-        self.chunk, self.seed = chunk, seed
-        config = check_config(model.config, window)
+        self.model, self.method, self.prototype, self.budget = model, method, method(), budget
+        self.chunk, self.seed, self.graph = chunk, seed, graph
+        config = model.config.get_text_config()
         self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
         self.device = next(model.parameters()).device
-        self.rotation = None
-        self.graph, self.captured = graph, None
-        if graph:
-            check_graph(self.device, method())
-        if not is_attached(model):
-            expected = probe.stock_logits(model)
-            attach(model)
-            probe.check(self, expected)
-        if self.budget.size and method().budgeted:
-            self.budget = replace(self.budget, token_bytes=probe.token_bytes(self))
-        if method().slot_positions:
-            self.rotation = find_rotation(self)
+        self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys, for slots as positions
+        self.captured: StepGraph | None = None
 
     def new_cache(self, method: Callable[[], KVLayer] | None = None, budget: Budget | None = None) -> KVCache:
         """An empty cache for one batch."""
@@ -110,17 +93,23 @@ class Engine:
 
     @torch.inference_mode()
     def prefill(
-        self, prompts: Sequence[Sequence[int]], reserve: int = 0, every: Callable[[int, Tensor], None] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        reserve: int = 0,
+        every: Callable[[int, Tensor], None] | None = None,
+        begun: Callable[[KVCache], None] | None = None,
     ) -> tuple[KVCache, Tensor]:
         """The cache of `prompts` after eviction, and the logits `[B, vocab]` of their last tokens.
 
         `reserve` is how many tokens will follow. `every(start, logits)` is shown all logits of a forward, and how many
-        tokens of the first prompt came before it.
+        tokens of the first prompt came before it; `begun` is shown the cache while it is empty.
         """
         lengths = [len(p) for p in prompts]
         if not lengths or min(lengths) == 0:
             raise InputError("a prompt of zero tokens", "every prompt needs at least one token")
         cache, done = self.new_cache(), [0] * len(prompts)
+        if begun:
+            begun(cache)
         cache.begin_prefill(lengths)
         for fed in cache.layers[0].pieces(lengths, self.chunk):
             parts = [p[d : d + m] for p, d, m in zip(prompts, done, fed, strict=True)]
@@ -162,64 +151,6 @@ class Engine:
         """The newest token of every row, `tokens [B]`, once more at its own position, against what the cache holds now:
         logits `[B, vocab]` that owe nothing to what was evicted. The cache stays as it is."""
         return self.forward(cache, tokens.unsqueeze(1), Feed([1] * tokens.shape[0], again=True), 1)[:, -1]
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        stop_ids: frozenset[int] = frozenset(),
-        min_new_tokens: int = 0,
-        questions: Sequence[Sequence[int]] | None = None,
-        again: bool = False,
-        ended: Callable[[list[int]], bool] | None = None,
-    ) -> list[Generation]:
-        """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
-
-        `ended(tokens)`: whether an answer is complete, asked of every row after every token of it.
-
-        `again`: the last token of the prompt is read again after the eviction, so that the first token of the answer
-        comes from the cache too; otherwise it comes from the prefill, which saw everything.
-
-        `questions[b]` is fed to row b after the eviction: its prompt was compressed without having seen it. Rows of a
-        batch are put together by the length of their questions, since all rows of a cache move by one token at a time.
-        """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
-        if questions is None:
-            none = [()] * len(prompts)
-            return greedy(self, prompts, none, max_new_tokens, stop_ids, min_new_tokens, again, ended)
-        groups: dict[int, list[int]] = {}
-        for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
-            groups.setdefault(len(question), []).append(row)
-        done: dict[int, Generation] = {}
-        for rows in groups.values():
-            chosen = [prompts[b] for b in rows], [questions[b] for b in rows]
-            answers = greedy(self, *chosen, max_new_tokens, stop_ids, min_new_tokens, ended=ended)
-            done |= zip(rows, answers, strict=True)
-        return [done[row] for row in range(len(prompts))]
-
-    def nll(self, text: Sequence[int], prefill: int | None = None) -> Tensor:
-        """Negative log-likelihood of every token but the first, `[n - 1]` float32 nats, on the CPU.
-
-        The first `prefill` tokens (default: all) go through the prefill, which attends to everything; the rest is fed
-        after the eviction, which stays live: that is where a method shows. In pieces of `chunk` (512) tokens.
-        """
-        first = len(text) if prefill is None else prefill
-        if len(text) < 2 or not 1 <= first <= len(text):
-            raise InputError(f"{len(text)} tokens with a prefill of {first}", "give a text longer than its prefill")
-        target = torch.tensor(text, device=self.device)
-        found: list[Tensor] = []
-
-        def score(start: int, logits: Tensor) -> None:
-            wanted = target[start + 1 : start + 1 + logits.shape[1]]
-            logits = logits[0, : wanted.shape[0]].float()
-            found.append(nn.functional.cross_entropy(logits, wanted, reduction="none"))
-
-        cache, _ = self.prefill([text[:first]], reserve=len(text) - first, every=score)
-        size = self.chunk or 512
-        for start in range(first, len(text), size):
-            score(start, self.extend(cache, target[None, start : start + size]))
-        return torch.cat(found).cpu()
 
     def clock(self) -> float:
         """Seconds, after everything that was asked of the device is done."""

@@ -1,0 +1,55 @@
+"""From a model to an engine that may be used: what eviction does not support is refused here, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from d2o.attention import attach, is_attached
+from d2o.budget import FULL, Budget
+from d2o.engine import probe
+from d2o.engine.engine import Engine
+from d2o.engine.graph import check_graph
+from d2o.engine.rotary import find_rotation
+from d2o.errors import InputError
+from d2o.layer import KVLayer
+from d2o.models.support import check_config
+
+
+def open_engine(
+    model: nn.Module,
+    method: Callable[[], KVLayer],
+    budget: float | str,
+    *,
+    chunk: int | None = None,
+    seed: int = 0,
+    window: int | None = None,
+    graph: bool = False,
+) -> Engine:
+    """An engine for a model, a method (`method()` gives a new `KVLayer`) and a budget, which is the full cache for a
+    method that takes none; `chunk` is the prefill chunk in tokens.
+
+    The model attends through our caches from here on. Unsupported models are refused by name (InputError), and a
+    64-token probe against the model's own attention finds those that nobody thought of. `window` is the longest text
+    that will be fed, where that is less than the model's own limit. `graph`: see Engine.
+    """
+    if chunk is not None and chunk < 1:
+        raise InputError(f"prefill chunk of {chunk} tokens", "type engine.chunk=1024, or leave it out")
+    wanted = Budget(budget)
+    check_config(model.config, window)
+    engine = Engine(model.eval(), method, wanted, chunk=chunk, seed=seed, graph=graph)
+    if graph:
+        check_graph(engine.device, engine.prototype)
+    if not is_attached(model):
+        expected = probe.stock_logits(model)
+        attach(model)
+        probe.check(engine, expected)
+    if not engine.prototype.budgeted:
+        engine.budget = FULL
+    elif wanted.size:
+        engine.budget = replace(wanted, token_bytes=probe.token_bytes(engine))
+    if engine.prototype.slot_positions:
+        engine.rotation = find_rotation(engine)
+    return engine
