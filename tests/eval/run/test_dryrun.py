@@ -8,6 +8,7 @@ import pytest
 import run_pred
 from d2o.models.outline import outline
 from eval.cli import main
+from eval.run import models
 from eval.run.dry_run import Size, estimate, mib
 from tests import made_cells
 
@@ -28,7 +29,7 @@ def cells(text):
 def test_it_loads_and_writes_nothing_and_says_what_a_run_then_takes(tmp_path, capsys, monkeypatch):
     place = f"results_dir={tmp_path}/r"
     with monkeypatch.context() as patch:
-        patch.setattr(run_pred, "load_model", lambda cfg: pytest.fail("weights were loaded"))
+        patch.setattr(models, "load_model", lambda cfg: pytest.fail("weights were loaded"))
         assert run(*WORDS, place, "dry_run=true") == 0
     assert list(tmp_path.iterdir()) == []
     (said,) = cells(capsys.readouterr().out)
