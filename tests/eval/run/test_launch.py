@@ -17,7 +17,7 @@ from eval.config.compose import compose_cell, configs
 from eval.config.launcher import Slurm, take_launcher
 from eval.config.words import Words
 from eval.run import job as jobs
-from eval.run import launch
+from eval.run import launch, models
 from eval.run.plan import plan
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,8 +57,8 @@ def test_a_slip_of_the_hand_is_refused(words, what, hint, capsys, tmp_path):
 def test_a_sweep_reads_the_rows_of_a_task_once_and_compares_no_configs(tmp_path, monkeypatch, capsys):
     from eval.tasks.mini.task import Mini
 
-    read, rows = [], Mini.rows
-    monkeypatch.setattr(Mini, "rows", lambda self: read.append(self.name) or rows(self))
+    read, samples = [], Mini.samples
+    monkeypatch.setattr(Mini, "samples", lambda self: read.append(self.name) or samples(self))
     monkeypatch.setattr("omegaconf.DictConfig.__eq__", lambda *pair: pytest.fail("two configs were compared"))
     line = ["-m", *WORDS, "method=h2o,tova", "budget=.1,.2", "dry_run=true", f"results_dir={tmp_path}"]
     assert main(line, run_pred.run_cell, CONFIGS, run_pred.size_cell) == 0
@@ -217,7 +217,7 @@ def test_a_device_map_goes_to_transformers_and_changes_no_row(tmp_path, monkeypa
         return real(*args, **options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
-    run_pred._last.clear()
+    models._last.clear()
     for name, words in {"plain": [], "mapped": ["model.device_map=auto"]}.items():
         line = ["model=tiny", "method=h2o", *WORDS[1:], f"results_dir={tmp_path}/{name}", *words]
         assert main(line, run_pred.run_cell, CONFIGS) == 0
