@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
     import torch
     from transformers.utils import logging
 
-    from d2o.models.load import load
+    from d2o.models.loading import load
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -9,7 +9,7 @@ import pytest
 from baselines.full import Full
 from d2o.d2o import D2O
 from d2o.lab.lab import Lab
-from d2o.models.load import load
+from d2o.models.loading import load
 from eval.tasks.lm_eval.task import LMEval
 
 ROOT = Path(__file__).resolve().parents[1]

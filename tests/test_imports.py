@@ -21,7 +21,7 @@ ARROWS = {
 EVAL_FLOORS = [["cli"], ["run"], ["track"], ["config", "plots"], ["tables"], ["tasks"], ["scores"], ["cells"],
                ["exits", "text", ""]]  # fmt: skip
 D2O_FLOORS = [["lab"], ["engine"], ["cache"], ["REST"], ["kernels"], ["errors"]]
-ENGINE_FLOORS = [["start", "probe", "rotary"], ["engine", "generation", "graph"]]
+ENGINE_FLOORS = [["opened"], ["start", "probe", "rotary"], ["engine", "generation", "graph"]]
 APART = [("eval.config", "eval.plots"), ("eval.plots", "eval.config")]  # neighbours that know nothing of one another
 LIGHT = {"d2o.errors", "d2o.budget"}  # what all of eval may know of the engine; they import nothing heavy
 MODELS = ("eval.run.cell", "eval.run.models")  # the rest of it is theirs alone

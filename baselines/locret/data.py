@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.load import LoadedModel
+from d2o.models.loading import LoadedModel
 from d2o.models.prompt import encode
 
 HINT = 'data= takes a .jsonl with {"prompt": ..., "answer": ...} in each line, or LongAlpaca\'s .json'

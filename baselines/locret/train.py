@@ -26,7 +26,7 @@ from baselines.locret.labels import KINDS, Lesson, Recorder, labelled
 from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.models.load import LoadedModel
+from d2o.models.loading import LoadedModel
 
 STATE, LOG = "state.pt", "train.csv"
 

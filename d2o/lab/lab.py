@@ -17,7 +17,7 @@ from d2o.lab.answer import Answer, Asked, Completion, Span, Survivors, as_row
 from d2o.lab.likelihood import Scored, likelihoods
 from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
-from d2o.models.load import LoadedModel
+from d2o.models.loading import LoadedModel
 from d2o.models.prompt import Encoded, decode, encode, encode_apart, encode_parts, stop_at
 from d2o.stop import Stop
 

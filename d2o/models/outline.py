@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.load import LoadedModel, check_folder, finish
+from d2o.models.loading import LoadedModel, check_folder, finish
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.load import LoadedModel
+from d2o.models.loading import LoadedModel
 from d2o.stop import Stop
 
 MARK = "<the message>"  # stands for a message, to see what a chat template puts around it
@@ -20,6 +20,11 @@ class Encoded:
     ids: list[int]
     truncated: bool
     question: list[int] = field(default_factory=list)
+
+    @property
+    def context(self) -> list[int]:
+        """The ids, where they are those of a context whose question stands apart."""
+        return self.ids
 
     @property
     def tokens(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.load import LoadedModel, finish, resolve_device
+from d2o.models.loading import LoadedModel, finish, resolve_device
 
 
 def random_llama(

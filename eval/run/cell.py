@@ -55,7 +55,7 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
 def record(planned: Plan) -> dict[str, Any]:
     """config.json: all that a reader of the rows may want to know about how they were made."""
     from d2o.lab.memory import device_name
-    from d2o.models.load import fingerprint, resolve_device
+    from d2o.models.loading import fingerprint, resolve_device
 
     cfg = planned.composed.cfg
     device = resolve_device(cfg.engine.device)

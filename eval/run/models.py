@@ -17,7 +17,7 @@ from eval.run.plan import Plan
 
 if TYPE_CHECKING:
     from d2o.lab.lab import Lab
-    from d2o.models.load import LoadedModel
+    from d2o.models.loading import LoadedModel
     from d2o.models.outline import Outline
 
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
@@ -53,7 +53,7 @@ def load_model(cfg: Any) -> LoadedModel:
 
 def outline_of(cfg: Any) -> Outline | None:
     """Tokenizer, window and shape of a config's model without its weights; None for one of the hub that is not here."""
-    from d2o.models.load import resolve_device
+    from d2o.models.loading import resolve_device
     from d2o.models.outline import outline
 
     check_given(cfg.model, "model")

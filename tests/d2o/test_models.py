@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from d2o.errors import InputError
-from d2o.models.load import fingerprint, load, load_hub
+from d2o.models.loading import fingerprint, load, load_hub
 from d2o.models.prompt import decode, encode, stop_at
 from d2o.models.random import random_llama
 from d2o.stop import Stop

@@ -145,7 +145,7 @@ def test_the_bundled_model_answers_what_is_held_and_nothing_else():
     one token survives that, since its token comes from logits that saw everything."""
     if not (ROOT / "models" / "tiny" / "model.safetensors").is_file():
         pytest.skip("the bundled model has no weights yet")
-    from d2o.models.load import load
+    from d2o.models.loading import load
 
     tiny = load(str(ROOT / "models" / "tiny"), device="cpu")
     found = {}

@@ -14,7 +14,7 @@ from baselines.streaming_llm import StreamingLLM
 from d2o.errors import InputError
 from d2o.lab import force
 from d2o.lab.lab import Lab
-from d2o.models.load import load
+from d2o.models.loading import load
 from d2o.models.random import random_llama
 from eval.cli import main
 from eval.tasks.ppl.readings import by_position, figures, table
