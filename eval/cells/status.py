@@ -12,10 +12,6 @@ from typing import Any
 BEAT = 20.0  # seconds between two signs of life: the time stamp of status.json
 
 
-
-
-
-
 def process() -> dict[str, Any]:
     """Who runs, and from where: process, machine, the job of a cluster where it is one, the folder."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
