@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(words: list[str]) -> None:
+    """The command's words, without its name. Raises InputError."""
     if any(word in ("-h", "--help") for word in words):
         print(f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
         return
@@ -42,6 +43,7 @@ def main(words: list[str]) -> None:
 
 def print_table(config: Any) -> None:
     """A table of configs/table, to the terminal or to out=FILE."""
+    from eval.cells.files import write_whole
     from eval.tables.fill import fill
     from eval.tables.formats import render
     from eval.tables.read import read_table
@@ -52,7 +54,7 @@ def print_table(config: Any) -> None:
     if config.out is None:
         print(text.rstrip("\n"))
     else:
-        replace_text(Path(config.out), text.rstrip("\n") + "\n")
+        write_whole(Path(config.out), text.rstrip("\n") + "\n", f".{os.getpid()}")
         note(f"wrote {config.out}")
 
 
@@ -112,17 +114,14 @@ def check_target(key: str, path: Path) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    """What json=FILE gets."""
+    from eval.cells.files import write_whole
 
-
-def replace_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n", f".{os.getpid()}")
 
 
 def note(text: str) -> None:
+    """One line to stderr, beside the table."""
     print(f"note: {text}", file=sys.stderr)
 
 

@@ -5,14 +5,13 @@ The same cells give the same bytes: nothing in it says when it was written, only
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
+from eval.cells.files import read_json, write_whole
 from eval.plots.atlas_file import read_atlas
 from eval.plots.pictures import ATLASES, pictures
 from eval.plots.report_tables import (
@@ -68,9 +67,7 @@ def write_report(
 ) -> None:
     """The report of `cells` as `target`, whole or not at all. Its links are relative to where it lies."""
     page = render(cells, results_dir, target.parent, scorer, note)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.new")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(target)
+    write_whole(target, page, f".{os.getpid()}")
 
 
 def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str, note: Callable[[str], None]) -> str:
@@ -105,7 +102,7 @@ def _link(folder: Path, home: Path) -> str:
 
 
 def _facts(cells: Sequence[CellData], scorer: str) -> list[tuple[str, str]]:
-    updated = [time for cell in cells if (time := _status(cell.path).get("updated"))]
+    updated = [time for cell in cells if (time := (read_json(cell.path / "status.json") or {}).get("updated"))]
     unfinished = sum(r.total is not None and r.score.n < r.total for r in (cell.result for cell in cells))
     facts = {
         "cells": str(len(cells)),
@@ -116,11 +113,3 @@ def _facts(cells: Sequence[CellData], scorer: str) -> list[tuple[str, str]]:
         "unfinished cells": str(unfinished) if unfinished else "",
     }
     return [(key, value) for key, value in facts.items() if value]
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}

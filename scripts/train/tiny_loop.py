@@ -44,9 +44,10 @@ def load(path: pathlib.Path, model, opts) -> tuple[int, int]:
 def save(path: pathlib.Path, state: dict) -> None:
     import torch
 
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    from eval.cells.files import beside
+
+    with beside(path) as new:
+        torch.save(state, new)
 
 
 def worker(index: int, cfg, meeting: str, first: int) -> None:
