@@ -125,9 +125,9 @@ def _main(argv: list[str], run: Run, config_dir: Path, size: Any) -> int:
         if shown := side_by_side(folders):
             print(shown)
     if grouped and folders:
-        from eval.tables.group import table
+        from eval.tables.group import group_table
 
-        print(table(folders, composed[0].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
+        print(group_table(folders, composed[0].cfg.scorer, lambda text: print(f"note: {text}", file=sys.stderr)))
     for name in tables if folders else ():
         _print_table(name, config_dir, composed[0].cfg)
     if getattr(launcher, "wait", True) and (len(jobs) > 1 or launcher or (grouped and composed)):

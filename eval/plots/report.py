@@ -16,8 +16,8 @@ from eval.plots.atlas_file import read_atlas
 from eval.plots.pictures import ATLASES, pictures
 from eval.plots.report_tables import (
     Table,
+    all_cells_table,
     atlas_tables,
-    cells_table,
     figure_tables,
     point_tables,
     provenance_tables,
@@ -88,7 +88,7 @@ def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str
     if len(atlases) > ATLASES:
         note(f"the report draws the first {ATLASES} atlases; the others lie beside their cells as atlas.json")
     links = {cell.result.folder: _link(results_dir / cell.result.folder, home) for cell in cells}
-    sections["cells"].tables = [cells_table(cells, links)]
+    sections["cells"].tables = [all_cells_table(cells, links)]
     sections["provenance"].tables = provenance_tables(cells)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
                               undefined=StrictUndefined)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tables of the report. A cell of a table is a text, or a `Cell` with what it sorts by and where it leads."""
+"""The tables of the report. A cell of a table is a text, or an `Item` with what it sorts by and where it leads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from eval.scores.cell_data import CellData
 from eval.scores.means import mean_of
 from eval.scores.result import CellResult
 from eval.scores.uneven import footnote
-from eval.tables.text import against, count, mean_realised, realised
+from eval.tables.text import against, count, interval, mean_realised, realised
 from eval.tasks.efficiency import readings as efficiency_figures
 from eval.text import number
 
 
 @dataclass(frozen=True)
-class Cell:
+class Item:
     """`key`: a number to sort by, where the text is none."""
 
     text: str
@@ -33,31 +33,34 @@ class Table:
 
     title: str
     header: Sequence[str]
-    rows: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[Item]] = field(default_factory=list)
     left: int = 1
     note: str = ""  # below it
     folded: bool = False
 
 
-def budget_cell(cell: CellData) -> Cell:
-    return Cell("") if cell.method == "full" else Cell(budget_name(cell.budget), float(cell.budget))
+def budget_cell(cell: CellData) -> Item:
+    return Item("") if cell.method == "full" else Item(budget_name(cell.budget), float(cell.budget))
 
 
-def num(value: float | None, digits: int = 2) -> Cell:
-    return Cell("" if value is None else f"{value:.{digits}f}", value)
+def num(value: float | None, digits: int = 2) -> Item:
+    """A number, which sorts by what was rounded."""
+    return Item(number(value, digits), value)
 
 
-def held(value: float | None, *cells: CellResult) -> Cell:
+def held(value: float | None, *cells: CellResult) -> Item:
     """The realised budget, marked where one of `cells` is no equal comparison."""
-    return Cell(realised(value, *cells), value)
+    return Item(realised(value, *cells), value)
 
 
-def difference(found: Interval | None) -> list[Cell]:
+def difference(found: Interval | None) -> list[Item]:
     """The difference and its interval, sorted by the lower bound."""
-    if found is None:
-        return [Cell(""), Cell("")]
-    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
-    return [Cell(f"{found.value:+.2f}", found.value), Cell(bounds, found.low)]
+    return _compared(interval(found, "+"), found)
+
+
+def _compared(texts: Sequence[str], found: Interval | None) -> list[Item]:
+    value, low = (None, None) if found is None else (found.value, found.low)
+    return [Item(texts[0], value), Item(texts[1], low)]
 
 
 def note(cells: Sequence[CellData]) -> str:
@@ -85,7 +88,7 @@ def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
         for cell in group:
             shown = [num(cell.result.score.value) for _ in scored]
             shown += [num(cell.result.figures.get(name)) for name in names]
-            first = [Cell(cell.label), Cell(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
+            first = [Item(cell.label), Item(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
         tables.append((str((group[0].config.get("protocol") or {}).get("figures")), table))
     return tables
@@ -104,12 +107,12 @@ def point_tables(cells: Sequence[CellData]) -> list[Table]:
         if (cell.config.get("protocol") or {}).get("figures") != "efficiency":
             continue
         for point in efficiency_figures.records(cell.rows)["efficiency"]:
-            line = [Cell(cell.label), Cell(cell.model), budget_cell(cell)]
-            line += [Cell(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
+            line = [Item(cell.label), Item(cell.model), budget_cell(cell)]
+            line += [Item(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
             for key, scale in readings.values():
                 value, against = point[key], point[efficiency_figures.ratio_name(key)]
-                line.append(Cell("out of memory") if point["oom"] else num(None if value is None else value * scale))
-                line.append(Cell("full: oom") if point["full_oom"] and not point["oom"] else num(against))
+                line.append(Item("out of memory") if point["oom"] else num(None if value is None else value * scale))
+                line.append(Item("full: oom") if point["full_oom"] and not point["oom"] else num(against))
             table.rows.append([*line, num(point["scoring_s"] and ms * point["scoring_s"], 1)])
     return [table]
 
@@ -130,7 +133,7 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
         pairs = [_paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
         is_full = next(iter(found.values())).method == "full"
         there = [cell.result for cell in found.values()]
-        row = [Cell(label), budget_cell(next(iter(found.values()))), held(mean_realised(there), *there)]
+        row = [Item(label), budget_cell(next(iter(found.values()))), held(mean_realised(there), *there)]
         row += [num(mean.value if mean else None)] if several else []
         row += difference(None if is_full else means_interval(pairs))
         table.rows.append(row + [num(found[t].result.score.value if t in found else None) for t in tasks])
@@ -141,30 +144,27 @@ def _paired(rows: dict[Any, float], full: dict[Any, float]) -> list[float]:
     return [one - full[key] for key, one in rows.items() if key in full]
 
 
-def cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
+def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
     """Every cell with its files; `links` {folder: relative address}."""
     header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
               "tokens/s", "KV MiB", "files", ""]  # fmt: skip
     table = Table("all cells", header, left=3, note=note(cells))
     for cell in cells:
         result, link = cell.result, links[cell.result.folder]
-        compared = against(result)
-        low = None if result.against is None else result.against.low
         table.rows.append(
             [
-                Cell(cell.task),
-                Cell(cell.model),
-                Cell(cell.label),
+                Item(cell.task),
+                Item(cell.model),
+                Item(cell.label),
                 budget_cell(cell),
                 held(result.realised, result),
-                Cell(count(result), result.score.n),
-                Cell(number(result.score.value), result.score.value),
-                Cell(compared[0], None if result.against is None else result.against.value),
-                Cell(compared[1], low),
+                Item(count(result), result.score.n),
+                num(result.score.value),
+                *_compared(against(result), result.against),
                 num(speed(cell.rows), 1),
                 num(mebibytes(mean_of(cell.rows, "kv_bytes_decode"))),
-                Cell("config", link=f"{link}/config.json"),
-                Cell("rows", link=f"{link}/{result.rows_file}"),
+                Item("config", link=f"{link}/config.json"),
+                Item("rows", link=f"{link}/{result.rows_file}"),
             ]
         )
     return table
@@ -188,11 +188,11 @@ def atlas_tables(atlases: Sequence[tuple[CellData, dict[str, Any]]]) -> list[Tab
     for cell, atlas in atlases:
         for layer, parts in enumerate(shares(atlas)):
             shown = [num(100 * part, 1) for part in parts]
-            fates.rows.append([Cell(cell.name), Cell(cell.task), Cell(str(layer), layer), *shown])
+            fates.rows.append([Item(cell.name), Item(cell.task), Item(str(layer), layer), *shown])
         merges = Table(f"{cell.name}, {cell.task}: who was merged into whom, largest first", header, folded=True)
         for one in largest_targets(atlas):
-            whole = [Cell(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
-            merges.rows.append([*whole, num(one["weight"], 3), Cell(str(one["from"]), one["from"])])
+            whole = [Item(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
+            merges.rows.append([*whole, num(one["weight"], 3), Item(str(one["from"]), one["from"])])
         tables.append(merges)
     return tables
 
@@ -210,7 +210,7 @@ def provenance_tables(cells: Sequence[CellData]) -> list[Table]:
         counts: dict[tuple[str, ...], int] = {}
         for cell in cells:
             counts[key(cell)] = counts.get(key(cell), 0) + 1
-        table.rows = [[*map(Cell, names), Cell(str(n), n)] for names, n in counts.items()]
+        table.rows = [[*map(Item, names), Item(str(n), n)] for names, n in counts.items()]
     return [made, protocols, models]
 
 

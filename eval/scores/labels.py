@@ -68,7 +68,3 @@ def _knobs(cell: CellData) -> dict[str, Any]:
         if key.startswith("method.") and not key.endswith("_") or key == "seed" or key.startswith("engine."):
             found[key.removeprefix("method.")] = value
     return found
-
-
-
-

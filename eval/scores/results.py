@@ -11,14 +11,13 @@ from eval.cells.read import cell_rows, note_gaps, wanted
 from eval.scores.buckets import by_bucket
 from eval.scores.compare import compare_with_full, order
 from eval.scores.kept_rows import KeptRows
+from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.score import Score, score_rows
 from eval.scores.uneven import mark_uneven
 
 Note = Callable[[str], None]
 TEXTS = ("pred", "answers", "all_classes", "prompt_hash")  # of a row: what no figure is drawn from
-
-
 
 
 def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) -> list[CellResult]:
@@ -38,10 +37,6 @@ def read_cell(folder: Path, name: str, scorer: str, note: Note, keep: bool = Fal
         note(f"{folder}: no config.json with a cell in it, left out")
         return None
     return _score_cell(folder, name, config, scorer, note, keep)
-
-
-
-
 
 
 def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note, keep: bool) -> CellResult:
@@ -64,7 +59,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         cell=cell,
         score=score,
         buckets=by_bucket(score, edges) if edges else {},
-        realised=sum(realised) / len(realised) if realised else None,
+        realised=average(realised),
         total=wanted(folder),
         rows_file="predictions.jsonl" if (folder / "predictions.jsonl").exists() else "",
         protocol_hash=config.get("protocol_hash"),

@@ -11,7 +11,7 @@ from d2o.errors import InputError
 from eval.cells.find import cell_folders, read_config
 from eval.scores.bootstrap import Interval, mean_interval, means_interval
 from eval.scores.compare import compare_with_full
-from eval.scores.means import mean
+from eval.scores.means import average, mean
 from eval.scores.result import CellResult
 from eval.scores.results import Note, read_cell
 from eval.scores.score import Score
@@ -131,7 +131,6 @@ def _mean(over: Sequence[Value], bucket: str | None) -> Value:
     scores = [_bucket(result, bucket) if bucket else result.score for result in results]
     figures = not bucket and any(value.interval is None for value in over)
     measured = mean([value.measured for value in over] if figures else [score.value for score in scores])
-    held = [value.realised for value in over if value.realised is not None]
     whole = measured is not None and not figures
     return Value(
         published,
@@ -140,7 +139,7 @@ def _mean(over: Sequence[Value], bucket: str | None) -> Value:
         means_interval([result.pairs for result in results]) if whole and not bucket else None,
         rows=sum(score.n for score in scores),
         total=sum(score.n for score in scores) if bucket else sum(value.total for value in over),
-        realised=sum(held) / len(held) if held else None,
+        realised=average([value.realised for value in over]),
         uneven=any(value.uneven for value in over),
     )
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from eval.scores.bootstrap import means_interval
 from eval.scores.compare import compare_with_full
 from eval.scores.labels import load_cells
+from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.results import read_cell
 from eval.scores.uneven import footnote, mark_uneven
-from eval.tables.text import AGAINST, COLUMNS, against, count, mean_realised, names, realised
+from eval.tables.text import AGAINST, COLUMNS, against, count, interval, mean_realised, names, realised
 from eval.text import markdown, number
 
 
-def table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> str:
+def group_table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> str:
     """Scores per task beside the compared method's, with the paired interval of the difference, and their means."""
     results = [result for folder in folders if (result := read_cell(folder, str(folder), scorer, note)) is not None]
     compare_with_full(results)
@@ -39,23 +40,19 @@ def table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> 
             shown = [cell.task, realised(cell.realised, cell), count(cell), number(cell.score.value)]
             rows.append([*run, *shown, *against(cell)])
         if len(cells) > 1:
-            rows.append([*run, "mean", *_mean(cells, results)])
+            rows.append([*run, "mean", *_mean_columns(cells, results)])
     return markdown(header, rows, left=5) + footnote(results)
 
 
-def _mean(cells: Sequence[CellResult], results: Sequence[CellResult]) -> list[str]:
+def _mean_columns(cells: Sequence[CellResult], results: Sequence[CellResult]) -> list[str]:
     """Realised budget, rows and score over the tasks, and the difference with its interval where all have one."""
-    values = [cell.score.value for cell in cells if cell.score.value is not None]
     full = {result.task: result.by_id for result in results if result.cell.get("method") == "full"}
     shown = [
         realised(mean_realised(cells), *cells),
         str(sum(cell.score.n for cell in cells)),
-        number(sum(values) / len(values) if values else None),
+        number(average([cell.score.value for cell in cells])),
     ]
     if cells[0].cell.get("method") == "full" or any(cell.task not in full for cell in cells):
         return [*shown, "", ""]
     pairs = [[one - full[c.task][key] for key, one in c.by_id.items() if key in full[c.task]] for c in cells]
-    found = means_interval(pairs)
-    if found is None or found.low is None:
-        return [*shown, "" if found is None else f"{found.value:+.2f}", ""]
-    return [*shown, f"{found.value:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}"]
+    return [*shown, *interval(means_interval(pairs), "+")]

@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from eval.scores.bootstrap import Interval
+from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.score import rounded
 from eval.scores.uneven import FOOTNOTE, MARK, footnote, mark
 from eval.tasks.longbench.means import longbench_e_means, longbench_means
-from eval.text import markdown, number
+from eval.text import markdown, number, span
 
 AGAINST = ("vs full", "95 % interval")  # of the paired difference, eval/scores/bootstrap.py
 COLUMNS = ("model", "method", "variant", "budget")
 HASH = re.compile(r"-[0-9a-f]{8}$")
-
-
-
-
 
 
 def cells_table(results: Sequence[CellResult]) -> str:
@@ -55,12 +53,14 @@ def names(result: CellResult) -> list[str]:
 
 def against(result: CellResult) -> list[str]:
     """The difference to the full cache over the rows that both have, how many where not all, and its interval."""
-    found = result.against
-    if found is None:
-        return ["", ""]
-    only = "" if found.n == result.score.n else f" (n={found.n})"
-    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
-    return [f"{found.value:+.2f}{only}", bounds]
+    value, bounds = interval(result.against, "+")
+    only = "" if result.against is None or result.against.n == result.score.n else f" (n={result.against.n})"
+    return [value + only, bounds]
+
+
+def interval(found: Interval | None, sign: str = "") -> tuple[str, str]:
+    """A mean and its bounds as two columns; sign="+": of a difference."""
+    return ("", "") if found is None else (number(found.value, sign=sign), span(found.low, found.high, sign))
 
 
 def realised(value: float | None, *cells: Any) -> str:
@@ -70,8 +70,7 @@ def realised(value: float | None, *cells: Any) -> str:
 
 def mean_realised(cells: Sequence[CellResult]) -> float | None:
     """Over the cells that say what they hold."""
-    held = [cell.realised for cell in cells if cell.realised is not None]
-    return sum(held) / len(held) if held else None
+    return average([cell.realised for cell in cells])
 
 
 def count(result: CellResult) -> str:

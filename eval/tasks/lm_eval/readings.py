@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2o.errors import InputError
-from eval.scores.readings import average
+from eval.scores.means import average
 
 Rows = Sequence[Mapping[str, Any]]
 HEADER = ("Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "Stderr")

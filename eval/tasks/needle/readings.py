@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.scores.readings import average
+from eval.scores.means import average
 
 Rows = Sequence[Mapping[str, Any]]
 COLUMNS = {"exact": "exact", "survival": "survival", "survival_any": "any head", "merged": "merged"}
