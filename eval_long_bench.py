@@ -92,7 +92,7 @@ def show(results: list[Any], config: Any) -> None:
         files = write_plots(cells, target)
         note(f"wrote {len(files)} files to {target}")
     for cell in cells:
-        cell.result.setting = cell.setting
+        cell.result.protocol_label = cell.protocol_label
 
 
 def score_preds(config: Any) -> tuple[str, dict[str, Any]]:

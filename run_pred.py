@@ -31,13 +31,13 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     from eval.run.loop import measures
     from eval.run.plan import plan
     from eval.run.predict import missing
-    from eval.scores.summary import lines
-    from eval.track.cell import mirror
+    from eval.scores.summary import summary_text
+    from eval.track.cell import send_cell
     from eval.track.tracker import Tracker
 
     cfg, started = composed.cfg, time.monotonic()
     planned = plan(composed)
-    task, method, protocol, samples = planned.task, planned.method, planned.protocol, planned.own
+    task, method, samples = planned.task, planned.method, planned.own
     drawn = chosen(task, samples, cfg.atlas) if cfg.atlas else None
     check_size(planned)
     config = record(planned)
@@ -56,10 +56,10 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
             rows = [cell.row(sample.id) for sample in samples]
             if not rows:
                 return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
-            found = mirror(tracker, config, rows, cell.path, cfg.scorer)
+            found = send_cell(tracker, config, rows, cell.path, cfg.scorer)
             shown = keep_figures(cell, config, rows) if not planned.shard and (drawn or measures(task)) else ""
     took = time.monotonic() - started
-    return cell.path, lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, protocol) + shown
+    return cell.path, summary_text(cell.path, config, found, cell.fresh, took, rows) + shown
 
 
 def keep_figures(cell: Cell, config: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -18,9 +18,9 @@ from eval.plots.report_tables import (
     Table,
     all_cells_table,
     atlas_tables,
-    figure_tables,
     point_tables,
     provenance_tables,
+    readings_tables,
     score_tables,
 )
 from eval.plots.style import style
@@ -66,11 +66,14 @@ def write_report(
     cells: Sequence[CellData], results_dir: Path, target: Path, scorer: str, note: Callable[[str], None]
 ) -> None:
     """The report of `cells` as `target`, whole or not at all. Its links are relative to where it lies."""
-    page = render(cells, results_dir, target.parent, scorer, note)
+    page = render_page(cells, results_dir, target.parent, scorer, note)
     write_whole(target, page, f".{os.getpid()}")
 
 
-def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str, note: Callable[[str], None]) -> str:
+def render_page(
+    cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str, note: Callable[[str], None]
+) -> str:
+    """The report as HTML; `home`: the folder that its links start from."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     sections, sheet = {key: Section(key) for key in SECTIONS}, Sheet()
@@ -80,7 +83,7 @@ def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str
                 sections[picture.kind].figures.append((picture.title, sheet.svg(picture.draw(), picture.title)))
     scored = [cell for cell in cells if cell.result.score.value is not None]
     sections["scores"].tables = score_tables(scored)
-    for key, table in figure_tables(cells):
+    for key, table in readings_tables(cells):
         sections[key if key in sections else "figures"].tables.append(table)
     sections["efficiency"].tables += point_tables(cells)
     atlases = [(cell, atlas) for cell in cells if (atlas := read_atlas(cell.path))]

@@ -10,11 +10,11 @@ from d2o.budget import budget_name
 from eval.plots.atlas_file import NAMES, largest_targets, shares
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData
+from eval.scores.holds_more import footnote
 from eval.scores.means import mean_of
 from eval.scores.result import CellResult
-from eval.scores.uneven import footnote
-from eval.tables.text import against, count, interval, mean_realised, realised
-from eval.tasks.efficiency import readings as efficiency_figures
+from eval.tables.text import against, interval, mean_realised, realised, row_count
+from eval.tasks.efficiency import readings as efficiency_readings
 from eval.text import number
 
 
@@ -75,19 +75,19 @@ def score_tables(cells: Sequence[CellData]) -> list[Table]:
     return [_scores(title, group) for title, group in groups.items()]
 
 
-def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
-    """Per measuring task: the module that reads its rows, and a line per cell, a column per figure."""
+def readings_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
+    """Per measuring task: the module that reads its rows, and a line per cell, a column per reading."""
     tables = []
-    for task in dict.fromkeys(cell.task for cell in cells if cell.result.figures):
+    for task in dict.fromkeys(cell.task for cell in cells if cell.result.columns):
         group = [cell for cell in cells if cell.task == task]
-        names = list(dict.fromkeys(name for cell in group for name in cell.result.figures))
-        names = [name for name in names if any(cell.result.figures.get(name) is not None for cell in group)]
+        names = list(dict.fromkeys(name for cell in group for name in cell.result.columns))
+        names = [name for name in names if any(cell.result.columns.get(name) is not None for cell in group)]
         scored = ["score"] if any(cell.result.score.value is not None for cell in group) else []
         header = ["method", "model", "budget", "realised", *scored, *names]
         table = Table(task, header, left=2, note=note(group))
         for cell in group:
             shown = [num(cell.result.score.value) for _ in scored]
-            shown += [num(cell.result.figures.get(name)) for name in names]
+            shown += [num(cell.result.columns.get(name)) for name in names]
             first = [Item(cell.label), Item(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
         tables.append((str((group[0].config.get("protocol") or {}).get("figures")), table))
@@ -97,20 +97,20 @@ def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
 def point_tables(cells: Sequence[CellData]) -> list[Table]:
     """Efficiency point by point: medians, and their ratios to the full cache on the same kernel."""
     ms, mib = 1e3, 1 / 2**20
-    readings = {"TTFT ms": ("ttft_s", ms), "TPOT ms": ("tpot_s", ms), "tokens/s": ("tokens_per_s", 1),
+    shown = {"TTFT ms": ("ttft_s", ms), "TPOT ms": ("tpot_s", ms), "tokens/s": ("tokens_per_s", 1),
                 "KV MiB": ("kv_bytes", mib), "prefill peak MiB": ("prefill_peak", mib),
                 "decode peak MiB": ("decode_peak", mib)}  # fmt: skip
     header = ["method", "model", "budget", "batch", "prompt", "new"]
-    header += [name for one in readings for name in (one, f"{one.removesuffix(' ms').removesuffix(' MiB')} x")]
+    header += [name for one in shown for name in (one, f"{one.removesuffix(' ms').removesuffix(' MiB')} x")]
     table = Table("every point", [*header, "scoring ms"], left=2)
     for cell in cells:
         if (cell.config.get("protocol") or {}).get("figures") != "efficiency":
             continue
-        for point in efficiency_figures.records(cell.rows)["efficiency"]:
+        for point in efficiency_readings.records(cell.rows)["efficiency"]:
             line = [Item(cell.label), Item(cell.model), budget_cell(cell)]
             line += [Item(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
-            for key, scale in readings.values():
-                value, against = point[key], point[efficiency_figures.ratio_name(key)]
+            for key, scale in shown.values():
+                value, against = point[key], point[efficiency_readings.ratio_name(key)]
                 line.append(Item("out of memory") if point["oom"] else num(None if value is None else value * scale))
                 line.append(Item("full: oom") if point["full_oom"] and not point["oom"] else num(against))
             table.rows.append([*line, num(point["scoring_s"] and ms * point["scoring_s"], 1)])
@@ -158,7 +158,7 @@ def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
                 Item(cell.label),
                 budget_cell(cell),
                 held(result.realised, result),
-                Item(count(result), result.score.n),
+                Item(row_count(result), result.score.n),
                 num(result.score.value),
                 *_compared(against(result), result.against),
                 num(speed(cell.rows), 1),

@@ -44,8 +44,7 @@ def paired(rows_a: Mapping[Any, float], rows_b: Mapping[Any, float]) -> array[fl
 
 
 def means_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
-    """Of the mean of the means of groups (tasks), each resampled on its own; None without groups, or for an empty one.
-    """
+    """Of the mean of the means of groups (tasks), each resampled on its own; None without groups, or for an empty one."""
     import numpy as np
 
     if not groups or not all(len(values) for values in groups):

@@ -10,11 +10,12 @@ from eval.cells.find import find_cells, read_config
 from eval.cells.read import cell_rows, note_gaps, wanted
 from eval.scores.buckets import by_bucket
 from eval.scores.compare import compare_with_full, order
+from eval.scores.holds_more import mark_holds_more
 from eval.scores.kept_rows import KeptRows
 from eval.scores.means import average
+from eval.scores.readings import columns_of, readings_module
 from eval.scores.result import CellResult
 from eval.scores.score import Score, score_rows
-from eval.scores.uneven import mark_uneven
 
 Note = Callable[[str], None]
 TEXTS = ("pred", "answers", "all_classes", "prompt_hash")  # of a row: what no figure is drawn from
@@ -26,7 +27,7 @@ def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) 
     found = [read_cell(path, str(path.relative_to(results_dir)), scorer, note, keep) for path in folders]
     results = [result for result in found if result is not None]
     compare_with_full(results)
-    mark_uneven(results)
+    mark_holds_more(results)
     return sorted(results, key=order)
 
 
@@ -43,7 +44,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
     cell, realised, ids = config["cell"], [], []
     task = cell.get("scorer_task") or cell.get("task")
     protocol = config.get("protocol")
-    measures = bool(protocol) and "figures" in protocol  # its rows hold figures, and a prediction only with a metric
+    measures = bool(protocol) and "figures" in protocol  # its rows hold readings, and a prediction only with a metric
     scored = not measures or "metric" in protocol
     rows = _tap(cell_rows(folder, note, scored), realised, ids)
     kept = KeptRows()
@@ -65,18 +66,17 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         protocol_hash=config.get("protocol_hash"),
         question=(protocol or {}).get("question"),
         ids=ids,
-        **(_figures(rows, protocol) if measures and rows else {}),
+        **(_readings(rows, protocol) if measures and rows else {}),
         rows=[{k: v for k, v in row.items() if k not in TEXTS} for row in rows] if keep and measures else kept,
     )
 
 
-def _figures(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """`figures`, in the order of its table, and `measured` of a task that measures."""
-    from eval.scores.readings import columns, figures_module
-
-    module = figures_module(protocol)
-    found = module.figures(rows)
-    return {"figures": {header: found.get(key) for key, header in columns(module, rows).items()}, "measured": found}
+def _readings(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """`readings` and `columns` of a task that measures."""
+    module = readings_module(protocol)
+    found = module.readings(rows)
+    shown = {header: found.get(key) for key, header in columns_of(module, rows).items()}
+    return {"readings": found, "columns": shown}
 
 
 def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:

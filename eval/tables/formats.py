@@ -120,7 +120,7 @@ def _record(filled: Filled, key: tuple, value: Value) -> list[Any]:
     return [
         filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key),
         value.measured, *_bounds(value.interval)[1:], value.difference, *_bounds(value.against), value.rows,
-        value.total, value.realised, value.uneven, result and result.protocol_hash, result and result.folder,
+        value.total, value.realised, value.holds_more, result and result.protocol_hash, result and result.folder,
     ]  # fmt: skip
 
 

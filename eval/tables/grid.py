@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from d2o.budget import budget_name
+from eval.scores.holds_more import FOOTNOTE
 from eval.scores.means import average
-from eval.scores.uneven import FOOTNOTE
 from eval.tables.fill import Filled, Value
 from eval.tables.spec import Part, is_full
 from eval.tables.text import interval, realised
@@ -63,7 +63,7 @@ def notes(filled: Filled) -> list[str]:
     said = ["best bold, second underlined, within a budget; the full cache is not counted"]
     if any(value.against for value in (*filled.values.values(), *filled.means.values())):
         said.append("vs full: mean difference over the rows that both have; 95 % intervals are bootstrapped over rows")
-    if any(value.uneven for value in filled.values.values()):
+    if any(value.holds_more for value in filled.values.values()):
         said.append(FOOTNOTE)
     sources = dict.fromkeys(filled.table.cited.values())
     return [*said, *(f"published: {source}" for source in sources)]
@@ -98,7 +98,7 @@ def _wide(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
 
 def _long(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
     said = any(key[0] == model.label for key in filled.table.published)
-    scored = any(task.figure is None for task in filled.table.tasks)
+    scored = any(task.reading is None for task in filled.table.tasks)
     header = ["task", "method", "budget", "realised", "rows", *(["published"] if said else []), "measured"]
     header += [*(["95 % interval"] if scored else []), *(["difference"] if said else [])]
     grid = Grid(model.label, [*header, *(["vs full", "95 % interval"] if scored else [])], left=3)

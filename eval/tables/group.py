@@ -14,12 +14,12 @@ from pathlib import Path
 
 from eval.scores.bootstrap import means_interval
 from eval.scores.compare import compare_with_full
+from eval.scores.holds_more import footnote, mark_holds_more
 from eval.scores.labels import load_cells
 from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.results import read_cell
-from eval.scores.uneven import footnote, mark_uneven
-from eval.tables.text import AGAINST, COLUMNS, against, count, interval, mean_realised, names, realised
+from eval.tables.text import AGAINST, COLUMNS, against, cell_names, interval, mean_realised, realised, row_count
 from eval.text import markdown, number
 
 
@@ -27,17 +27,17 @@ def group_table(folders: Sequence[Path], scorer: str, note: Callable[[str], None
     """Scores per task beside the compared method's, with the paired interval of the difference, and their means."""
     results = [result for folder in folders if (result := read_cell(folder, str(folder), scorer, note)) is not None]
     compare_with_full(results)
-    mark_uneven(results)
+    mark_holds_more(results)
     labels = {id(cell.result): cell.label for cell in load_cells(results, Path())}
     header = [*COLUMNS, "task", "realised", "rows", "score", *AGAINST]
     rows = []
     runs: dict[tuple[str, ...], list[CellResult]] = {}
     for result in results:
-        model, _, variant, budget = names(result)
+        model, _, variant, budget = cell_names(result)
         runs.setdefault((model, labels[id(result)], variant, budget), []).append(result)
     for run, cells in runs.items():
         for cell in cells:
-            shown = [cell.task, realised(cell.realised, cell), count(cell), number(cell.score.value)]
+            shown = [cell.task, realised(cell.realised, cell), row_count(cell), number(cell.score.value)]
             rows.append([*run, *shown, *against(cell)])
         if len(cells) > 1:
             rows.append([*run, "mean", *_mean_columns(cells, results)])

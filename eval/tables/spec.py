@@ -14,14 +14,14 @@ class Part:
 
     `budgets`: of a model, in place of the table's; of a method, () where it has none, as the full cache.
 
-    Of a task: `figure` names a figure of a task that measures (None: the score), `lower` says that less is better,
+    Of a task: `reading` names a reading of a task that measures (None: the score), `lower` says that less is better,
     `digits` how many decimals are shown.
     """
 
     label: str
     words: tuple[str, ...] | None
     budgets: tuple[float, ...] | None = None
-    figure: str | None = None
+    reading: str | None = None
     lower: bool = False
     digits: int = 2
 

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.scores.bootstrap import Interval
+from eval.scores.holds_more import FOOTNOTE, MARK, footnote, mark
 from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.score import rounded
-from eval.scores.uneven import FOOTNOTE, MARK, footnote, mark
 from eval.tasks.longbench.means import longbench_e_means, longbench_means
 from eval.text import markdown, number, span
 
@@ -27,23 +27,23 @@ def cells_table(results: Sequence[CellResult]) -> str:
         group = [result for result in results if result.title == title]
         labels = list(dict.fromkeys(label for result in group for label in result.buckets))
         compared = [*AGAINST] if any(r.against for r in group) else []
-        scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.figures for r in group) else []
-        figures = list(dict.fromkeys(name for r in group for name in r.figures))
+        scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.columns for r in group) else []
+        shown = list(dict.fromkeys(name for r in group for name in r.columns))
         rows = [
-            [*names(r), realised(r.realised, r), count(r)]
+            [*cell_names(r), realised(r.realised, r), row_count(r)]
             + [number(r.score.value) for _ in scored]
             + (against(r) if compared else [])
             + [_bucket(r, label) for label in labels]
-            + [number(r.figures.get(name)) for name in figures]
+            + [number(r.columns.get(name)) for name in shown]
             for r in group
         ]
-        header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *figures]
+        header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *shown]
         parts.append(f"{title}\n\n" + markdown(header, rows, left=3) + footnote(group))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
 
 
-def names(result: CellResult) -> list[str]:
+def cell_names(result: CellResult) -> list[str]:
     """Model, method, variant, budget; the folder's hash stands behind the variant where a knob was turned."""
     cell = result.cell
     turned = HASH.search(result.run)
@@ -73,7 +73,7 @@ def mean_realised(cells: Sequence[CellResult]) -> float | None:
     return average([cell.realised for cell in cells])
 
 
-def count(result: CellResult) -> str:
+def row_count(result: CellResult) -> str:
     """Rows scored; "12/200" for a cell that is not finished."""
     n, total = result.score.n, result.total
     return str(n) if total is None or total == n else f"{n}/{total}"
@@ -97,8 +97,8 @@ def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
         }
         kept = {name: value for name, value in means.items() if value is not None}
         if kept:
-            record = dict(zip(COLUMNS, names(group[0]), strict=True))
-            held = {"budget_realised": mean_realised(group), "uneven": any(r.uneven for r in group)}
+            record = dict(zip(COLUMNS, cell_names(group[0]), strict=True))
+            held = {"budget_realised": mean_realised(group), "uneven": any(r.holds_more for r in group)}
             records.append({**record, "run": run, "n": sum(r.score.n for r in group), **held, "means": kept})
     return records
 
@@ -141,12 +141,12 @@ def cell_record(result: CellResult) -> dict[str, Any]:
         "question": result.question,
         "folder": result.folder,
         "budget_realised": result.realised,
-        "uneven": result.uneven,
+        "uneven": result.holds_more,
         "n": result.score.n,
         "total": result.total,
         "score": rounded(result.score.value),
         "vs_full": None if result.against is None else asdict(result.against),
         "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
-        "figures": result.figures,
+        "figures": result.columns,
         "protocol_hash": result.protocol_hash,
     }

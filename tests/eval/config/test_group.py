@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.config.group import expand
-from eval.scores.uneven import FOOTNOTE
+from eval.scores.holds_more import FOOTNOTE
 from eval.tables.group import group_table
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"

@@ -10,7 +10,7 @@ import pytest
 
 import eval_long_bench
 from d2o.errors import InputError
-from eval.scores.uneven import FOOTNOTE
+from eval.scores.holds_more import FOOTNOTE
 from eval.tasks.longbench.task import SETS, SETS_E, scoring_protocol
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,7 @@ from d2o.errors import InputError
 from eval.config.compose import configs
 from eval.config.table_jobs import table_jobs
 from eval.scores.bootstrap import paired_interval
-from eval.scores.uneven import FOOTNOTE
+from eval.scores.holds_more import FOOTNOTE
 from eval.tables.fill import fill
 from eval.tables.formats import render
 from eval.tables.grid import grids
