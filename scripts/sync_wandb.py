@@ -69,7 +69,7 @@ def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
     from eval.cells.find import read_config
     from eval.cells.read import cell_rows, wanted
     from eval.track.cell import send_cell
-    from eval.track.tracker import MARK, Tracker, Unsent, first_line, run_id, sent_rows
+    from eval.track.tracker import MARK, Tracker, Unsent, in_one_line, run_id, sent_rows
 
     config = read_config(folder)
     if config is None:
@@ -89,7 +89,7 @@ def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
             tracker.row(row)
         send_cell(tracker, config, rows, folder, given.scorer)
     if tracker.error is not None:
-        raise Unsent(f"{folder}: {first_line(tracker.error)}")
+        raise Unsent(f"{folder}: {in_one_line(tracker.error)}")
     return "sent", ""
 
 

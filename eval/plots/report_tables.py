@@ -63,7 +63,7 @@ def _compared(texts: Sequence[str], found: Interval | None) -> list[Item]:
     return [Item(texts[0], value), Item(texts[1], low)]
 
 
-def note(cells: Sequence[CellData]) -> str:
+def footnotes(cells: Sequence[CellData]) -> str:
     return footnote(cell.result for cell in cells).strip()
 
 
@@ -84,7 +84,7 @@ def readings_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
         names = [name for name in names if any(cell.result.columns.get(name) is not None for cell in group)]
         scored = ["score"] if any(cell.result.score.value is not None for cell in group) else []
         header = ["method", "model", "budget", "realised", *scored, *names]
-        table = Table(task, header, left=2, note=note(group))
+        table = Table(task, header, left=2, note=footnotes(group))
         for cell in group:
             shown = [num(cell.result.score.value) for _ in scored]
             shown += [num(cell.result.columns.get(name)) for name in names]
@@ -126,7 +126,7 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
     several = len(tasks) > 1
     compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
     names = list(dict.fromkeys(cell.result.task for cell in cells))  # their setting stands in the title
-    table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=note(cells))
+    table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=footnotes(cells))
     for (label, _), found in lines.items():
         whole = len(found) == len(tasks)
         mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None
@@ -148,7 +148,7 @@ def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
     """Every cell with its files; `links` {folder: relative address}."""
     header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
               "tokens/s", "KV MiB", "files", ""]  # fmt: skip
-    table = Table("all cells", header, left=3, note=note(cells))
+    table = Table("all cells", header, left=3, note=footnotes(cells))
     for cell in cells:
         result, link = cell.result, links[cell.result.folder]
         table.rows.append(

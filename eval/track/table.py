@@ -9,7 +9,7 @@ from typing import Any
 from eval.cells.identity import digest
 from eval.tables.fill import Filled
 from eval.tables.formats import render
-from eval.track.tracker import Unsent, first_line, quiet_wandb, wandb_settings
+from eval.track.tracker import Unsent, in_one_line, quiet_wandb, wandb_settings
 
 FILES = {"csv": "csv", "markdown": "md", "latex": "tex", "html": "html"}
 
@@ -31,4 +31,4 @@ def send_table(filled: Filled, target: Any, results_dir: Path) -> None:
             run.log_artifact(artifact)
             run.finish()
     except Exception as error:
-        raise Unsent(f"the table: {first_line(error)}") from error
+        raise Unsent(f"the table: {in_one_line(error)}") from error

@@ -126,7 +126,7 @@ class Tracker:
             self._init(wandb, "online")
             self.online = True
         except Exception as error:
-            self.error, _gone = error, first_line(error)
+            self.error, _gone = error, in_one_line(error)
             if not self.again:
                 _say(f"W&B goes offline: {_gone}; {LATER}")
 
@@ -141,9 +141,9 @@ class Tracker:
         except Exception as error:
             self.run, self.error = None, error
             if self.online:
-                _gone = first_line(error)
+                _gone = in_one_line(error)
             if not self.again:
-                _say(f"W&B is off: {first_line(error)}; the rows on the disk are whole, {LATER}")
+                _say(f"W&B is off: {in_one_line(error)}; the rows on the disk are whole, {LATER}")
 
 
 def quiet_wandb() -> Any:
@@ -179,7 +179,7 @@ def sent_rows(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def first_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".:")
 
 

@@ -6,11 +6,15 @@ import random
 import pytest
 
 from eval.scores import bootstrap
-from eval.scores.bootstrap import mean_interval, means_interval, paired_interval
+from eval.scores.bootstrap import Interval, mean_interval, means_interval, paired
 from eval.scores.compare import compare_with_full
 from eval.scores.result import CellResult
 from eval.scores.score import Score
 from eval.tables.text import against, cell_record, cells_table
+
+
+def paired_interval(rows_a: dict, rows_b: dict) -> Interval | None:
+    return mean_interval(paired(rows_a, rows_b))
 
 
 def coin(n: int, p: float, seed: int = 0) -> list[float]:
