@@ -20,6 +20,7 @@ def process() -> dict[str, Any]:
 
 
 def now() -> str:
+    """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -38,4 +39,5 @@ class Heartbeat:
                 return  # the folder is gone or the disk is: the run itself will say so
 
     def stop(self) -> None:
+        """End the thread; the file is left as it is."""
         self._end.set()

@@ -28,6 +28,7 @@ class BudgetCurves:
 
     @property
     def labels(self) -> list[str]:
+        """What a legend names, the full cache last."""
         return [*self.lines, *([FULL] if self.full else [])]
 
     @property
@@ -37,6 +38,7 @@ class BudgetCurves:
 
 
 def scored(cells: Sequence[CellData]) -> list[CellData]:
+    """The cells that have a score."""
     return [cell for cell in cells if cell.result.score.value is not None]
 
 

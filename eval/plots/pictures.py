@@ -154,6 +154,7 @@ def write_plots(cells: Sequence[CellData], folder: Path) -> list[Path]:
 
 
 def file_name(name: str) -> str:
+    """A picture's name as a file may be called."""
     return re.sub(r"[^\w.=-]+", "_", name.replace(" %", "pc"))
 
 

@@ -14,8 +14,8 @@ from urllib.parse import quote
 from eval.cells.files import read_json, write_whole
 from eval.plots.atlas_file import read_atlas
 from eval.plots.pictures import ATLASES, pictures
+from eval.plots.report_items import Table
 from eval.plots.report_tables import (
-    Table,
     all_cells_table,
     atlas_tables,
     point_tables,
@@ -49,16 +49,20 @@ SECTIONS = {
 
 @dataclass
 class Section:
+    """A part of the page, one of SECTIONS."""
+
     key: str
     figures: list[tuple[str, str]] = field(default_factory=list)  # title, svg
     tables: list[Table] = field(default_factory=list)
 
     @property
     def title(self) -> str:
+        """Its heading."""
         return SECTIONS[self.key][0]
 
     @property
     def text(self) -> str:
+        """What stands below the heading."""
         return SECTIONS[self.key][1]
 
 

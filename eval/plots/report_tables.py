@@ -1,70 +1,17 @@
-"""The tables of the report. A cell of a table is a text, or an `Item` with what it sorts by and where it leads."""
+"""The tables of the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from d2o.budget import budget_name
 from eval.plots.atlas_file import NAMES, largest_targets, shares
-from eval.scores.bootstrap import Interval, means_interval
+from eval.plots.report_items import Item, Table, budget_item, compared, difference, footnotes, held, num
+from eval.scores.bootstrap import means_interval, paired
 from eval.scores.cell_data import CellData
-from eval.scores.holds_more import footnote
 from eval.scores.means import mean_of
-from eval.scores.result import CellResult
-from eval.tables.text import against, interval, mean_realised, realised, row_count
+from eval.tables.text import against, mean_realised, row_count
 from eval.tasks.efficiency import readings as efficiency_readings
-from eval.text import number
-
-
-@dataclass(frozen=True)
-class Item:
-    """`key`: a number to sort by, where the text is none."""
-
-    text: str
-    key: float | None = None
-    link: str | None = None
-
-
-@dataclass
-class Table:
-    """`left`: how many columns are names; the others are numbers. `folded`: a click away."""
-
-    title: str
-    header: Sequence[str]
-    rows: list[list[Item]] = field(default_factory=list)
-    left: int = 1
-    note: str = ""  # below it
-    folded: bool = False
-
-
-def budget_cell(cell: CellData) -> Item:
-    return Item("") if cell.method == "full" else Item(budget_name(cell.budget), float(cell.budget))
-
-
-def num(value: float | None, digits: int = 2) -> Item:
-    """A number, which sorts by what was rounded."""
-    return Item(number(value, digits), value)
-
-
-def held(value: float | None, *cells: CellResult) -> Item:
-    """The realised budget, marked where one of `cells` is no equal comparison."""
-    return Item(realised(value, *cells), value)
-
-
-def difference(found: Interval | None) -> list[Item]:
-    """The difference and its interval, sorted by the lower bound."""
-    return _compared(interval(found, "+"), found)
-
-
-def _compared(texts: Sequence[str], found: Interval | None) -> list[Item]:
-    value, low = (None, None) if found is None else (found.value, found.low)
-    return [Item(texts[0], value), Item(texts[1], low)]
-
-
-def footnotes(cells: Sequence[CellData]) -> str:
-    return footnote(cell.result for cell in cells).strip()
 
 
 def score_tables(cells: Sequence[CellData]) -> list[Table]:
@@ -88,7 +35,7 @@ def readings_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
         for cell in group:
             shown = [num(cell.result.score.value) for _ in scored]
             shown += [num(cell.result.columns.get(name)) for name in names]
-            first = [Item(cell.label), Item(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
+            first = [Item(cell.label), Item(cell.model), budget_item(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
         tables.append((str((group[0].config.get("protocol") or {}).get("figures")), table))
     return tables
@@ -107,7 +54,7 @@ def point_tables(cells: Sequence[CellData]) -> list[Table]:
         if (cell.config.get("protocol") or {}).get("figures") != "efficiency":
             continue
         for point in efficiency_readings.records(cell.rows)["efficiency"]:
-            line = [Item(cell.label), Item(cell.model), budget_cell(cell)]
+            line = [Item(cell.label), Item(cell.model), budget_item(cell)]
             line += [Item(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
             for key, scale in shown.values():
                 value, against = point[key], point[efficiency_readings.ratio_name(key)]
@@ -125,23 +72,19 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
         lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
     several = len(tasks) > 1
     compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
-    names = list(dict.fromkeys(cell.result.task for cell in cells))  # their setting stands in the title
+    names = list(dict.fromkeys(cell.result.task for cell in cells))  # the label of their protocol stands in the title
     table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=footnotes(cells))
     for (label, _), found in lines.items():
         whole = len(found) == len(tasks)
         mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None
-        pairs = [_paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
+        pairs = [paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
         is_full = next(iter(found.values())).method == "full"
         there = [cell.result for cell in found.values()]
-        row = [Item(label), budget_cell(next(iter(found.values()))), held(mean_realised(there), *there)]
+        row = [Item(label), budget_item(next(iter(found.values()))), held(mean_realised(there), *there)]
         row += [num(mean.value if mean else None)] if several else []
         row += difference(None if is_full else means_interval(pairs))
         table.rows.append(row + [num(found[t].result.score.value if t in found else None) for t in tasks])
     return table
-
-
-def _paired(rows: dict[Any, float], full: dict[Any, float]) -> list[float]:
-    return [one - full[key] for key, one in rows.items() if key in full]
 
 
 def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
@@ -156,11 +99,11 @@ def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
                 Item(cell.task),
                 Item(cell.model),
                 Item(cell.label),
-                budget_cell(cell),
+                budget_item(cell),
                 held(result.realised, result),
                 Item(row_count(result), result.score.n),
                 num(result.score.value),
-                *_compared(against(result), result.against),
+                *compared(against(result), result.against),
                 num(speed(cell.rows), 1),
                 num(mebibytes(mean_of(cell.rows, "kv_bytes_decode"))),
                 Item("config", link=f"{link}/config.json"),
@@ -177,6 +120,7 @@ def speed(rows: Iterable[dict[str, Any]]) -> float | None:
 
 
 def mebibytes(size: float | None) -> float | None:
+    """Bytes in MiB."""
     return None if size is None else size / 2**20
 
 

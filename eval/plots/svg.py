@@ -30,6 +30,7 @@ class Sheet:
         self.figures = 0
 
     def css(self) -> str:
+        """The style sheet of all that was drawn so far."""
         return "\n".join(f".{name} {{ {rule} }}" for rule, name in self.classes.items())
 
     def svg(self, figure: Figure, title: str) -> str:

@@ -21,6 +21,7 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc=label, unit="row", disable=None, dynamic_ncols=True)
 
     def advance(self, rows: int) -> None:
+        """So many more rows are on the disk."""
         self.done += rows
         self.bar.update(rows)
         if self.bar.disable and time.monotonic() - self.spoke >= EVERY:
@@ -34,6 +35,7 @@ class Progress:
         return f"{self.label}: {self.done}/{self.total} rows, {rate:.2f} rows/s, {clock(left)} left"
 
     def close(self) -> None:
+        """Take the bar off the terminal."""
         self.bar.close()
 
 

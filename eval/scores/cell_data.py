@@ -26,14 +26,17 @@ class CellData:
 
     @property
     def task(self) -> str:
+        """The name of the task, with the label of its protocol."""
         return f"{self.result.task} {self.protocol_label}".rstrip()
 
     @property
     def model(self) -> str:
+        """The model's name."""
         return str(self.result.cell.get("model"))
 
     @property
     def method(self) -> str:
+        """The method's name, without its knobs."""
         return str(self.result.cell.get("method"))
 
     @property
@@ -45,6 +48,7 @@ class CellData:
 
     @property
     def budget(self) -> float | Bytes:
+        """What was asked for; 1 where a cell has none."""
         return read_budget(self.result.cell.get("budget") or 1.0)
 
     @property

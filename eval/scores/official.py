@@ -110,6 +110,7 @@ def code_line(prediction: str) -> str:
 
 
 def paragraph_number(answer: str, prefix: str) -> str:
+    """The number behind `prefix` in the answer."""
     found = re.search(re.escape(prefix) + r"(\d+)", answer)
     if not found:
         raise InputError(f"the answer {answer!r} names no paragraph", f'answers of this set read "{prefix}N"')
@@ -117,6 +118,7 @@ def paragraph_number(answer: str, prefix: str) -> str:
 
 
 def share_of_numbers(prediction: str, right: str) -> float:
+    """How many of the numbers in the prediction are the right one, as a share; 0 without any."""
     numbers = NUMBER.findall(prediction)
     return numbers.count(right) / len(numbers) if numbers else 0.0
 

@@ -41,6 +41,7 @@ class Value:
 
     @property
     def difference(self) -> float | None:
+        """Measured less published; None where one of them is missing."""
         return None if None in (self.published, self.measured) else self.measured - self.published
 
 

@@ -50,6 +50,7 @@ class Column:
 
 
 def grids(filled: Filled) -> list[Grid]:
+    """A grid per model of the table."""
     table = filled.table
     columns = [Column(task.label, task.digits, task.lower) for task in table.tasks]
     lower = all(task.lower for task in table.tasks)

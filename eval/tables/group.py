@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval.scores.bootstrap import means_interval
+from eval.scores.bootstrap import means_interval, paired
 from eval.scores.compare import compare_with_full
 from eval.scores.holds_more import footnote, mark_holds_more
 from eval.scores.labels import load_cells
@@ -54,5 +54,5 @@ def _mean_columns(cells: Sequence[CellResult], results: Sequence[CellResult]) ->
     ]
     if cells[0].cell.get("method") == "full" or any(cell.task not in full for cell in cells):
         return [*shown, "", ""]
-    pairs = [[one - full[c.task][key] for key, one in c.by_id.items() if key in full[c.task]] for c in cells]
+    pairs = [paired(cell.by_id, full[cell.task]) for cell in cells]
     return [*shown, *interval(means_interval(pairs), "+")]

@@ -36,6 +36,7 @@ BLOCK_KEYS = ("source", "budget", "tasks", "scores", "scale")
 
 
 def tables(config_dir: Path) -> list[str]:
+    """The names of all tables, sorted."""
     return sorted(path.stem for path in (config_dir / "table").glob("*.yaml"))
 
 

@@ -72,11 +72,13 @@ class Tracker:
             replace_json(self.path / MARK, sent_rows(self.path, self.options))
 
     def row(self, row: Mapping[str, Any]) -> None:
+        """Log one row."""
         self.done += 1
         if self.run is not None:
             self._guard(lambda: self.run.log({"done": self.done, **{key: row[key] for key in ROW if key in row}}))
 
     def summary(self, readings: Mapping[str, Any]) -> None:
+        """Set the run's numbers."""
         if self.run is not None:
             self._guard(lambda: self.run.summary.update(dict(readings)))
 
@@ -156,6 +158,7 @@ def quiet_wandb() -> Any:
 
 
 def wandb_settings(wandb: Any) -> Any:
+    """How long W&B is waited for, and that it says nothing itself."""
     return wandb.Settings(init_timeout=CONNECT, finish_timeout=FINISH, finish_timeout_raises=True, silent=True,
                           console="off", disable_git=True, save_code=False)  # fmt: skip
 
@@ -166,6 +169,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def shard_of(config: Mapping[str, Any]) -> list[str]:
+    """What tells the runs of a cell's shards apart; empty for a whole cell."""
     shard = config["config"].get("shard")
     return [f"shard {shard}"] if shard else []
 
@@ -180,6 +184,7 @@ def sent_rows(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_one_line(error: Exception) -> str:
+    """What is said of an error of W&B's."""
     return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".:")
 
 
