@@ -66,14 +66,14 @@ def score_results(config: Any) -> tuple[str, dict[str, Any]]:
 
     results = score_cells(Path(config.results_dir), config.scorer, note, keep=bool(config.report or config.plots))
     if config.report or config.plots:
-        show(results, config)
+        draw_all(results, config)
     elif not config.mix_protocols:
         refuse_mixed_protocols(results)
     record = {"scorer": config.scorer, "cells": [cell_record(r) for r in results], "means": aggregates(results)}
     return cells_table(results), record
 
 
-def show(results: list[Any], config: Any) -> None:
+def draw_all(results: list[Any], config: Any) -> None:
     """The report and the figures, which keep protocols apart; then the printed tables do so too."""
     from eval.scores.labels import load_cells
 
