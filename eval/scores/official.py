@@ -1,7 +1,7 @@
 """The official LongBench metrics, oddities included: `scorer=official` reproduces published numbers to two decimals.
 
-A metric is a function (prediction, answer, all_classes) -> 0..1 for ONE answer; scoring.py takes the best over the
-answers. `metrics_fixed.py` has the same names, corrected, and lists every difference. The oddities:
+A metric is a function (prediction, answer, all_classes) -> 0..1 for ONE answer; score.py takes the best over the
+answers. `fixed.py` has the same names, corrected, and lists every difference. The oddities:
 - classification removes from the list it iterates over, so every second class that should go can stay and halve the
   score;
 - code similarity is a rounded percentage of difflib's ratio (with its junk heuristic from 200 characters on), and the
