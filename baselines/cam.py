@@ -20,15 +20,16 @@ Intended differences from the reference
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from baselines.random import uniform
+from d2o.budget import Budget
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries
 from d2o.layer import KVLayer
@@ -36,6 +37,7 @@ from d2o.rows import LastRows, PromptRows, group_sum
 
 NOWHERE = torch.iinfo(torch.int32).max
 SALT = 0x51ED270B  # draws must not be those of `random`, whose priorities they would follow
+SHOWN = tuple(vars(KVLayer()))  # what every layer knows of its slots and its place
 BASES = "method.base=streaming_llm, h2o, tova, random, or another method that evicts at every step"
 
 
@@ -48,12 +50,10 @@ def cam(
     choice("cam", "variant", variant, "streaming", "hh_mask")
     if variant == "hh_mask" and base != "streaming_llm":
         raise InputError(f"cam's variant=hh_mask on base={base!r}", "method.base=streaming_llm, or variant=streaming")
-    layer = _over(_base_class(base))(**(base_args or {}))
-    if not layer.decode_eviction or layer.merges or layer.compress_at != "prefill" or layer.window != 1:
+    chosen = _base_class(base)(**(base_args or {}))
+    if not chosen.decode_eviction or chosen.merges or chosen.compress_at != "prefill" or chosen.window != 1:
         raise InputError(f"cam cannot work on base={base!r}, which merges itself or evicts only once", BASES)
-    layer.merge, layer.variant, layer.base_rows = int(merge), variant, layer.rows
-    layer.rows = "last" if variant == "hh_mask" else "all"
-    return layer
+    return CaM(chosen, int(merge), variant)
 
 
 def _base_class(name: str) -> type[KVLayer]:
@@ -62,39 +62,88 @@ def _base_class(name: str) -> type[KVLayer]:
         raise InputError(f"cam has no base={name!r}", BASES)
     module = importlib.import_module(f"baselines.{name}")
     own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
-    found = [x for x in own if issubclass(x, KVLayer)]
+    found = [x for x in own if issubclass(x, KVLayer) and x is not CaM]
     if len(found) != 1:
         raise InputError(f"cam has no base={name!r}: that file is not one method", BASES)
     return found[0]
 
 
-@functools.cache
-def _over(base: type[KVLayer]) -> type[KVLayer]:
-    return type(f"CaM_{base.__name__}", (Merging, base), {"state": (*base.state, "received")})
+class CaM(KVLayer):
+    """A layer that has a method, `chooser`, which says what leaves, and merges what does. The chooser is shown this
+    layer's slots and never fed. `merge`: how many values share what leaves; `received [B, Hkv, C]`: the attention that
+    each slot got."""
 
+    def __init__(self, chooser: KVLayer, merge: int, variant: str) -> None:
+        super().__init__()
+        self.chooser, self.merge, self.variant = chooser, merge, variant
+        self.state, self.rows = (*chooser.state, "received"), "last" if variant == "hh_mask" else "all"
+        self.sinks, self.stride, self.nominal = chooser.sinks, chooser.stride, chooser.nominal
+        self.slot_positions, self.needs_all_layers = chooser.slot_positions, chooser.needs_all_layers
+        self.leaving: Tensor | None = None  # [B, Hkv, 1], what the leaving slot of each head received
 
-class Merging:
-    """Mixed in before a method's class; `received [B, Hkv, C]` is the attention that each slot got."""
+    def shown(self) -> KVLayer:
+        """The chooser, over the slots of this layer as they are now: the same tensors, not copies of them."""
+        mine = vars(self)
+        vars(self.chooser).update({name: mine[name] for name in (*SHOWN, *self.chooser.state) if name in mine})
+        return self.chooser
 
-    merge: int
-    variant: str
-    base_rows: str
+    # ---- what the chooser says
+    @classmethod
+    def allocate(cls, layers: list[CaM], budget: Budget, lengths: list[int]) -> list[list[int]]:
+        """Slots per layer and row, `[L][B]`: the chooser's."""
+        return type(layers[0].chooser).allocate([layer.shown() for layer in layers], budget, lengths)
 
+    def recent(self, slots: int) -> int:
+        """The chooser's."""
+        return self.shown().recent(slots)
+
+    def importance(self) -> Tensor:
+        """The chooser's, `[B, Hkv or 1, C]`."""
+        return self.shown().importance()
+
+    def written(self, key: Tensor) -> None:
+        """A step wrote `key [B, Hkv, 1, D]`: the chooser may remember something of it."""
+        self.shown().written(key)
+
+    def early(self, prompt: list[int]) -> list[int] | None:
+        """The chooser's."""
+        return self.shown().early(prompt)
+
+    def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
+        """The chooser's."""
+        return self.chooser.rewrite(prompt, question)
+
+    def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
+        """The chooser's."""
+        return self.shown().pieces(lengths, chunk)
+
+    def past_keys(self, rows: slice, past: int) -> Tensor:
+        """The chooser's, `[b, Hkv, past, D]`."""
+        return self.shown().past_keys(rows, past)
+
+    def attention_keys(self, used: int) -> Tensor:
+        """The chooser's, `[B, Hkv, used, D]`."""
+        return self.shown().attention_keys(used)
+
+    # ---- and what is merged
     def arm(self) -> None:
+        """As for every method; merging begins with the first step: the cut before it merges nothing."""
         super().arm()
-        self.merges = True  # from the first step on: the cut before it merges nothing
+        self.shown()  # or the chooser would hold on to what was there before the cut
+        self.merges = True
 
     def observe(self, attn: PromptRows | LastRows) -> None:
+        """Note what every slot received, and show the chooser the rows that it asked for."""
         prompt, used = isinstance(attn, PromptRows), attn.keys.shape[2]
         if self.variant == "streaming":
             self.received[:, :, :used] += group_sum(attn.column_sums(), self.positions.shape[1])
         else:
             self.received[:, :, :used] = group_sum(attn.column_sums(), self.positions.shape[1])
-        if self.base_rows == "last" and prompt:
+        if self.chooser.rows == "last" and prompt:
             visible = self.positions[:, :, None, None, :used] >= 0
             attn = LastRows(attn.queries[:, :, -1:], attn.keys, visible, attn.scale)
-        if self.base_rows != "none":
-            super().observe(attn)
+        if self.chooser.rows != "none":
+            self.shown().observe(attn)
 
     def _victim(self, used: int) -> Tensor:
         victim = super()._victim(used)
@@ -102,6 +151,7 @@ class Merging:
         return victim
 
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
+        """Add a share of the value that leaves to those behind it, where the draw says so."""
         received = self.received[rows, :, : kept.positions.shape[2]]
         at, value, own = evicted.positions, evicted.values, self.leaving[rows]
         if self.variant == "hh_mask":

@@ -55,7 +55,7 @@ def take(key: Tensor) -> tuple[Attends, int]:
     slot = getattr(_hand_over, "slot", None)
     _hand_over.slot = None
     if slot is None or slot[2] is not key:
-        raise RuntimeError("this model was handed to d2o.start.open_engine: it attends through our cache only")
+        raise RuntimeError("this model was handed to d2o.engine.start.open_engine: it attends through our cache only")
     return slot[0], slot[1]
 
 

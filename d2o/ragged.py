@@ -9,39 +9,26 @@ Until the cut a layer is an ordinary one, and it stays one where nothing has to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from d2o.feed import Feed
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import causal
 from d2o.layer import KVLayer
 
 
-class RaggedLayer(KVLayer):
-    """For methods that evict once, after the prefill; `split` says how many slots each head of a row gets."""
+class HeadRuns:
+    """The slots of a layer after the cut, a run for every head: `counts[b][h]` of its `room[b][h]` slots are filled,
+    from `starts[b][h]` on. Filled with the slots `index[b][h]` of `keys, values [B, Hkv, C, D]`, `positions [B, Hkv,
+    C]` of rows that passed `seen[b]` tokens."""
 
-    decode_eviction = False
-    counts: list[list[int]] | None = None  # [B][Hkv] slots filled per head; None: equal heads, ordinary storage
-
-    def split(self, scores: Tensor, row: int) -> list[int]:
-        """Slots per head, together Hkv * `slots[row]`, from `scores [Hkv, held]` (inf: protected)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how heads share their slots")
-
-    @property
-    def capacity(self) -> int:
-        """Slots of the longest run, in the table of positions."""
-        return self.positions.shape[2]
-
-    # ---- the cut
-    def compress(self, reserve: int) -> None:
-        """Keep of every head its own number of slots, as `split` says."""
-        if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):
-            super().compress(reserve)
-            return
-        self.now = self._position()
-        scores = self.importance()[:, :, : self.used]
-        index = [self._heads(scores, b) for b in range(len(self.held))]
-        keys, values, positions = self.keys, self.values, self.positions
+    def __init__(
+        self, keys: Tensor, values: Tensor, positions: Tensor, seen: list[int], index: list[list[Tensor]], reserve: int
+    ) -> None:
+        self.seen = seen
         self.counts = [[kept.shape[0] for kept in row] for row in index]
         self._lay_out(keys, values, [[n + reserve for n in row] for row in self.counts])
         for b, row in enumerate(index):
@@ -50,18 +37,7 @@ class RaggedLayer(KVLayer):
                 torch.index_select(keys[b, h], 0, kept, out=self.keys[run])
                 torch.index_select(values[b, h], 0, kept, out=self.values[run])
                 self.positions[b, h, : kept.shape[0]] = positions[b, h].index_select(0, kept)
-        self.held = [max(row) for row in self.counts]
-
-    def _heads(self, scores: Tensor, row: int) -> list[Tensor]:
-        """Per head the slots that it keeps, ascending."""
-        held, slots = self.held[row], self.slots[row]
-        if held <= slots:
-            return [torch.arange(held, device=scores.device)] * scores.shape[1]
-        sinks, recent = self._guards(slots)
-        at = self.positions[row, :, :held]
-        marked = scores[row, :, :held].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
-        best = marked.sort(dim=-1, descending=True, stable=True).indices
-        return [order[:n].sort().values for order, n in zip(best, self.split(marked, row), strict=True)]
+        self._arm()
 
     def _lay_out(self, keys: Tensor, values: Tensor, room: list[list[int]]) -> None:
         """New, empty runs of `room[b][h]` slots, and a table of positions as wide as the longest of them."""
@@ -86,23 +62,19 @@ class RaggedLayer(KVLayer):
                 new, old = self.starts[b][h], starts[b][h]
                 self.keys[new : new + n], self.values[new : new + n] = keys[old : old + n], values[old : old + n]
                 self.positions[b, h, :n] = positions[b, h, :n]
-        self.arm()
+        self._arm()
 
-    def arm(self) -> None:
-        """`free`: where the next key of every head goes; `place`: where its position goes."""
-        if self.counts is None:
-            super().arm()
-            return
+    def _arm(self) -> None:
+        """`free`: where the next key of every head goes; `place`: where its position goes; `now`: the newest."""
+        device = self.keys.device
         ends = [[s + n for s, n in zip(*rows, strict=True)] for rows in zip(self.starts, self.counts, strict=True)]
-        self.free = torch.tensor(ends, device=self.keys.device).view(-1)
-        filled = torch.tensor(self.counts, device=self.keys.device).view(-1)
-        self.place = torch.arange(filled.shape[0], device=filled.device) * self.capacity + filled
-        self.now = self._position()
+        self.free = torch.tensor(ends, device=device).view(-1)
+        filled = torch.tensor(self.counts, device=device).view(-1)
+        self.place = torch.arange(filled.shape[0], device=device) * self.positions.shape[2] + filled
+        self.now = torch.tensor(self.seen, dtype=torch.int32, device=device).view(-1, 1, 1) - 1
 
-    # ---- afterwards
-    def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if self.counts is None:
-            return super()._step(q, k, v, scale)
+    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Write one token per row, `k, v [B, Hkv, 1, D]`, and attend: `[B, Hq, 1, D]` of `q [B, Hq, 1, D]`."""
         self._spare([1] * q.shape[0])
         self.now = self.now + 1
         self.keys.index_copy_(0, self.free, k.reshape(-1, k.shape[3]))
@@ -117,9 +89,8 @@ class RaggedLayer(KVLayer):
             out[b : b + 1, heads] = attend_row(q[b : b + 1, heads], *self._run(run), scale, None)
         return out
 
-    def _again(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if self.counts is None:
-            return super()._again(q, k, v, scale)
+    def again(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """The newest token once more, over the other slots and itself; shapes as in `step`, nothing is written."""
         out, groups = q.new_empty(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1]
         for b, h, run in self._runs():
             row, heads = slice(b, b + 1), slice(h * groups, (h + 1) * groups)
@@ -130,9 +101,8 @@ class RaggedLayer(KVLayer):
             out[row, heads] = attend_row(q[row, heads], keys, values, scale, visible)
         return out
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> Tensor:
-        if self.counts is None:
-            return super()._block(q, k, v, scale, lengths)
+    def block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> Tensor:
+        """Write the last `lengths[b]` of n tokens, `k, v [B, Hkv, n, D]`, and attend: `[B, Hq, n, D]`."""
         self._spare(lengths)
         out, groups, n = q.new_zeros(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1], q.shape[2]
         for b, h, run in self._runs():
@@ -145,20 +115,76 @@ class RaggedLayer(KVLayer):
             filled, seen = self.counts[b][h], self.seen[b]
             self.positions[b, h, filled : filled + m] = torch.arange(seen, seen + m, device=k.device)
         self._count(lengths)
+        self._arm()
         return out
 
     def _count(self, lengths: list[int]) -> None:
         self.counts = [[n + m for n in row] for row, m in zip(self.counts, lengths, strict=True)]
-        self.held = [max(row) for row in self.counts]
         self.seen = [s + m for s, m in zip(self.seen, lengths, strict=True)]
 
-    def _runs(self) -> list[tuple[int, int, slice]]:
+    def _runs(self) -> Iterator[tuple[int, int, slice]]:
         """(row, head, its filled run) for every head."""
-        return [
-            (b, h, slice(start, start + n))
-            for b, rows in enumerate(zip(self.starts, self.counts, strict=True))
-            for h, (start, n) in enumerate(zip(*rows, strict=True))
-        ]
+        for b, rows in enumerate(zip(self.starts, self.counts, strict=True)):
+            for h, (start, n) in enumerate(zip(*rows, strict=True)):
+                yield b, h, slice(start, start + n)
 
     def _run(self, run: slice) -> tuple[Tensor, Tensor]:
         return self.keys[run].view(1, 1, -1, self.keys.shape[1]), self.values[run].view(1, 1, -1, self.values.shape[1])
+
+
+class RaggedLayer(KVLayer):
+    """For methods that evict once, after the prefill; `split` says how many slots each head of a row gets."""
+
+    decode_eviction = False
+    runs: HeadRuns | None = None  # None: equal heads, ordinary storage
+
+    def split(self, scores: Tensor, row: int) -> list[int]:
+        """Slots per head, together Hkv * `slots[row]`, from `scores [Hkv, held]` (inf: protected)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how heads share their slots")
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the longest head, in the table of positions."""
+        return self.positions.shape[2]
+
+    def compress(self, reserve: int) -> None:
+        """Keep of every head its own number of slots, as `split` says."""
+        if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):
+            super().compress(reserve)
+            return
+        self.now = self._position()
+        scores = self.importance()[:, :, : self.used]
+        index = [self._heads(scores, b) for b in range(len(self.held))]
+        self._show(HeadRuns(self.keys, self.values, self.positions, self.seen, index, reserve))
+
+    def _heads(self, scores: Tensor, row: int) -> list[Tensor]:
+        """Per head the slots that it keeps, ascending."""
+        held, slots = self.held[row], self.slots[row]
+        if held <= slots:
+            return [torch.arange(held, device=scores.device)] * scores.shape[1]
+        sinks, recent = self._guards(slots)
+        at = self.positions[row, :, :held]
+        marked = scores[row, :, :held].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
+        best = marked.sort(dim=-1, descending=True, stable=True).indices
+        return [order[:n].sort().values for order, n in zip(best, self.split(marked, row), strict=True)]
+
+    def arm(self) -> None:
+        """As for every method; runs know themselves where the next token goes."""
+        if self.runs is None:
+            super().arm()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
+        """As KVLayer.attend; once heads have runs of their own, over those."""
+        runs = self.runs
+        if runs is None:
+            return super().attend(q, k, v, scale, feed)
+        if feed.again:
+            return runs.again(q, k, v, scale)
+        out = runs.step(q, k, v, scale) if q.shape[2] == 1 else runs.block(q, k, v, scale, feed.lengths)
+        self._show(runs)
+        return out
+
+    def _show(self, runs: HeadRuns) -> None:
+        """What the cache, the ledger and the engine read of a layer."""
+        self.runs, self.keys, self.values, self.positions = runs, runs.keys, runs.values, runs.positions
+        self.seen, self.now, self.held = runs.seen, runs.now, [max(row) for row in runs.counts]

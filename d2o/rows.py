@@ -79,8 +79,3 @@ class LastRows:
 def group_sum(per_head: Tensor, kv_heads: int) -> Tensor:
     """Sum over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
     return per_head.unflatten(1, (kv_heads, -1)).sum(2)
-
-
-def group_mean(per_head: Tensor, kv_heads: int) -> Tensor:
-    """Mean over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
-    return per_head.unflatten(1, (kv_heads, -1)).mean(2)

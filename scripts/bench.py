@@ -43,6 +43,7 @@ HEADER = ("method", "batch", "context", "new", "prefill s", "x sdpa", "floor/tim
 
 
 def main(words: list[str]) -> None:
+    """Race the methods at every point and print the table as it grows."""
     options = read(words, KEYS)
     import torch
 

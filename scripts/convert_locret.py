@@ -16,6 +16,7 @@ KEYS = {"source": None, "target": None, "dtype": str}
 
 
 def main(words: list[str]) -> None:
+    """Read the words, convert, and say how many layers there were."""
     given = read(words, KEYS, places=("source", "target"))
     from hydra.utils import get_method
 

@@ -36,6 +36,7 @@ FIGURES = {"needle": NEEDLE, "positions": POSITIONS}
 
 
 def main(words: list[str]) -> int:
+    """Run the commands of every figure named; the exit code of the first that fails."""
     if not words:
         print(__doc__, end="")
     names = read(words, {}, others=True).words

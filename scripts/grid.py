@@ -19,6 +19,7 @@ KEYS = {"results_dir": "results", "task": str}
 
 
 def main(words: list[str]) -> None:
+    """Score the cells and print the table."""
     from d2o.budget import budget_name
     from eval.plots.budget import mean_over_tasks
     from eval.scores.holds_more import MARK, footnote

@@ -43,6 +43,7 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
 
 
 def main(words: list[str]) -> None:
+    """Write the rows, one JSON object a line."""
     given = read(words, KEYS)
     for key in ("n", "asked"):
         if getattr(given, key) < 1:

@@ -27,10 +27,10 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
     import torch
     from hydra.utils import get_class
 
+    from d2o.engine.start import open_engine
     from d2o.lab.memory import Peak
     from d2o.layer import KeepAll
     from d2o.models.random import random_llama
-    from d2o.start import open_engine
 
     loaded = random_llama(hidden=hidden, window=length + 16, dtype="float32")
     locret = get_class("baselines.locret.cache.Locret")
@@ -51,6 +51,7 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
 
 
 def main(words: list[str]) -> None:
+    """Print a line per length, each measured in a process of its own."""
     given = read(words, KEYS)
     if given.method not in METHODS:
         raise InputError(f"method={given.method} is unknown", f"one of: {', '.join(METHODS)}")

@@ -20,6 +20,7 @@ KEYS = {"model": "", "out": "", "texts": 60, "tokens": 400, "temperature": 0.8, 
 
 
 def main(words: list[str]) -> None:
+    """Sample texts from the model and write them."""
     if not words:
         print(__doc__, end="")
         return
@@ -48,6 +49,7 @@ def main(words: list[str]) -> None:
 
 
 def read_words(words: list[str]) -> SimpleNamespace:
+    """The words, checked. Raises InputError for a number that is not positive and a place that cannot be written."""
     given = read(words, KEYS)
     for key in ("texts", "tokens", "temperature", "seed"):
         value = getattr(given, key)

@@ -28,6 +28,7 @@ KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "mod
 
 
 def main(words: list[str]) -> None:
+    """Draw the one figure that the words leave."""
     given = read_words(words)
     from eval.plots.style import save, style
     from eval.scores.labels import load_cells
@@ -88,6 +89,7 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
 
 
 def read_words(words: list[str]) -> SimpleNamespace:
+    """The words, checked. Raises InputError for an unknown kind and a place that cannot be written."""
     given = read(words, KEYS)
     if given.kind not in KINDS:
         raise InputError(f"kind={given.kind} is unknown", f"one of: {', '.join(KINDS)}")

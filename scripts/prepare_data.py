@@ -46,6 +46,7 @@ KEYS = {"to": str, "prompts_url": PROMPTS_URL, "data_sha256": DATA_SHA256}
 
 
 def main(words: list[str]) -> None:
+    """Fetch prompts and data, and say how to go on."""
     args = read(words, KEYS)
     folder = Path(args.to).expanduser() if args.to else cache_dir()
     prompts(folder / "prompts", args.prompts_url)
@@ -96,6 +97,7 @@ def unpack(archive: Path, folder: Path) -> tuple[int, int]:
 
 
 def is_same(path: Path, info: zipfile.ZipInfo) -> bool:
+    """Whether the file of a member is there already, by size and CRC."""
     if not path.is_file() or path.stat().st_size != info.file_size:
         return False
     crc = 0
@@ -106,12 +108,14 @@ def is_same(path: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def write_member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    """Unpack one member beside its place, then put it there whole."""
     with beside(target) as new, zipped.open(info) as source, new.open("wb") as file:  # to the end, which checks the CRC
         while chunk := source.read(CHUNK):
             file.write(chunk)
 
 
 def say(path: Path, downloaded: bool) -> None:
+    """One line for one file."""
     print(f"{path}: {'downloaded' if downloaded else 'already there'}, sha256 as expected")
 
 

@@ -37,6 +37,7 @@ ANY_MODEL = {"locret": {"heads": "random"}}  # trained heads fit one model, and 
 
 
 def main(words: list[str]) -> int:
+    """Check the methods on the models that the words name; 1 where something failed."""
     from d2o.errors import InputError
 
     given = read(words, {"methods": str}, others=True)
@@ -44,8 +45,9 @@ def main(words: list[str]) -> int:
     rest = [word for word in given.words if word != "families"]
     if "families" in words and rest:
         raise InputError(f"{rest[0]!r} beside families, which brings its own models", "leave one of them out")
+    cfg = None if "families" in words else bundled_or_given(rest)  # a slip of the hand shows before anything is made
     methods, bad = build_methods(names), []
-    for name, model in families() if "families" in words else [bundled_or_given(rest)]:
+    for name, model in families() if cfg is None else [loaded(cfg)]:
         bad += show(name, model, methods)
     for line in bad:
         print(f"FAILED {line}")
@@ -112,16 +114,21 @@ def build_methods(names: list[str] | None) -> dict:
 
 
 def bundled_or_given(words: list[str]):
-    """(name, model) as the words say; float32 and the bundled model unless they say otherwise."""
-    from eval.config.build import build
+    """The config of a cell as the words say; float32 and the bundled model unless they say otherwise."""
     from eval.config.compose import compose_cell, configs
 
     defaults = [("model", "model=tiny"), ("engine.dtype", "engine.dtype=float32")]
     words = [*words, *(word for key, word in defaults if not any(w.startswith(f"{key}=") for w in words))]
     with configs(CONFIGS):
-        cfg = compose_cell(words, CONFIGS).cfg
-        loaded = build(cfg.model, "model", dtype=cfg.engine.dtype, device=cfg.engine.device)
-    return loaded.name, loaded.model
+        return compose_cell(words, CONFIGS).cfg
+
+
+def loaded(cfg):
+    """(name, model) of a cell."""
+    from eval.config.build import build
+
+    made = build(cfg.model, "model", dtype=cfg.engine.dtype, device=cfg.engine.device)
+    return made.name, made.model
 
 
 def families():

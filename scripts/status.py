@@ -32,6 +32,7 @@ MENDED = ("failed", "stale", "missing")
 
 
 def main(words: list[str]) -> int:
+    """Print the board, or the commands of the cells to mend, or run them."""
     args = read_words(words)
     lines = board(args.results_dir, ask_slurm() if has_jobs(args.results_dir) else None)
     if args.rerun is None:
@@ -56,6 +57,7 @@ def start(line: Line, words: Sequence[str]) -> int:
 
 
 def has_jobs(results_dir: Path) -> bool:
+    """Whether any cell was given to Slurm."""
     return any((read_json(file) or {}).get("launcher") == "slurm" for file in results_dir.rglob("job*.json"))
 
 
@@ -71,6 +73,7 @@ def ask_slurm() -> set[str] | None:
 
 
 def read_words(words: Sequence[str]) -> SimpleNamespace:
+    """The words, checked. Raises InputError for what does not fit together."""
     args = read(words, KEYS, others=True)
     args.rerun = args.rerun.split(",") if args.rerun else None
     for state in args.rerun or ():

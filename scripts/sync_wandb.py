@@ -5,7 +5,8 @@
 
 A cell is always the same run, so sending it twice changes nothing: cells whose rows are there already are skipped
 (wandb.json beside the rows says so), `force=true` sends them over what is there. `table=` sends the table too, in every
-format, as an artifact. The address and the key are W&B's own: WANDB_BASE_URL, WANDB_API_KEY or `wandb login`.
+format, as an artifact. `scorer=fixed` scores by the repaired rules, not the `official` ones. The address and the
+key are W&B's own: WANDB_BASE_URL, WANDB_API_KEY or `wandb login`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Target:
 
 
 def main(words: list[str]) -> int:
+    """Send what the words name; 1 where the server does not take it."""
     from eval.track.tracker import Unsent
 
     try:

@@ -12,11 +12,13 @@ SHOWN = ("single", "multikey8", "twohop", "fewshot", "code", "dialogue", "passag
 
 
 def table(path: pathlib.Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by its header."""
     with path.open() as f:
         return list(csv.DictReader(f))
 
 
 def main(words: list[str]) -> None:
+    """Draw train.csv and eval.csv of the folder into its curve.png."""
     where = pathlib.Path(read(words, {"folder": None}, places=("folder",)).folder)
     import matplotlib
 

@@ -20,7 +20,7 @@ KEYS = {"folder": None, "lengths": (512, 1024, 2048, 4000), "n": 200, "names": "
 
 def rows(enc, bos: int, name: str, length: int, n: int, seed: int):
     """(ids of the prompt, ids of the answer)."""
-    for sample in Mini(name, length, n=n, seed=seed).rows():
+    for sample in Mini(name, length, n=n, seed=seed).samples():
         yield [bos, *enc.ids(sample.prompt)], enc.ids(sample.meta["answer"])
 
 
@@ -47,6 +47,7 @@ def accuracies(model, enc, bos: int, lengths, n: int, bf16: bool, names=tuple(KI
 
 
 def main(words: list[str]) -> None:
+    """Print the table, a row per kind."""
     given = read(words, KEYS, places=tuple(KEYS))
     import torch
     from tokenizers import Tokenizer

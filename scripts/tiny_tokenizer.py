@@ -27,6 +27,7 @@ def pieces() -> list[tuple[str, float]]:
 
 
 def tokenizer():
+    """Unigram with byte fallback over `pieces`; <s> stands before every text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     out = Tokenizer(models.Unigram(pieces(), unk_id=0, byte_fallback=True))
@@ -54,6 +55,7 @@ def save(folder: str) -> int:
 
 
 def main(given: list[str]) -> None:
+    """Write the tokenizer and print the size of its vocabulary."""
     print(save(read(given, {"folder": "models/tiny"}, places=("folder",)).folder))
 
 

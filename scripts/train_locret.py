@@ -15,6 +15,7 @@ from scripts.train.config import composed
 
 
 def main(words: list[str]) -> None:
+    """Compose the config, load the model, train."""
     cfg = composed(words, "train_locret")
     from hydra.utils import instantiate
 

@@ -32,7 +32,7 @@ def ours(name, method=Full, budget=1.0, **how):
 
 
 def requests_of(task, count):
-    rows = LMEval([task], LOCAL).rows()
+    rows = LMEval([task], LOCAL).samples()
     return [request for _ in range(count) for request in next(rows).meta["requests"]]
 
 
@@ -47,7 +47,7 @@ def choices(*pairs):
 
 
 def measured(task, count, method=D2O, budget=0.2):
-    lab, rows = Lab(loaded("tiny"), method, budget), task.rows()
+    lab, rows = Lab(loaded("tiny"), method, budget), task.samples()
     samples = [next(rows) for _ in range(count)]
     task.begin(samples, lab)
-    return list(task.measure_batch(samples, lab))
+    return list(task.measure(samples, lab))

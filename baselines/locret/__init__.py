@@ -1,0 +1,1 @@
+"""Locret: retaining heads, their training, and the eviction by what they score."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.locret.heads import capture
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.feed import Feed
 from d2o.layer import KeepAll, KVLayer
 

@@ -24,9 +24,9 @@ from baselines.locret.data import Pair, read, tokenise
 from baselines.locret.heads import HIDDEN, new_heads, shape_of
 from baselines.locret.labels import KINDS, Lesson, Recorder, labelled
 from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.models.load import LoadedModel
-from d2o.start import open_engine
 
 STATE, LOG = "state.pt", "train.csv"
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
 from d2o.errors import InputError
 from d2o.eviction import Entries, Eviction
-from d2o.generation import generate
-from d2o.lab.lab import Answer, Asked, Lab
-from d2o.models.prompt import stop_ids
+from d2o.lab.answer import Answer, Asked, Completion
+from d2o.lab.lab import Lab
+from d2o.models.prompt import Encoded, stop_at
+from d2o.stop import NEVER, Stop
 
 LONGEST = 8192  # tokens: the columns of one layer are heads x slots x leaving entries
 Runs = list[list[int]]  # [first, last] of every run of positions
@@ -86,8 +88,7 @@ def draw_atlas(
     engine: Engine,
     prompt: Sequence[int],
     max_new_tokens: int,
-    stop_ids: frozenset[int] = frozenset(),
-    min_new_tokens: int = 0,
+    stop: Stop = NEVER,
     question: Sequence[int] = (),
     again: bool = False,
 ) -> dict[str, Any]:
@@ -103,9 +104,7 @@ def draw_atlas(
         what = f"an atlas of {len(prompt) + len(question)} tokens"
         raise InputError(what, f"draw it for a prompt of at most {LONGEST} tokens, for example task.length=2048")
     drawing, questions = Drawing(), [list(question)] if len(question) else None
-    (found,) = generate(
-        engine, [list(prompt)], max_new_tokens, stop_ids, min_new_tokens, questions, again, watch=drawing
-    )
+    (found,) = generate(engine, [list(prompt)], max_new_tokens, stop, questions, again, watch=drawing)
     cache, last = drawing.cache, snapshot(drawing.cache)
     return {
         "version": 1,
@@ -121,17 +120,30 @@ def draw_atlas(
 
 
 class AtlasLab(Lab):
-    """A lab whose `atlas` is that of the last answer that a task asked it for; None before one."""
+    """A lab whose `atlas` is that of the last answer that a task asked it for; None before one. It is drawn in a run of
+    its own, before the answer is made as in any lab."""
 
     atlas: dict[str, Any] | None = None
+
+    def answers(
+        self,
+        prompts: Sequence[Encoded],
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        when: str = "before",
+    ) -> list[Completion]:
+        """As Lab.answers."""
+        (one,) = prompts
+        ends = stop_at(self.loaded, stop)
+        self.atlas = draw_atlas(self.engine, one.ids, max_new_tokens, ends, one.question, when == "again")
+        return super().answers(prompts, max_new_tokens, stop, when)
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
-        """As Lab.generate, after the atlas was drawn in a run of its own."""
+        """As Lab.generate."""
         prompt, question = asked.parts(late)
-        ends, least = stop_ids(self.loaded, stop), 1 if stop else 0
-        self.atlas = draw_atlas(self.engine, prompt, max_new_tokens, ends, least, question, again)
+        self.atlas = draw_atlas(self.engine, prompt, max_new_tokens, stop_at(self.loaded, stop), question, again)
         return super().generate(asked, max_new_tokens, stop, late, again)
 
 

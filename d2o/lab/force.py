@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 
 
 @dataclass

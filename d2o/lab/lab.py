@@ -1,87 +1,30 @@
-"""What a task that measures is handed: one model under one method and one budget, behind a few verbs.
+"""What a task is handed: one model under one method and one budget, behind a few verbs.
 
-It knows texts, ids and positions, and nothing of any task. Times wait for the device; batches are one row, but in
-`race` and `fits`.
+It knows texts, ids and positions, and nothing of any task. Times wait for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from d2o.cache import KVCache
-from d2o.generation import Generation, generate
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.lab import force, race
+from d2o.lab.answer import Answer, Asked, Completion, Span, Survivors, as_row
 from d2o.lab.likelihood import Scored, likelihoods
 from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
 from d2o.models.load import LoadedModel
-from d2o.models.prompt import decode, encode_parts, stop_ids
-from d2o.start import open_engine
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt as ids, context and question; `spans` are positions [first, last + 1) in the context."""
-
-    context: list[int]
-    question: list[int]
-    spans: list[Span]
-
-    def parts(self, late: int) -> tuple[list[int], list[int]]:
-        """What is fed before the eviction, and the last `late` tokens."""
-        whole = [*self.context, *self.question]
-        cut = len(whole) - late
-        return whole[:cut], whole[cut:]
-
-
-@dataclass
-class Answer:
-    """What was generated; `row` is the ledger's part of a row, and the seconds.
-
-    held: `[Hkv, C]` positions per layer right after the eviction, -1 for an empty slot; merges: per layer the positions
-    `[Hkv, n]` that left into a kept slot then, -1 for those that did not.
-    """
-
-    text: str
-    tokens: list[int]
-    row: dict[str, Any]
-    held: list[Tensor]
-    merges: list[Tensor | None]
-
-    def survival(self, spans: Sequence[Span]) -> dict[str, list[float]]:
-        """Per layer: the share of the slots of these positions that is held (`survival`) or merged into one that is
-        (`merged`), and the share of the positions that some head holds (`survival_any`)."""
-        wanted = torch.cat([torch.arange(a, b, dtype=torch.int32) for a, b in spans])
-        found = {"survival": [], "survival_any": [], "merged": []}
-        for positions, merged in zip(self.held, self.merges, strict=True):
-            there = torch.stack([torch.isin(wanted, head) for head in positions])  # [Hkv, wanted]
-            gone = torch.zeros_like(there)
-            if merged is not None:
-                gone = torch.stack([torch.isin(wanted, head) for head in merged])
-            found["survival"].append(_share(there))
-            found["survival_any"].append(_share(there.any(dim=0)))
-            found["merged"].append(_share(gone & ~there))
-        return found
-
-
-@dataclass
-class Completion:
-    """What was generated, with what ended it; `row` as in Answer."""
-
-    text: str
-    tokens: list[int]
-    row: dict[str, Any]
+from d2o.models.prompt import Encoded, decode, encode, encode_apart, encode_parts, stop_at
+from d2o.stop import Stop
 
 
 class Lab:
-    """`longest`: the longest text that will be fed, where it is less than the model's window."""
+    """`longest`: the longest text that will be fed, in tokens, where it is less than the model's window; to be set
+    before anything is measured. `graph`: decode steps are replayed from a CUDA graph."""
 
     def __init__(
         self,
@@ -92,12 +35,30 @@ class Lab:
         chunk: int | None = None,
         seed: int = 0,
         longest: int | None = None,
+        graph: bool = False,
     ) -> None:
-        options = {"chunk": chunk, "seed": seed, "window": longest}
-        self.loaded, self.window = loaded, loaded.window
-        self.engine = open_engine(loaded.model, method, budget, **options)
-        self.full = open_engine(loaded.model, KeepAll, 1.0, **options)
-        self.evicts, self.streams = self.engine.prototype.budgeted, self.engine.prototype.decode_eviction
+        self.loaded, self.window, self.longest = loaded, loaded.window, longest
+        self._asked, self._options, self._graph = (method, budget), {"chunk": chunk, "seed": seed}, graph
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The model under the method."""
+        return open_engine(self.loaded.model, *self._asked, window=self.longest, graph=self._graph, **self._options)
+
+    @cached_property
+    def full(self) -> Engine:
+        """The same model with the full cache."""
+        return open_engine(self.loaded.model, KeepAll, 1.0, window=self.longest, **self._options)
+
+    @property
+    def evicts(self) -> bool:
+        """Whether the method takes a budget."""
+        return self.engine.prototype.budgeted
+
+    @property
+    def streams(self) -> bool:
+        """Whether the method evicts while it decodes."""
+        return self.engine.prototype.decode_eviction
 
     @property
     def budget(self) -> float:
@@ -124,16 +85,34 @@ class Lab:
         parts = encode_parts(self.loaded, context, question, chat, spans)
         return Asked(parts.context, parts.question, parts.spans)
 
+    def encode(self, text: str, max_new_tokens: int, chat: bool, truncate: str) -> Encoded:
+        """A whole prompt as `d2o.models.prompt.encode` makes it."""
+        return encode(self.loaded, text, max_new_tokens, chat, truncate)
+
+    def encode_apart(self, context: str, question: str, max_new_tokens: int, chat: bool, truncate: str) -> Encoded:
+        """A prompt whose question is fed after the eviction of its context."""
+        return encode_apart(self.loaded, context, question, max_new_tokens, chat, truncate)
+
     # ---- measuring
+    def answers(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, stop: tuple[str, ...] = (), when: str = "before"
+    ) -> list[Completion]:
+        """Greedy answers of a batch. `when`: the question was read "before" the eviction; "again", the same, and the
+        last token of the prompt is read once more, from the cache; "after" it."""
+        questions = [prompt.question for prompt in prompts] if when == "after" else None
+        texts = [prompt.ids for prompt in prompts]
+        ends = stop_at(self.loaded, stop)
+        found = generate(self.engine, texts, max_new_tokens, ends, questions, again=when == "again")
+        return [Completion(decode(self.loaded, one.tokens), one.tokens, as_row(one)) for one in found]
+
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
         """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them.
-        `again`: see d2o.generation.generate."""
-        prompt, question = asked.parts(late)
-        ends, least, seen = stop_ids(self.loaded, stop), 1 if stop else 0, Survivors()
-        questions = [question] if late else None
-        (found,) = generate(self.engine, [prompt], max_new_tokens, ends, least, questions, again, watch=seen)
+        `again`: see d2o.engine.generation.generate."""
+        (prompt, question), seen = asked.parts(late), Survivors()
+        questions, ends = [question] if late else None, stop_at(self.loaded, stop)
+        (found,) = generate(self.engine, [prompt], max_new_tokens, ends, questions, again, watch=seen)
         return Answer(decode(self.loaded, found.tokens), found.tokens, as_row(found), seen.held, seen.merged)
 
     def complete(
@@ -146,8 +125,8 @@ class Lab:
             return any(word in tail for word in until)
 
         reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
-        how = {"again": again and self.evicts, "ended": ended if until else None}
-        found = generate(self.engine, prompts, max_new_tokens, self.loaded.eos_ids, **how)
+        stop = Stop(self.loaded.eos_ids, ended=ended if until else None)
+        found = generate(self.engine, prompts, max_new_tokens, stop, again=again and self.evicts)
         return [Completion(decode(self.loaded, one.tokens), one.tokens, as_row(one)) for one in found]
 
     def likelihoods(
@@ -181,37 +160,3 @@ class Lab:
     def hardware(self) -> dict[str, Any]:
         """Device, dtype, kernel, threads, versions, and how memory is read."""
         return hardware(self.loaded.model)
-
-
-class Survivors:
-    """A `watch` for `generate`: what every layer holds and has merged right after the first eviction, as in Answer."""
-
-    held: list[Tensor] | None = None
-    merged: list[Tensor | None] | None = None
-
-    def __call__(self, when: str, cache: KVCache) -> None:
-        if when == "empty":
-            for layer in cache.layers:
-                layer.merge_log = [] if layer.merges else None
-        elif self.held is None and not cache.layers[0].pending:
-            self.held = [layer.positions[0].clone().cpu() for layer in cache.layers]
-            self.merged = [_merged(layer.merge_log) for layer in cache.layers]
-            for layer in cache.layers:
-                layer.merge_log = None
-
-
-def as_row(found: Generation) -> dict[str, Any]:
-    """The fields of a row that any generation gives."""
-    return {**found.ledger.as_row(), "prefill_s": round(found.prefill_s, 6), "decode_s": round(found.decode_s, 6)}
-
-
-def _merged(log: list[Any] | None) -> Tensor | None:
-    """`[Hkv, n]` positions that were merged, -1 for those that were dropped; None where nothing merges."""
-    if log is None:
-        return None
-    parts = [torch.where(entry.merged, entry.positions, -1)[0].cpu() for entry in log]
-    return torch.cat(parts, dim=-1) if parts else torch.full((1, 1), -1)
-
-
-def _share(there: Tensor) -> float:
-    return round(float(there.float().mean()), 6)

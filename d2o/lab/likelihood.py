@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 
 Ids = Sequence[int]

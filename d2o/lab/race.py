@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.lab.memory import Peak, is_out_of_memory, limited
 
 FEW = 3  # steps that show whether a batch fits: storage is taken for all of them at the end of the prefill

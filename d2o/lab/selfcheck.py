@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from d2o.attention import is_attached
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums, column_sums_plain
 from d2o.lab.oracle import Oracle, run_masks, seen_by
 from d2o.layer import KVLayer
-from d2o.start import open_engine
 
 CHECKS = ("full", "mask", "batch", "chunk", "question", "again", "held", "bytes")
 LENGTHS, NEW, CHUNK = (96, 57, 75), 8, 20

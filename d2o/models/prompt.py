@@ -8,16 +8,23 @@ from typing import Any
 
 from d2o.errors import InputError
 from d2o.models.load import LoadedModel
+from d2o.stop import Stop
 
 MARK = "<the message>"  # stands for a message, to see what a chat template puts around it
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids of a prompt, and whether some of it had to go."""
+    """Ids of a prompt, whether some of it had to go, and the ids of a question that is fed after the eviction."""
 
     ids: list[int]
     truncated: bool
+    question: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Of prompt and question."""
+        return len(self.ids) + len(self.question)
 
 
 def encode(
@@ -56,7 +63,6 @@ class Parts:
 
     context: list[int]
     question: list[int]
-    truncated: bool = False
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -87,12 +93,12 @@ def encode_parts(
         doubled = len(ids) - len(_wrap_head(loaded.tokenizer, head, chat))
         ids, found = ids[doubled:], [(a - doubled, b - doubled) for a, b in found]
     asked = loaded.tokenizer(question + after, add_special_tokens=False, verbose=False).input_ids
-    return Parts(ids, asked, False, found)
+    return Parts(ids, asked, found)
 
 
 def encode_apart(
     loaded: LoadedModel, context: str, question: str, max_new_tokens: int, chat: bool = False, truncate: str = "middle"
-) -> Parts:
+) -> Encoded:
     """As `encode`, for a question that is fed after the context was evicted: only the context is ever cut."""
     chat = chat and bool(loaded.tokenizer.chat_template)
     parts = encode_parts(loaded, context, question, chat)
@@ -107,15 +113,16 @@ def encode_apart(
         if truncate == "refuse" or room < 2:
             raise InputError(what, hint)
         before, _ = _around(loaded.tokenizer, chat)
-        parts = Parts(_cut(loaded.tokenizer, before, context, chat, room), parts.question, True)
-    _known(parts.context + parts.question, loaded)
-    return parts
+        cut = _cut(loaded.tokenizer, before, context, chat, room)
+        return Encoded(_known(cut, loaded), True, _known(parts.question, loaded))
+    return Encoded(_known(parts.context, loaded), False, _known(parts.question, loaded))
 
 
-def stop_ids(loaded: LoadedModel, stop: tuple[str, ...] = ()) -> frozenset[int]:
-    """Tokens that end an answer: the model's own, and the last token of every string in `stop`."""
-    lasts = (loaded.tokenizer(text, add_special_tokens=False).input_ids[-1:] for text in stop)
-    return loaded.eos_ids | {token for last in lasts for token in last}
+def stop_at(loaded: LoadedModel, texts: tuple[str, ...] = ()) -> Stop:
+    """What ends an answer: the model's own tokens, and the last token of every string in `texts`. Where there are
+    such strings an answer has at least one token before them."""
+    lasts = (loaded.tokenizer(text, add_special_tokens=False).input_ids[-1:] for text in texts)
+    return Stop(loaded.eos_ids | {token for last in lasts for token in last}, 1 if texts else 0)
 
 
 def decode(loaded: LoadedModel, tokens: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Which models are refused by name. What nobody thought of is found by d2o/probe.py."""
+"""Which models are refused by name. What nobody thought of is found by d2o/engine/probe.py."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What lies on the disk: cells, their rows, their status, and what made them."""

@@ -1,0 +1,1 @@
+"""What the user typed: words, configs, and the objects that they name."""

@@ -18,7 +18,7 @@ NAMES = ("dropped", "merged into another", "held after the prefill, left later",
 
 def chosen(task: Any, samples: Sequence[Sample], wanted: bool | str) -> Sample:
     """The sample an atlas is drawn of: the first one for true, else the one with this id. Raises InputError."""
-    if not hasattr(task, "max_new_tokens"):
+    if not task.prompted:
         raise InputError(f"atlas={wanted} with task={task.name}, which answers no prompt", "leave atlas= out")
     for sample in samples:
         if wanted is True or sample.id == wanted:

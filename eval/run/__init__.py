@@ -1,0 +1,1 @@
+"""Who runs what, and when: a cell, a sweep, a job."""

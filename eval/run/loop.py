@@ -1,52 +1,41 @@
-"""The loop of a cell whose task measures: one sample after the other is handed to the task with a lab, row by row.
-
-Such a task is more than "prompt in, text out". It has `measure(sample, lab) -> dict`, the row's fields but id and
-prompt_hash, and may have
-
-    begin(samples, lab)         what only tokenizer and window can tell is wrong, before the first row
-    check_cell(budget, method)  what is wrong with a budget and a method, before anything is written
-    measure_batch(samples, lab) an iterable of one dict per sample, where several can be measured at once: `batch_size`
-                                of them; each is written before the next is asked for
-    longest                     tokens of the longest text it will feed, None: the model's window
-
-and its protocol says under `figures` whose module knows what to show of the rows (eval/cells/names.py):
-`figures(rows) -> dict` of numbers, `COLUMNS` {figure: header} for the table of cells (or `columns(rows)`, where that
-depends on them), `table(rows) -> str` for the end of a run, `records(rows) -> {name: [record]}`, flat ones for a
-tracker's tables, and perhaps `side_by_side([(cell, rows)]) -> str` for the end of a run of several cells.
-"""
+"""The loop of a cell: what is missing goes through its task batch by batch, and every row is on the disk at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from d2o.errors import InputError
 from eval.cells.cell import Cell
-from eval.run.predict import prompt_hash
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task, prompt_hash
+
+Seen = Callable[[dict[str, Any]], None]
 
 
-def measures(task: Any) -> bool:
-    """Whether the task measures instead of predicting."""
-    return hasattr(task, "measure")
+def lacking(cell: Cell, samples: Sequence[Sample]) -> list[Sample]:
+    """Samples without a row. Raises InputError where a row was made from another prompt than the data now holds."""
+    todo = []
+    for sample in samples:
+        row = cell.row(sample.id)
+        if row is None:
+            todo.append(sample)
+        elif row.get("prompt_hash") != prompt_hash(sample):
+            what = f"row {sample.id!r} of {cell.path} was made from another prompt than the data now holds"
+            raise InputError(what, "name another folder with results_dir=")
+    return todo
 
 
-def measure(
-    cell: Cell,
-    samples: list[Sample],
-    task: Any,
-    lab: Any,
-    seen: Callable[[dict[str, Any]], None],
-    batch_size: int = 1,
-) -> None:
-    """`seen` is told of every row once it is on the disk."""
-    if hasattr(task, "begin"):
-        task.begin(samples, lab)
+def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int, seen: Seen) -> None:
+    """A row for every sample. `lab`: d2o.lab.lab.Lab; `seen` is told of every row once it is on the disk. What is wrong
+    with a sample shows before the first row is made, as far as tokenizer and window can tell."""
+    task.begin(samples, lab)
     progress = Progress(cell.path.name, cell.done, cell.total)
     cell.status("running")
     try:
-        for batch, made in _measured(samples, task, lab, batch_size):
-            for sample, fields in zip(batch, made, strict=True):
+        for batch in task.batches(samples, batch_size):
+            for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
                 row = {"id": sample.id, **fields, "prompt_hash": prompt_hash(sample)}
                 cell.write(row)
                 seen(row)
@@ -54,22 +43,3 @@ def measure(
             cell.status("running")
     finally:
         progress.close()
-
-
-def _measured(
-    samples: list[Sample], task: Any, lab: Any, size: int
-) -> Iterator[tuple[list[Sample], Iterable[dict[str, Any]]]]:
-    if not hasattr(task, "measure_batch"):
-        yield from (([sample], [task.measure(sample, lab)]) for sample in samples)
-        return
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
-        yield batch, task.measure_batch(batch, lab)
-
-
-
-
-
-
-
-

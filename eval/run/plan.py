@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from d2o.errors import InputError
 from eval.cells import shards
 from eval.cells.identity import folder
 from eval.cells.rows import read_rows
 from eval.cells.shards import Shard
 from eval.config.build import build
-from eval.run.predict import first, prompt_hash
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task, prompt_hash
 
 if TYPE_CHECKING:
     from eval.cells.identity import Composed
@@ -28,7 +31,7 @@ class Plan:
     """`samples`: the rows of the whole cell; `own`: those of this shard of it, all of them without one."""
 
     composed: Composed
-    task: Any
+    task: Task
     method: Callable[..., Any]
     protocol: dict[str, Any]
     samples: list[Sample]
@@ -57,11 +60,10 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
     read = {} if read is None else read
     asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
     if asked not in read:
-        read[asked] = first(task.rows(), cfg.limit)
+        read[asked] = first(task.samples(), cfg.limit)
     protocol, samples = task.protocol(), read[asked]
     method = settle(composed)
-    if hasattr(task, "check_cell"):
-        task.check_cell(cfg.budget, method())
+    task.check(cfg.budget, method())
     shard = shards.parse(cfg.shard)
     own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
     return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
@@ -91,3 +93,14 @@ def distinct(plans: Sequence[Plan]) -> list[Plan]:
         if plan.key not in found or len(plan.own) > len(found[plan.key].own):
             found[plan.key] = plan
     return list(found.values())
+
+
+def first(rows: Iterable[Sample], limit: int | None) -> list[Sample]:
+    """The first `limit` rows. Raises InputError for none at all and for an id that comes twice."""
+    samples = list(islice(rows, limit))
+    if not samples:
+        raise InputError("the task has no rows", "look at its data file")
+    identifier, times = Counter(sample.id for sample in samples).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"id {identifier!r} comes {times} times in the data", "give every row an id of its own")
+    return samples

@@ -1,0 +1,1 @@
+"""Rows to scores, readings, means and intervals."""

@@ -1,0 +1,1 @@
+"""Scores side by side, beside published numbers."""

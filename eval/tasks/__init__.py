@@ -1,0 +1,1 @@
+"""What is asked, one package or one file a task."""

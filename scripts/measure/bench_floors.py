@@ -26,6 +26,7 @@ class Rates:
 
 
 def measure_rates(like: Tensor, clock: Callable[[], float], rounds: int = 5) -> Rates:
+    """Rates of this machine for the type and device of `like`: a large product, a large copy, the least of `rounds`."""
     gpu = like.device.type == "cuda"
     side, length = (8192, 1 << 30) if gpu else (1024, 1 << 26)
     a = torch.randn(side, side, dtype=like.dtype, device=like.device)
@@ -57,6 +58,7 @@ class Floors:
 
     @classmethod
     def of(cls, model: nn.Module, rates: Rates) -> Floors:
+        """Counted off the model's weights: what a step has to read, what a prefill has to compute."""
         config = model.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight

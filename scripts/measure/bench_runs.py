@@ -12,10 +12,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.lab import race
 from d2o.lab.memory import is_out_of_memory, limited
-from d2o.start import open_engine
 from scripts.measure.bench_stock import presses, stock_run
 
 ROOT = Path(__file__).resolve().parents[2]

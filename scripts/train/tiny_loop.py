@@ -42,6 +42,7 @@ def load(path: pathlib.Path, model, opts) -> tuple[int, int]:
 
 
 def save(path: pathlib.Path, state: dict) -> None:
+    """Write a checkpoint beside its place, then put it there whole."""
     import torch
 
     from eval.cells.files import beside
@@ -51,6 +52,7 @@ def save(path: pathlib.Path, state: dict) -> None:
 
 
 def worker(index: int, cfg, meeting: str, first: int) -> None:
+    """Worker `index` + `first` of cfg.workers, which meet in the folder `meeting`."""
     import torch
     import torch.distributed as dist
 
@@ -67,44 +69,31 @@ def worker(index: int, cfg, meeting: str, first: int) -> None:
 
 
 def train(cfg, rank: int) -> None:
-    import torch
+    """One worker's part, from the checkpoint where there is one to the last step or the end of the time."""
     from tokenizers import Tokenizer
 
-    from eval.tasks.mini.grammar import syllables
     from eval.tasks.mini.tokens import Encoder
     from scripts.train.tiny_data import batch
-    from scripts.train.tiny_model import loss_of, new_model, optimisers
+    from scripts.train.tiny_model import new_model, optimisers
 
     out = pathlib.Path(cfg.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(ROOT / cfg.tokenizer / "tokenizer.json"))
     enc = Encoder(tokenizer)
-    bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
-    ids = tokenizer.token_to_id
-    special = (bos, eos, frozenset(map(ids, (".", "\n"))), frozenset(map(ids, syllables()[1])))
-    model = new_model(cfg, tokenizer.get_vocab_size(), bos, eos)
+    special = specials(tokenizer)
+    model = new_model(cfg, tokenizer.get_vocab_size(), *special[:2])
     opts = optimisers(cfg, model)
     step, seen = load(out / "checkpoint.pt", model, opts)
-    base = [cfg.lr_matrix, cfg.lr_rest]
     run = start_wandb(cfg) if rank == 0 else None
     phases = [types.SimpleNamespace(**p) for p in OmegaConf.to_container(cfg.phases, resolve=True)]
-    started, total = time.time(), sum(p.steps for p in phases)
-    stop = False
+    started, total, stop = time.time(), sum(p.steps for p in phases), False
     while step < total and not stop:
         phase, done = phase_at(phases, step)
         length = random.Random(f"length:{cfg.seed}:{step}").choices(phase.lengths, phase.shares)[0]
         rows = max(1, phase.tokens // length // cfg.workers)
         t0 = time.time()
         data = batch(enc, cfg.seed, step, range(rank * rows, (rank + 1) * rows), length, special, phase)
-        loss, right = loss_of(model, *map(torch.from_numpy, data), cfg.bf16)
-        loss.backward()
-        average_gradients(model, cfg.workers)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt, lr in zip(opts, base, strict=True):
-            for group in opt.param_groups:
-                group["lr"] = lr * rate(cfg, phase, done, step)
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+        loss, right = learn(cfg, model, opts, data, rate(cfg, phase, done, step))
         step += 1
         seen += rows * length * cfg.workers
         if rank == 0 and step % cfg.log_every == 0:
@@ -117,7 +106,7 @@ def train(cfg, rank: int) -> None:
                 save(out / "checkpoint.pt", {"model": model.state_dict(), "step": step, "tokens": seen,
                                              "optimisers": [o.state_dict() for o in opts]})
         if step % cfg.eval_every == 0 or step == total:
-            scores = check(cfg, model, enc, bos, phase, rank)
+            scores = check(cfg, model, enc, special[0], phase, rank)
             if rank == 0:
                 for name, value in scores.items():
                     note(out / "eval.csv", run, {"step": step, "tokens": seen, "cell": name, "accuracy": value})
@@ -126,7 +115,34 @@ def train(cfg, rank: int) -> None:
         run.finish()
 
 
+def specials(tokenizer) -> tuple[int, int, frozenset[int], frozenset[int]]:
+    """Ids of <s> and </s>, of what ends a sentence, and of what ends a name."""
+    from eval.tasks.mini.grammar import syllables
+
+    ids = tokenizer.token_to_id
+    return ids("<s>"), ids("</s>"), frozenset(map(ids, (".", "\n"))), frozenset(map(ids, syllables()[1]))
+
+
+def learn(cfg, model, opts, data, share: float):
+    """One step on `data` (tiny_data.batch) at a share of the learning rates: (loss [], share of right tokens [])."""
+    import torch
+
+    from scripts.train.tiny_model import loss_of
+
+    loss, right = loss_of(model, *map(torch.from_numpy, data), cfg.bf16)
+    loss.backward()
+    average_gradients(model, cfg.workers)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for opt, lr in zip(opts, (cfg.lr_matrix, cfg.lr_rest), strict=True):
+        for group in opt.param_groups:
+            group["lr"] = lr * share
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+    return loss, right
+
+
 def average_gradients(model, workers: int) -> None:
+    """Give every worker the mean of all workers' gradients, in one message."""
     import torch
 
     if workers == 1:
@@ -178,6 +194,7 @@ def note(path: pathlib.Path, run, row: dict) -> None:
 
 
 def start_wandb(cfg):
+    """A run of W&B; None where no project is named."""
     if not cfg.wandb:
         return None
     import wandb

@@ -2,6 +2,7 @@
 
 
 def new_model(cfg, vocab: int, bos: int, eos: int):
+    """The model at its start, drawn by cfg.seed; `vocab`: size of the vocabulary, `bos` and `eos`: ids."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

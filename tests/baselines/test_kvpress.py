@@ -12,9 +12,9 @@ from zoo import build, prompt
 from baselines import kvpress
 from baselines.knorm import KNorm
 from baselines.kvpress import KVPress
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
-from d2o.start import open_engine
 
 
 class ScorerPress:

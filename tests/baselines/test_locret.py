@@ -10,10 +10,10 @@ from zoo import Oracle, build, masks_of_run, prompt, visible_now
 from baselines.locret import checkpoint
 from baselines.locret.cache import Locret
 from baselines.locret.heads import capture, new_heads, projections, shape_of
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.lab.likelihood import nll
-from d2o.start import open_engine
 from scripts.convert_locret import main as convert
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

@@ -10,9 +10,9 @@ from baselines.locret import checkpoint
 from baselines.locret.cache import Locret
 from baselines.locret.labels import Recorder, labelled
 from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
-from d2o.generation import generate
-from d2o.rotary import find_rotation
-from d2o.start import open_engine
+from d2o.engine.generation import generate
+from d2o.engine.rotary import find_rotation
+from d2o.engine.start import open_engine
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

@@ -19,9 +19,9 @@ from baselines.locret.data import Pair, prepend, read, tokenise
 from baselines.locret.heads import shape_of
 from baselines.locret.labels import Recorder, labelled
 from baselines.locret.train import Settings, rate, train
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.models.random import random_llama
-from d2o.start import open_engine
 from scripts.locret_data import main as make_data
 
 TEXT = "the red fox keeps a blue stone under the old tree by the river. "

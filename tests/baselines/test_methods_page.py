@@ -33,7 +33,7 @@ def test_the_command(capsys):
 
 
 def test_the_cards_of_the_main_command_need_nothing_heavy():
-    code = "import sys, run_pred; from eval.cli import main; code = main(['--methods'], None, run_pred.Path('configs'))"
+    code = "import sys, run_pred; from eval.cli import main; code = main(['--methods'], None, run_pred.CONFIGS)"
     code += "; sys.exit(code or sum(name in sys.modules for name in ('torch', 'transformers', 'hydra')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=methods.ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -8,10 +8,10 @@ import torch
 from zoo import FEW, Oracle, build, masks_of_run, prompt, visible_now
 
 from baselines.pyramidinfer import PyramidInfer, under_ceiling
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.lab.likelihood import nll
-from d2o.start import open_engine
 
 LENGTH, STEPS = 70, 8
 METHODS = {

@@ -8,7 +8,7 @@ import zoo
 from omegaconf import OmegaConf
 from zoo import CLOSE
 
-from d2o.start import open_engine
+from d2o.engine.start import open_engine
 
 PAGE = (Path(__file__).resolve().parents[2] / "baselines" / "TEMPLATE.md").read_text(encoding="utf-8")
 

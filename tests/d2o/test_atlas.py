@@ -9,11 +9,11 @@ import torch
 import zoo
 
 from d2o.d2o import D2O
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.eviction import Entries
-from d2o.generation import generate
 from d2o.lab.atlas import Merges, draw_atlas, runs, snapshot
-from d2o.start import open_engine
 
 PROMPT = zoo.prompt(60, seed=3)
 

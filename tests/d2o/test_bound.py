@@ -12,9 +12,9 @@ from baselines.streaming_llm import StreamingLLM
 from d2o.allocation import bound, ratios
 from d2o.budget import Budget
 from d2o.d2o import D2O
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.shares import LEAST, realised_slots
-from d2o.start import open_engine
 
 
 def held(hold: str, merge: bool, lengths=(97, 60), chunk: int | None = None, budget: float = 0.2):

@@ -13,9 +13,9 @@ import run_pred
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
 from d2o.budget import Budget
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
-from d2o.start import open_engine
 from eval.cli import main
 from eval.config.build import build
 

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
+from d2o.engine.start import open_engine
 from d2o.kernels import fused
 from d2o.kernels.attend import repeat_heads
 from d2o.kernels.block import RowStats, attend_block
 from d2o.kernels.sums import column_sums, column_sums_plain
-from d2o.start import open_engine
 from tests.zoo import METHODS, build, prompt
 
 

@@ -15,8 +15,8 @@ from baselines.streaming_llm import StreamingLLM
 from baselines.tova import TOVA
 from d2o.allocation import layer_metric, ratios
 from d2o.d2o import D2O
-from d2o.rotary import Rotation
-from d2o.start import open_engine
+from d2o.engine.rotary import Rotation
+from d2o.engine.start import open_engine
 
 FLOAT = 2e-5
 

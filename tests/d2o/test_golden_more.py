@@ -10,7 +10,7 @@ from baselines.cam import behind, cam, spread
 from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
 from d2o.budget import Budget
-from d2o.start import open_engine
+from d2o.engine.start import open_engine
 
 
 def test_pyramidkv(shared):

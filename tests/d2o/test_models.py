@@ -7,8 +7,9 @@ import pytest
 
 from d2o.errors import InputError
 from d2o.models.load import fingerprint, load, load_hub
-from d2o.models.prompt import decode, encode, stop_ids
+from d2o.models.prompt import decode, encode, stop_at
 from d2o.models.random import random_llama
+from d2o.stop import Stop
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -96,8 +97,8 @@ def test_prompts_that_cannot_be(tiny, chatty):
 
 def test_what_ends_an_answer(tiny):
     newline = tiny.tokenizer("\n", add_special_tokens=False).input_ids
-    assert stop_ids(tiny) == {tiny.tokenizer.eos_token_id}
-    assert stop_ids(tiny, ("\n",)) == {tiny.tokenizer.eos_token_id, *newline}
+    assert stop_at(tiny) == Stop(frozenset({tiny.tokenizer.eos_token_id}))
+    assert stop_at(tiny, ("\n",)) == Stop(frozenset({tiny.tokenizer.eos_token_id, *newline}), least=1)
 
 
 # ---- loading

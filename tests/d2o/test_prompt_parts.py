@@ -25,8 +25,8 @@ def test_a_chat_template_stands_around_both_parts():
 def test_only_the_context_is_cut():
     loaded = random_llama(window=100)
     parts = encode_apart(loaded, "a" * 60 + "b" * 60, " the question", 10)
-    assert parts.truncated and len(parts.context) + len(parts.question) <= 90
-    text = loaded.tokenizer.decode(parts.context, skip_special_tokens=True)
+    assert parts.truncated and parts.tokens <= 90
+    text = loaded.tokenizer.decode(parts.ids, skip_special_tokens=True)
     assert text == "a" * text.count("a") + "b" * text.count("b") and abs(text.count("a") - text.count("b")) <= 1
     assert loaded.tokenizer.decode(parts.question) == " the question"
     with pytest.raises(ValueError, match="does not fit"):

@@ -11,12 +11,13 @@ import torch
 from zoo import CLOSE, METHODS, PLAIN, Oracle, build, masks_of_run, pairs, prompt, visible_now
 
 from d2o.d2o import D2O
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums, column_sums_plain
 from d2o.lab.oracle import run_masks, seen_by
-from d2o.start import open_engine
+from d2o.stop import Stop
 
 LENGTHS = (70, 41, 58)
 STEPS = 10
@@ -149,8 +150,9 @@ def test_4_a_row_of_a_batch_is_the_row_alone(family, method):
 def test_4_generated_tokens_of_a_batch():
     prompts = [prompt(n, seed) for seed, n in enumerate(LENGTHS)]
     run = engine("llama_gqa", "d2o", 0.3)
-    together = [g.tokens for g in generate(run, prompts, 30, stop_ids=frozenset({143}), min_new_tokens=2)]
-    assert together == [generate(run, [p], 30, frozenset({143}), 2)[0].tokens for p in prompts]
+    stop = Stop(frozenset({143}), least=2)
+    together = [g.tokens for g in generate(run, prompts, 30, stop)]
+    assert together == [generate(run, [p], 30, stop)[0].tokens for p in prompts]
     assert {len(tokens) for tokens in together} != {30}, "no row stopped early: the comparison shows less"
     assert all(tokens[-1] == 143 or len(tokens) == 30 for tokens in together)
 

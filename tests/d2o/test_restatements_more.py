@@ -9,6 +9,7 @@ from baselines.adakv import AdaKV
 from baselines.cam import cam
 from baselines.knorm import KNorm
 from baselines.pyramidkv import PyramidKV
+from d2o.feed import Feed
 
 WINDOW, ALPHA = 8, 0.3
 
@@ -127,3 +128,14 @@ def test_adakv_heads_are_uneven_in_these_cases():
     slow = PlainAdaKV()
     slow.run()
     assert len(set(slow.counts)) > 1 and sum(slow.counts) == KV_HEADS * SLOTS
+
+
+def test_what_cam_cut_is_let_go():
+    """The method inside is shown the layer's slots: after the cut nothing there may hold on to the whole prompt."""
+    layer = cam("h2o", merge=8)
+    layer.slots = [SLOTS]
+    q, k, v = (x[:, :, :PROMPT] for x in inputs())
+    layer.attend(q, k, v, 0.1, Feed([PROMPT], prefill=True, last=True, prompt=[PROMPT], reserve=4))
+    owned = [x for owner in (layer, layer.chooser) for x in vars(owner).values() if torch.is_tensor(x) and x.dim() > 2]
+    sizes = [x.shape[2] for x in owned]
+    assert max(sizes) <= SLOTS + 1 < PROMPT

@@ -14,9 +14,9 @@ from baselines.snapkv import SnapKV
 from baselines.streaming_llm import StreamingLLM
 from baselines.tova import TOVA
 from d2o.d2o import D2O
+from d2o.engine.graph import advance, check_graph, is_static
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.graph import advance, check_graph, is_static
-from d2o.start import open_engine
 
 METHODS = {"d2o": D2O, "h2o": H2O, "streaming_llm": StreamingLLM, "tova": TOVA}
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "lift_fresh")

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, Mistral
 from zoo import FAMILIES, GQA, METHODS, build, prompt
 
 from d2o.budget import UNLIMITED, Budget
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.lab.likelihood import nll
 from d2o.ledger import Ledger
 from d2o.models.support import check_config
-from d2o.start import open_engine
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5e9, math.nan, math.inf, 1.5, "abc", True])

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2o.engine.start import open_engine
 from d2o.kernels.attend import attend_lse
 from d2o.kernels.sums import column_sums_plain, sums_plain
 from d2o.merge import nearest_plain
-from d2o.start import open_engine
 from tests.zoo import METHODS, build, prompt
 
 pytest.importorskip("triton")  # runs as the interpreter: see conftest.py

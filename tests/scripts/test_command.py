@@ -57,8 +57,8 @@ def test_an_interrupted_script_ends_quietly(name, monkeypatch, capsys):
 def test_every_key_is_in_the_help():
     for name in SCRIPTS:
         made = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))
-        told = made["__doc__"]
-        missing = [key for key in made.get("KEYS", ()) if f"{key}=" not in told and f"--{key}" not in told]
+        said = made["__doc__"]
+        missing = [key for key in made.get("KEYS", ()) if f"{key}=" not in said and f"--{key}" not in said]
         assert not missing, f"{name}: {missing}"
 
 

@@ -224,7 +224,7 @@ def test_the_whole_command(server, tmp_path, shared):
     assert again.returncode == 0 and "downloaded" not in again.stdout and len(server.asked) == 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("D2O_DATA", str(tmp_path))
-        assert len(list(LongBench("trec").rows())) == 8
+        assert len(list(LongBench("trec").samples())) == 8
 
 
 def test_the_command_refuses_another_archive_than_the_pinned_one(server, tmp_path, shared):

@@ -38,13 +38,14 @@ from typing import Any
 from d2o.errors import InputError
 from eval.tasks import checks
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task
 
 READINGS = ("ttft_s", "tpot_s", "tokens_per_s", "decode_tokens_per_s")
 SIZES = ("prefill_peak", "decode_peak", "kv_bytes")
 VERSION = 1
 
 
-class Efficiency:
+class Efficiency(Task):
     """A grid `batches` x `prompts` x `new`, lists of whole numbers.
 
     largest    search the largest batch at every prompt x new too, up to `most_batch`
@@ -82,7 +83,7 @@ class Efficiency:
         kept = {key: getattr(self, key) for key in ("repeats", "warmup", "seed")}
         return {"task": self.name, "version": VERSION, **grid, **kept, "largest": search, **scoring_protocol(self.name)}
 
-    def rows(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """Every point, small ones first, then the searches."""
         shapes = [(p, n) for p in checks.as_list(self.prompts) for n in checks.as_list(self.new)]
         protocol = self.protocol()
@@ -108,11 +109,11 @@ class Efficiency:
         if self.largest and self.memory_gb is not None:
             lab.check_memory(self.memory_gb)
 
-    def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
-        meta = sample.meta
-        row = self._search(meta, lab) if meta["kind"] == "largest" else self._point(meta, lab)
-        return {**meta, **row, **lab.hardware()}
+    def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
+        """The fields of one row per sample."""
+        for meta in (sample.meta for sample in samples):
+            row = self._search(meta, lab) if meta["kind"] == "largest" else self._point(meta, lab)
+            yield {**meta, **row, **lab.hardware()}
 
     def _point(self, meta: dict[str, Any], lab: Any) -> dict[str, Any]:
         shape = (meta["batch"], meta["prompt"], meta["new"])

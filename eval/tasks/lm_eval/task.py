@@ -13,12 +13,13 @@ from eval.tasks.lm_eval.load import SEED, aggregations, blamed, describe, load_t
 from eval.tasks.lm_eval.row import document_row, main_metric, measured, plain, target
 from eval.tasks.lm_eval.stream import check_stream
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task
 
 VERSION = 2
 WHEN = ("again", "before")
 
 
-class LMEval:
+class LMEval(Task):
     """One task out of `tasks`: the command line makes a cell of each (eval/config/expand.py).
 
     include_path   folders of task YAMLs, read before lm-eval's own
@@ -29,6 +30,8 @@ class LMEval:
     question       "again" | "before" (eval/tasks/checks.py, eval/tasks/lm_eval/model.py)
     cell           names the cell's folder (eval/cells/identity.py)
     """
+
+    batched = True
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class LMEval:
         """The metric that is the score of a row."""
         return None if self.streams else main_metric(aggregations(self.task))
 
-    def rows(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """One sample per document, in lm-eval's order, its requests made when it is its turn."""
         self.task.set_fewshot_seed(SEED)
         for i, doc in self.task.doc_iterator():
@@ -92,7 +95,7 @@ class LMEval:
             meta = {"doc": doc, "requests": requests}
             yield Sample(f"{self.tasks[0]}-{i}", asked, [target(self.task, doc)], None, None, meta=meta)
 
-    def check_cell(self, budget: float | str, method: Any) -> None:
+    def check(self, budget: float | str, method: Any) -> None:
         """What a stream needs of a method and a budget. Raises InputError."""
         if self.streams:
             check_stream(budget if method.budgeted else 1.0, method.decode_eviction)
@@ -101,10 +104,7 @@ class LMEval:
         """Whether the model can be asked as the task asks. Raises InputError."""
         self._lm(lab).check(samples[0].meta["requests"])
 
-    def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        return next(self.measure_batch([sample], lab))
-
-    def measure_batch(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
+    def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
         """The fields of one row per sample; their contexts are prefilled together. Raises InputError at the first
         sample that the task's own code cannot score."""
         lm = self._lm(lab)

@@ -17,6 +17,7 @@ from d2o.errors import InputError
 from eval.tasks import checks
 from eval.tasks.longbench.files import data_file, data_rows, prompt_and_limit
 from eval.tasks.sample import Sample
+from eval.tasks.task import PromptTask
 
 METRICS = {
     "narrativeqa": "qa_f1",
@@ -71,9 +72,9 @@ NO_CHAT = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 BUCKETS = (4000, 8000)  # LongBench-E: upper edges by the field `length`
 
 
-class LongBench:
+class LongBench(PromptTask):
     """One set. `name`: the set; `e`: LongBench-E's file of it; both folders default to what scripts/prepare_data.py
-    fetched; `question`: before | last | after the eviction of the context (eval/tasks/checks.py).
+    fetched; `question`: before | again | after the eviction of the context (eval/tasks/checks.py).
 
     Nothing is read before an attribute is asked for, so bad folders raise InputError in the caller and not in Hydra's
     instantiate.
@@ -122,7 +123,7 @@ class LongBench:
             **scoring_protocol(self.name),
         }
 
-    def rows(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """All samples in file order; the whole file is checked before the first is handed out. Raises InputError."""
         head, tail = self.template.split("{context}")
         path = data_file(self.set_name, self.e, self.data_dir)

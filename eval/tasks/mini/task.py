@@ -18,6 +18,7 @@ from eval.tasks.mini.grammar import plain
 from eval.tasks.mini.questions import Ask
 from eval.tasks.mini.tokens import counter
 from eval.tasks.sample import Sample
+from eval.tasks.task import PromptTask
 
 SHORTEST, LONGEST = 256, 65536
 VERSION = 1  # of the grammar: raise it when the same seed gives other rows
@@ -51,16 +52,13 @@ KINDS = {
 }
 
 
-class Mini:
+class Mini(PromptTask):
     """One task at one length. `length`: tokens of the prompt, 256 to 65536; `n`: rows; `depth`: 0 to 100, where the
     asked fact stands, None: anywhere; `tokenizer`: folder whose tokenizer measures `length`, None: the bundled one;
-    `question`: before | last | after the eviction of the context (eval/tasks/checks.py).
+    `question`: before | again | after the eviction of the context (eval/tasks/checks.py).
 
     A bad value raises InputError when rows or the protocol are asked for.
     """
-
-    chat = False
-    truncate = "refuse"
 
     def __init__(self, name: str, length: int = 1024, n: int = 200, seed: int = 0, depth: float | None = None,
                  tokenizer: str | None = None, question: str = "again") -> None:
@@ -98,7 +96,7 @@ class Mini:
             **scoring_protocol(self.name),
         }
 
-    def rows(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """`n` samples; the same seed gives the same rows. Raises InputError."""
         self._check()
         for i in range(self.n):

@@ -1,0 +1,1 @@
+"""A fact at every depth of texts of every length."""

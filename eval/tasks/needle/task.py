@@ -32,6 +32,7 @@ from eval.tasks.checks import as_list
 from eval.tasks.mini.metrics import told
 from eval.tasks.needle.haystack import Facts, build, grammar_facts, own_facts
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task
 from eval.tasks.texts import fingerprint, read_text
 
 VERSION = 1  # of the way prompts are built: raise it when the same settings give other prompts
@@ -39,7 +40,7 @@ STEPS = 10  # of either axis
 MOST = 4  # facts of the bundled grammar about one person
 
 
-class Needle:
+class Needle(Task):
     """A grid of `lengths` x `depths`, `repeats` rows at every point.
 
     lengths  a number n: n even steps up to the model's window (None: 10); or a list of prompt lengths in tokens
@@ -53,7 +54,7 @@ class Needle:
     Bad values raise InputError when the protocol is asked for or, where they need the tokenizer, in `begin`.
     """
 
-    name = "needle"
+    name, prompted = "needle", True
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Needle:
             **self.scoring(),
         }
 
-    def rows(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """The grid, shortest first. A prompt is written when it is measured, in the model's own tokens; until then a
         sample's prompt is what it will be made of."""
         words = first_protocol(self.protocol())  # what a row was made of is hashed, see eval/cells/names.py
@@ -130,8 +131,11 @@ class Needle:
             raise InputError(what, f"write task.lengths=[{room}], or take a model with a longer window")
         self._case(samples[lengths.index(min(lengths))], lab)
 
-    def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
+    def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
+        """The fields of one row per sample."""
+        yield from (self._measured(sample, lab) for sample in samples)
+
+    def _measured(self, sample: Sample, lab: Any) -> dict[str, Any]:
         case, asked = self._case(sample, lab)
         late = len(asked.question) if self.question == "after" else 0
         found = lab.generate(asked, self.max_new_tokens, self.stop, late, self.question == "again")

@@ -35,13 +35,14 @@ from eval.cells.names import first_protocol
 from eval.tasks import checks
 from eval.tasks.ppl.row import buckets, compared, exp, mean, pace
 from eval.tasks.sample import Sample
+from eval.tasks.task import Task
 from eval.tasks.texts import fingerprint, read_text, story
 
 MODES = ("prefill_decode", "stream")
 VERSION = 1
 
 
-class Perplexity:
+class Perplexity(Task):
     """`segments` stretches of `length` tokens, one after the other.
 
     text       a text file, or a folder of .txt files in sorted order; None: text of the bundled grammar
@@ -98,14 +99,14 @@ class Perplexity:
             **scoring_protocol(self.name),
         }
 
-    def rows(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """One sample per segment; what it will be made of stands for its prompt."""
         made_of = first_protocol(self.protocol())  # hashed, see eval/cells/names.py
         for i in range(self.segments):
             spec = json.dumps({"segment": i, **made_of}, sort_keys=True)
             yield Sample(f"ppl-{self.mode}-{self.length}-{self.seed}-{i}", spec, [], None, None, meta={"segment": i})
 
-    def check_cell(self, budget: float | str, method: Any) -> None:
+    def check(self, budget: float | str, method: Any) -> None:
         """What a method and a budget must be for this task, before a model is loaded. Raises InputError."""
         if self.mode != "stream" or not method.budgeted:
             return
@@ -125,8 +126,11 @@ class Perplexity:
             raise InputError(what, f"write task.length={lab.window}, or task.mode=stream")
         self._ids(samples[0].meta["segment"], lab)
 
-    def measure(self, sample: Sample, lab: Any) -> dict[str, Any]:
-        """The fields of one row; `lab` is what d2o.lab.lab.Lab is."""
+    def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
+        """The fields of one row per sample."""
+        yield from (self._measured(sample, lab) for sample in samples)
+
+    def _measured(self, sample: Sample, lab: Any) -> dict[str, Any]:
         start, ids = self._ids(sample.meta["segment"], lab)
         forced = lab.force(ids, self.prefill, self.piece, self.reference)
         row = {

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from d2o.errors import InputError
 from eval.cells import cell as cells
 from eval.cells import files, identity, rows
 from eval.config.compose import compose_cell, configs
-from eval.run import predict
-from eval.tasks.sample import Sample
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {"identity": {"budget": 0.2}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
@@ -237,37 +234,3 @@ def test_a_job_put_back_into_the_queue_says_so(tmp_path):
         raise SystemExit(-1)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["done"], status["error"]) == ("queued", 1, None)
-
-
-# ---- what is predicted
-
-
-def sample(number, prompt="p"):
-    return Sample(str(number), prompt, ["a"], None, 1)
-
-
-def test_the_first_rows_and_no_id_twice():
-    assert [s.id for s in predict.first((sample(i) for i in range(9)), 3)] == ["0", "1", "2"]
-    with pytest.raises(InputError, match="id '4' comes 2 times"):
-        predict.first([sample(3), sample(4), sample(4)], None)
-    with pytest.raises(InputError, match="no rows"):
-        predict.first([], None)
-
-
-def test_only_missing_rows_are_predicted_and_a_changed_prompt_is_refused(tmp_path):
-    with cells.Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
-        cell.write(row(0, prompt_hash=predict.prompt_hash(sample(0))))
-        assert [s.id for s in predict.missing(cell, [sample(0), sample(1)])] == ["1"]
-        with pytest.raises(InputError, match="another prompt"):
-            predict.missing(cell, [sample(0, "q"), sample(1)])
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_batches_hold_every_row_once_and_like_lengths_together(size):
-    draw = random.Random(0)
-    prompts = [predict.Prompt(sample(i), [0] * draw.randint(1, 99), False) for i in range(50)]
-    made = list(predict.batches(prompts, size))
-    assert sorted(int(p.sample.id) for batch in made for p in batch) == list(range(50))
-    assert all(len(batch) <= size for batch in made)
-    padding = sum(max(len(p.ids) for p in batch) - len(p.ids) for batch in made for p in batch)
-    assert padding <= {1: 0}.get(size, 99 * size)

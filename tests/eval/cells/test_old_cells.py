@@ -94,12 +94,13 @@ def new_config(command: str) -> dict:
     """config.json as a new cell of this command gets it."""
     from eval.config.compose import compose_cell, configs
     from eval.config.expand import one_of_each
+    from eval.run.cell import record
     from eval.run.plan import plan
 
     words = command.format(data=KEPT / "data").split()
     with configs(CONFIGS):
         (words,) = one_of_each([words], CONFIGS)
-        return run_pred.record(plan(compose_cell(words, CONFIGS)))
+        return record(plan(compose_cell(words, CONFIGS)))
 
 
 def test_the_scorer_and_the_report_read_them(results, capsys, tmp_path):

@@ -83,7 +83,7 @@ def test_limit_is_the_first_rows_and_a_rerun_adds_the_rest(words, capsys, monkey
     before = rows_of(words)
     assert run(words) == 0 and rows_of(words)[:2] == before and len(rows_of(words)) == ROWS
     capsys.readouterr()
-    monkeypatch.setattr(run_pred, "predict_missing", None)  # nothing is missing, so no model may be asked for
+    monkeypatch.setattr("eval.run.cell.open_lab", None)  # nothing is missing, so no model may be asked for
     assert run(words, "limit=3") == 0
     assert "rows    3 (0 new)" in capsys.readouterr().out and len(rows_of(words)) == ROWS
 

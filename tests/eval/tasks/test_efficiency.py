@@ -11,7 +11,7 @@ import run_pred
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.lab import race
 from d2o.lab.lab import Lab
@@ -27,10 +27,10 @@ SMALL = {"batches": [1, 3], "prompts": 64, "new": [4, 9]}
 
 def rows_of(task, method=H2O, budget=0.25):
     task.protocol()
-    samples = list(task.rows())
+    samples = list(task.samples())
     lab = Lab(random_llama(), method, budget, longest=task.longest)
     task.begin(samples, lab)
-    return [{"id": sample.id, **task.measure(sample, lab)} for sample in samples]
+    return [{"id": s.id, **row} for s, row in zip(samples, task.measure(samples, lab), strict=True)]
 
 
 @pytest.mark.parametrize("method", [Full, H2O, functools.partial(SnapKV, window=8)])

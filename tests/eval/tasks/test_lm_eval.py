@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from d2o.d2o import D2O
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.start import open_engine
 from d2o.errors import InputError
-from d2o.generation import generate
 from d2o.lab.likelihood import nll
 from d2o.lab.oracle import Oracle, run_masks, seen_by
 from d2o.models.prompt import decode
-from d2o.start import open_engine
+from d2o.stop import Stop
 from eval.tasks.lm_eval.readings import readings
 from eval.tasks.lm_eval.task import LMEval
 from tests.lm_eval_kit import LOCAL, MODELS, ask, choices, loaded, measured, ours, requests_of
@@ -144,7 +145,7 @@ def test_an_answer_begins_where_the_question_says():
         engine = open_engine(loaded("tiny").model, H2O, 0.1)
         for request, text in zip(requests, said[question], strict=True):
             prompt = [lm.tok_encode(request.args[0])]
-            (found,) = generate(engine, prompt, 48, loaded("tiny").eos_ids, again=question == "again")
+            (found,) = generate(engine, prompt, 48, Stop(loaded("tiny").eos_ids), again=question == "again")
             assert text == decode(loaded("tiny"), found.tokens).split("Question:")[0]
     assert said["again"] != said["before"]
 
@@ -161,7 +162,7 @@ def test_choices_share_one_prefill(monkeypatch):
     lm.loglikelihood(requests_of("local_choice", 2), disable_tqdm=True)
     assert fed == [1, 1] and len(lm.rows) == 8
     task = LMEval(["local_choice"], LOCAL)
-    for row, sample in zip(measured(task, 2), task.rows(), strict=False):
+    for row, sample in zip(measured(task, 2), task.samples(), strict=False):
         requests = sample.meta["requests"]
         assert row["prompt_tokens"] == len(lm.tok_encode(requests[0].args[0])), "counted once"
         assert row["new_tokens"] == sum(len(lm._encode_pair(*request.args)[1]) for request in requests)

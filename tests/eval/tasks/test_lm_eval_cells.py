@@ -68,7 +68,7 @@ def results(doc, responses):
 def test_a_metric_that_fails_costs_neither_the_rows_before_it_nor_the_next_task(tmp_path, capsys):
     """Rows of the same batch are kept too: each is written before the next is scored."""
     loaded("tiny")
-    third = list(LMEval(["local_choice"], LOCAL).rows())[2].meta["doc"]["text"]
+    third = list(LMEval(["local_choice"], LOCAL).samples())[2].meta["doc"]["text"]
     own = copy_of_local(tmp_path / "own")
     (own / "failing.py").write_text(f"THIRD = {third!r}\n{FAILING}")
     text = (own / "local_choice.yaml").read_text().replace("task: local_choice", "task: failing")
@@ -170,7 +170,7 @@ def test_their_tasks_load_and_are_measured(name, monkeypatch):
     task = LMEval([name], LOCAL)
     kind, shots, version, metrics = EXPECTED[name]
     assert (task.task.OUTPUT_TYPE, task.task.get_config("num_fewshot"), task.task.VERSION) == (kind, shots, version)
-    sample = next(task.rows())
+    sample = next(task.samples())
     text = STAND_IN[name].get("question") or STAND_IN[name].get("story") or STAND_IN[name]["input"]
     assert sample.prompt.count(text) == (len(sample.meta["requests"]) if shots == 0 else shots + 1)
     (row,) = measured(task, 1, H2O)

@@ -66,7 +66,7 @@ def test_a_set_says_all_that_it_is():
 
 
 def test_prompt_is_context_plus_question(folder):
-    samples = list(task(folder).rows())
+    samples = list(task(folder).samples())
     assert samples[0].prompt == "Read {Ann} sat.\nQ: who?\nA:"
     assert (samples[0].context, samples[0].question) == ("Read {Ann} sat.", "\nQ: who?\nA:")
     assert samples[0].id == "x1" and samples[0].answers == ["Ann"] and samples[0].length == 2
@@ -75,10 +75,10 @@ def test_prompt_is_context_plus_question(folder):
 def test_ids_are_unique_and_do_not_depend_on_the_other_rows(folder):
     nameless = ROW | {"_id": None}
     write(folder, [nameless, ROW, ROW, nameless | {"input": "when?"}])
-    ids = [sample.id for sample in task(folder).rows()]
+    ids = [sample.id for sample in task(folder).samples()]
     assert ids[1:3] == ["x1", "x1-2"] and len(set(ids)) == 4
     write(folder, [nameless | {"input": "when?"}, nameless])
-    assert [sample.id for sample in task(folder).rows()] == [ids[3], ids[0]]
+    assert [sample.id for sample in task(folder).samples()] == [ids[3], ids[0]]
 
 
 def test_protocol_names_what_changes_a_score(folder):
@@ -114,14 +114,14 @@ def test_a_bad_row_is_named_with_file_and_line_before_any_sample(folder, case):
     row, what = BAD[case]
     write(folder, [ROW, row])
     with pytest.raises(InputError, match=what) as caught:
-        next(task(folder).rows())
+        next(task(folder).samples())
     assert "qasper.jsonl" in str(caught.value) and caught.value.hint
 
 
 def test_bytes_that_are_not_utf8(folder):
     (folder / "qasper.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xff\xfe\n")
     with pytest.raises(InputError, match="line 2"):
-        next(task(folder).rows())
+        next(task(folder).samples())
 
 
 def test_a_classification_set_needs_its_classes(folder):
@@ -129,24 +129,24 @@ def test_a_classification_set_needs_its_classes(folder):
     (folder / "dataset2maxlen.json").write_text(json.dumps({"trec": 9}))
     write(folder, [ROW], "trec")
     with pytest.raises(InputError, match="line 1: all_classes is None"):
-        next(task(folder, "trec").rows())
+        next(task(folder, "trec").samples())
 
 
 def test_length_may_be_absent_except_where_it_is_scored_by(folder):
     write(folder, [ROW | {"length": None}])
     write(folder, [ROW | {"length": None}], "qasper_e")
-    assert next(task(folder).rows()).length is None
+    assert next(task(folder).samples()).length is None
     with pytest.raises(InputError, match="line 1: length is None"):
-        next(task(folder, e=True).rows())
+        next(task(folder, e=True).samples())
 
 
 def test_missing_files_and_folders(folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no data file .*qasper_e.jsonl") as caught:
-        next(task(folder, e=True).rows())
+        next(task(folder, e=True).samples())
     assert "plain set only" in caught.value.hint
     (folder / "qasper.jsonl").unlink()
     with pytest.raises(InputError, match="no data file") as caught:
-        next(task(folder).rows())
+        next(task(folder).samples())
     assert "task.data_dir=" in caught.value.hint
     monkeypatch.setenv("D2O_DATA", str(tmp_path / "empty"))
     with pytest.raises(InputError, match="no prompt file") as caught:
@@ -156,7 +156,7 @@ def test_missing_files_and_folders(folder, tmp_path, monkeypatch):
         LongBench("nope").protocol()
     (folder / "qasper.jsonl").write_text("\n")
     with pytest.raises(InputError, match="no rows"):
-        next(task(folder).rows())
+        next(task(folder).samples())
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_bad_prompt_files(folder, prompt, limit, what):
     (folder / "dataset2prompt.json").write_text(json.dumps({"qasper": prompt}))
     (folder / "dataset2maxlen.json").write_text(json.dumps({"qasper": limit}))
     with pytest.raises(InputError, match=what):
-        next(task(folder).rows())
+        next(task(folder).samples())
 
 
 def test_broken_prompt_file(folder):
     (folder / "dataset2prompt.json").write_text('{"qasper": ')
     with pytest.raises(InputError, match="not JSON"):
-        next(task(folder).rows())
+        next(task(folder).samples())
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -191,7 +191,7 @@ def test_real_rows(shared, name):
     one = LongBench(name, data_dir=str(data), prompts_dir=str(protocol))
     rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
     template = json.loads((protocol / "dataset2prompt.json").read_text(encoding="utf-8"))[name]
-    samples = list(one.rows())
+    samples = list(one.samples())
     assert [sample.prompt for sample in samples] == [template.format(**row) for row in rows]
     assert all(sample.prompt == sample.context + sample.question for sample in samples)
     assert len({sample.id for sample in samples}) == len(rows)

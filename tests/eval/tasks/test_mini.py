@@ -16,7 +16,7 @@ from eval.tasks.mini.tokens import counter
 def test_rows(name, length):
     """Every row fills its length, splits into context and question, and its needles hold the answer."""
     size = counter(None)
-    rows = list(Mini(name, length, n=8).rows())
+    rows = list(Mini(name, length, n=8).samples())
     assert len({row.id for row in rows}) == 8
     for row in rows:
         assert row.prompt == row.context + row.question
@@ -36,7 +36,7 @@ def test_answer_scores_full(name):
     from eval.scores.score import score_rows
 
     rows = [{"pred": r.meta["answer"], "answers": r.answers, "all_classes": r.all_classes, "length": r.length}
-            for r in Mini(name, 512, n=5).rows()]
+            for r in Mini(name, 512, n=5).samples()]
     assert score_rows(f"mini_{name}", rows).value == 100
     assert score_rows(f"mini_{name}", [{**r, "pred": ""} for r in rows]).value == 0
 
@@ -44,46 +44,46 @@ def test_answer_scores_full(name):
 @pytest.mark.parametrize("name", ["single", "multikey8", "twohop", "code", "dialogue"])
 def test_question_names_one_fact(name):
     """What is asked stands once in the text, so the answer is determined."""
-    for row in Mini(name, 1024, n=20).rows():
+    for row in Mini(name, 1024, n=20).samples():
         key = row.question.lstrip("\n?").replace("x =", "").rstrip()
         assert row.context.count(key) == 1, key
 
 
 def test_no_look_alike_of_what_is_asked():
     """Test rows of code and dialogue: the asked line differs from every other one in more than its first part."""
-    for row in Mini("code", 1024, n=20).rows():
+    for row in Mini("code", 1024, n=20).samples():
         name, first = row.question.split()[-1][:-1], row.answers[0].split(",")[0]
         defined = re.findall(r"def (\w+)\( (\w+),", row.context)
         assert len(defined) > 10
         assert [f for f, a in defined if f[-3:] == name[-3:] or a == first] == [name]
-    for row in Mini("dialogue", 1024, n=20).rows():
+    for row in Mini("dialogue", 1024, n=20).samples():
         second = row.question.split()[-2]
         assert row.context.count(f" {second} said") == 1
 
 
 def test_seed_and_length_change_rows():
-    one = [r.prompt for r in Mini("single", 256, n=3).rows()]
-    assert one == [r.prompt for r in Mini("single", 256, n=3).rows()]
-    assert one == [r.prompt for r in Mini("single", 256, n=5).rows()][:3]
-    assert not set(one) & {r.prompt for r in Mini("single", 256, n=3, seed=1).rows()}
+    one = [r.prompt for r in Mini("single", 256, n=3).samples()]
+    assert one == [r.prompt for r in Mini("single", 256, n=3).samples()]
+    assert one == [r.prompt for r in Mini("single", 256, n=5).samples()][:3]
+    assert not set(one) & {r.prompt for r in Mini("single", 256, n=3, seed=1).samples()}
 
 
 def test_splits_share_no_name():
     train, test = set(names("train")), set(names("test"))
     assert not train & test and not (train | test) & set(words())
     assert len(test) > 1000 and len(train) > 4000
-    for row in Mini("multikey32", 1024, n=3).rows():
+    for row in Mini("multikey32", 1024, n=3).samples():
         assert not [w for w in row.prompt.replace(".", " ").split() if w in train]
 
 
 @pytest.mark.parametrize("depth", [0, 50, 100])
 def test_depth(depth):
-    for row in Mini("single", 1024, n=5, depth=depth).rows():
+    for row in Mini("single", 1024, n=5, depth=depth).samples():
         assert abs(row.meta["depth"] - depth) < 3
 
 
 def test_long():
-    row = next(iter(Mini("single", 65536, n=1).rows()))
+    row = next(iter(Mini("single", 65536, n=1).samples()))
     assert 65000 < 1 + counter(None)(row.prompt) <= 65536
 
 
@@ -95,10 +95,10 @@ def test_other_tokenizer(tmp_path):
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    for row in Mini("twohop", 1024, n=3, tokenizer=str(tmp_path)).rows():
+    for row in Mini("twohop", 1024, n=3, tokenizer=str(tmp_path)).samples():
         assert 900 < 1 + len(row.prompt) <= 1024
     with pytest.raises(InputError, match="does not hold"):
-        list(Mini("multikey32", 256, n=1, tokenizer=str(tmp_path)).rows())
+        list(Mini("multikey32", 256, n=1, tokenizer=str(tmp_path)).samples())
 
 
 @pytest.mark.parametrize("bad, said", [
@@ -109,7 +109,7 @@ def test_other_tokenizer(tmp_path):
 def test_bad_input(bad, said):
     task = Mini(**{"name": "single", **bad})
     with pytest.raises(InputError, match=said) as error:
-        list(task.rows())
+        list(task.samples())
     assert error.value.hint
 
 

@@ -13,7 +13,8 @@ from baselines.h2o import H2O
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
 from d2o.errors import InputError
-from d2o.lab.lab import Answer, Lab
+from d2o.lab.answer import Answer
+from d2o.lab.lab import Lab
 from d2o.models.random import random_llama
 from eval.cli import main
 from eval.tasks.needle.haystack import Facts, place
@@ -25,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def rows_of(task, method=Full, budget=1.0, loaded=None):
-    samples = list(task.rows())
+    samples = list(task.samples())
     task.protocol()
     lab = Lab(loaded or random_llama(), method, budget, longest=task.longest)
     task.begin(samples, lab)
-    return [task.measure(sample, lab) for sample in samples], lab
+    return list(task.measure(samples, lab)), lab
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_sentences_lose_nothing():
 def test_length_depth_and_the_needles_tokens(haystack, length, depth):
     task = Needle([length], [depth], needle="The key is 7.", ask="Which key?", answer="7", haystack=haystack)
     lab = Lab(random_llama(), Full, 1.0)
-    (sample,) = task.rows()
+    (sample,) = task.samples()
     case, asked = task._case(sample, lab)
     assert length - 32 < len(asked.context) + len(asked.question) <= length
     ((first, last),) = asked.spans
@@ -82,10 +83,10 @@ def test_length_depth_and_the_needles_tokens(haystack, length, depth):
 def test_a_folder_is_read_in_sorted_order(haystack):
     task = Needle([600], [100], needle="x y.", ask="?", answer="x", haystack=haystack)
     lab = Lab(random_llama(), Full, 1.0)
-    case, _ = task._case(next(task.rows()), lab)
+    case, _ = task._case(next(task.samples()), lab)
     assert case.context.startswith("Sentence number 0 is here. Sentence number 1 is here.") and case.repeats == 1
     task = Needle([9000], [100], needle="x y.", ask="?", answer="x", haystack=haystack)
-    case, _ = task._case(next(task.rows()), lab)
+    case, _ = task._case(next(task.samples()), lab)
     assert case.repeats == 2 and case.context.index("number 99") < case.context.index("number 100")
 
 
@@ -94,7 +95,7 @@ def test_ids_do_not_depend_on_the_window_but_lengths_do():
         task = Needle(4, 3)
         rows, _ = rows_of(task, loaded=random_llama(window=window))
         assert [row["length"] for row in rows[::3]] == [(window - 8) * k // 4 for k in (1, 2, 3, 4)]
-        assert [sample.id for sample in task.rows()][:2] == ["needle-1of4-d0-0-0", "needle-1of4-d50-0-0"]
+        assert [sample.id for sample in task.samples()][:2] == ["needle-1of4-d0-0-0", "needle-1of4-d50-0-0"]
         assert [row["depth"] for row in rows[:3]] == [0, 50, 100]
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_every_row_hides_a_key_of_its_own():
     task, lab, keys = Passkey([600, 1200], [0, 50, 100], repeats=2), Lab(random_llama(window=2048), Full, 1.0), set()
-    for sample in task.rows():
+    for sample in task.samples():
         case, asked = task._case(sample, lab)
         (key,), length = case.answers, sample.meta["length"]
         assert len(key) == 5 and case.context.count(key) == 2 and key not in case.ask
@@ -26,8 +26,8 @@ def test_every_row_hides_a_key_of_its_own():
         assert lab.loaded.tokenizer.decode(asked.context[first:last]).count(key) == 2
         keys.add(key)
     assert len(keys) == 12
-    assert [task._case(sample, lab)[0].answers for sample in task.rows()] == [
-        task._case(sample, lab)[0].answers for sample in Passkey([600, 1200], [0, 50, 100], repeats=2).rows()
+    assert [task._case(sample, lab)[0].answers for sample in task.samples()] == [
+        task._case(sample, lab)[0].answers for sample in Passkey([600, 1200], [0, 50, 100], repeats=2).samples()
     ]
 
 
@@ -41,8 +41,8 @@ def test_the_first_number_counts(pred, right):
 
 def test_what_is_evicted_shows(tmp_path, capsys):
     task = Passkey([600], [50])
-    (sample,), lab = task.rows(), Lab(random_llama(), StreamingLLM, 0.2)
-    assert task.measure(sample, lab)["survival"] == [0.0] * 4
+    (sample,), lab = task.samples(), Lab(random_llama(), StreamingLLM, 0.2)
+    assert next(task.measure([sample], lab))["survival"] == [0.0] * 4
     words = ["model=random_llama", "task=passkey", "task.lengths=[600]", "task.depths=2", f"results_dir={tmp_path}"]
     assert main(words, run_pred.run_cell, ROOT / "configs") == 0
     assert "recall, %" in capsys.readouterr().out

@@ -35,10 +35,10 @@ def text(tmp_path):
 
 
 def rows_of(task, method, budget, loaded=None, **options):
-    samples = list(task.rows())
+    samples = list(task.samples())
     lab = Lab(loaded or random_llama(), method, budget, longest=task.longest, **options)
     task.begin(samples, lab)
-    return [task.measure(sample, lab) for sample in samples]
+    return list(task.measure(samples, lab))
 
 
 def nll_of(logits, ids, first):

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from torch import nn
 
-from d2o import probe
 from d2o.attention import attach, is_attached
 from d2o.budget import FULL, Budget
-from d2o.engine import Engine
+from d2o.engine import probe
+from d2o.engine.engine import Engine
+from d2o.engine.graph import check_graph
+from d2o.engine.rotary import find_rotation
 from d2o.errors import InputError
-from d2o.graph import check_graph
 from d2o.layer import KVLayer
 from d2o.models.support import check_config
-from d2o.rotary import find_rotation
 
 
 def open_engine(

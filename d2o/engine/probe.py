@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2o.budget import FULL
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KeepAll

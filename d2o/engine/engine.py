@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from d2o.attention import forward_context
 from d2o.budget import Budget
 from d2o.cache import KVCache
+from d2o.engine.graph import StepGraph, is_static
 from d2o.errors import InputError
 from d2o.feed import Feed
-from d2o.graph import StepGraph, is_static
 from d2o.layer import KVLayer
 from d2o.models.support import expanded_heads
 
@@ -26,8 +26,9 @@ from d2o.models.support import expanded_heads
 class Engine:
     """A model, a method (`method()` gives a new `KVLayer`) and a budget; `chunk` is the prefill chunk in tokens.
 
-    Made by d2o.start.open_engine, which checks the model, makes it attend through our caches, and fills in `rotation`
-    and what a token takes, where they are needed. `prototype` is one layer of the method, to be asked and never fed.
+    Made by d2o.engine.start.open_engine, which checks the model, makes it attend through our caches, and fills in
+    `rotation` and what a token takes, where they are needed. `prototype` is one layer of the method, to be asked and
+    never fed.
     `graph`: decode steps are replayed from a CUDA graph as soon as the cache is at its budget.
     """
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine import Engine
+from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.ledger import Ledger
+from d2o.stop import NEVER, Stop
 
 Ids = Sequence[int]
 Watch = Callable[[str, KVCache], None]  # called as `generate` says
@@ -33,14 +34,12 @@ class _Asked:
     """What holds for every row of a call; the words of `generate`."""
 
     most: int
-    stop_ids: frozenset[int]
-    least: int
+    stop: Stop
     again: bool
-    ended: Callable[[list[int]], bool] | None
     watch: Watch | None
 
     def complete(self, tokens: list[int]) -> bool:
-        return tokens[-1] in self.stop_ids or len(tokens) == self.most or bool(self.ended and self.ended(tokens))
+        return len(tokens) == self.most or self.stop.at(tokens)
 
     def show(self, when: str, cache: KVCache) -> None:
         if self.watch:
@@ -51,14 +50,12 @@ def generate(
     engine: Engine,
     prompts: Sequence[Ids],
     max_new_tokens: int,
-    stop_ids: frozenset[int] = frozenset(),
-    min_new_tokens: int = 0,
+    stop: Stop = NEVER,
     questions: Sequence[Ids] | None = None,
     again: bool = False,
-    ended: Callable[[list[int]], bool] | None = None,
     watch: Watch | None = None,
 ) -> list[Generation]:
-    """Greedy continuation of every prompt. No stop token among the first `min_new_tokens`.
+    """Greedy continuation of every prompt, `max_new_tokens` long at most.
 
     `questions[b]` is fed to row b after the eviction: its prompt was compressed without having seen it. Rows of a
     batch are put together by the length of their questions, since all rows of a cache move by one token at a time.
@@ -66,15 +63,13 @@ def generate(
     `again`: the last token of the prompt is read again after the eviction, so that the first token of the answer
     comes from the cache too; otherwise it comes from the prefill, which saw everything. Not with questions.
 
-    `ended(tokens)`: whether an answer is complete, asked of every row after every token of it.
-
     `watch(when, cache)` is shown each cache "empty" before the prefill, where it may tell the layers to report, and
     after the "prefill", the "question" and every "step". The first eviction is over once `cache.layers[0].pending` is
     false. It may not change what the cache holds.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
-    asked = _Asked(max_new_tokens, stop_ids, min_new_tokens, again and questions is None, ended, watch)
+    asked = _Asked(max_new_tokens, stop, again and questions is None, watch)
     if questions is None:
         return _greedy(engine, prompts, [()] * len(prompts), asked)
     groups: dict[int, list[int]] = {}
@@ -94,11 +89,11 @@ def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], as
     prompts = [engine.prototype.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
     cache, logits = _read(engine, prompts, questions, asked)
     prefilled = engine.clock()
-    banned = torch.tensor(sorted(asked.stop_ids), dtype=torch.long, device=engine.device)
+    banned = torch.tensor(sorted(asked.stop.ids), dtype=torch.long, device=engine.device)
     tokens: list[list[int]] = [[] for _ in prompts]
     ledgers: list[Ledger | None] = [None] * len(prompts)
     for count in range(1, asked.most + 1):
-        if count <= asked.least:
+        if count <= asked.stop.least:
             logits = logits.index_fill(1, banned, float("-inf"))
         chosen = logits.argmax(dim=-1)
         for b, token in enumerate(chosen.tolist()):

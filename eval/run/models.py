@@ -1,0 +1,86 @@
+"""The model of a cell: loaded once for a sweep, opened as a lab, and what can be told of it before it is loaded.
+
+What is heavy is imported where it is used: a cell that is complete, and a dry run, need no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from d2o.budget import Budget
+from eval.config.build import build, check_given
+from eval.run.dry_run import Size
+from eval.run.plan import Plan
+
+if TYPE_CHECKING:
+    from d2o.lab.lab import Lab
+    from d2o.models.load import LoadedModel
+    from d2o.models.outline import Outline
+
+_last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
+
+
+def open_lab(planned: Plan, drawing: bool = False) -> Lab:
+    """The model of a cell under its method and budget; `drawing`: one that draws an atlas of what it is asked."""
+    from d2o.lab.atlas import AtlasLab
+    from d2o.lab.lab import Lab
+
+    cfg = planned.composed.cfg
+    options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": planned.task.longest}
+    if planned.task.prompted and not planned.task.readings:
+        options["graph"] = cfg.engine.graph
+    return (AtlasLab if drawing else Lab)(load_model(cfg), planned.method, cfg.budget, **options)
+
+
+def load_model(cfg: Any) -> LoadedModel:
+    """The model that a config names. Raises InputError."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    key = OmegaConf.to_yaml(OmegaConf.create({"model": cfg.model, "engine": cfg.engine}), resolve=True)
+    if key not in _last:
+        _last.clear()
+        logging.set_verbosity_error()
+        hub_logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+        _last[key] = build(cfg.model, "model", dtype=cfg.engine.dtype, device=cfg.engine.device)
+    return _last[key]
+
+
+def outline_of(cfg: Any) -> Outline | None:
+    """Tokenizer, window and shape of a config's model without its weights; None for one of the hub that is not here."""
+    from d2o.models.load import resolve_device
+    from d2o.models.outline import outline
+
+    check_given(cfg.model, "model")
+    return outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
+
+
+def size_cell(planned: Plan) -> Size:
+    """What a dry run says of a cell: tokenizer and shape are read, no weights."""
+    cfg, task = planned.composed.cfg, planned.task
+    found = outline_of(cfg)
+    if found is None:
+        return Size()
+    missing = planned.missing()
+    if task.readings:  # its texts are made beside the model; the longest stands for all of them
+        prompts, new = [task.longest or found.loaded.window] * len(missing), None
+    else:
+        from d2o.lab.lab import Lab
+
+        lab = Lab(found.loaded, planned.method, cfg.budget)
+        prompts, new = [task.encode(sample, lab).tokens for sample in missing], task.max_new_tokens
+    return Size(prompts, new, found.token_bytes, Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts)))
+
+
+def check_size(planned: Plan) -> None:
+    """A budget in bytes has to buy a token, which takes the model's shape to tell. Raises InputError."""
+    cfg = planned.composed.cfg
+    if isinstance(cfg.budget, str) and planned.missing():
+        found = outline_of(cfg) or load_model(cfg) and outline_of(cfg)  # a model of the hub may not be here yet
+        if found and found.token_bytes:
+            Budget(cfg.budget, found.token_bytes).slots(1)

@@ -1,0 +1,73 @@
+"""What a run makes: the first rows, those that are missing, in batches of like length."""
+
+import random
+
+import pytest
+
+from d2o.errors import InputError
+from d2o.models.prompt import Encoded
+from eval.cells.cell import Cell
+from eval.run.loop import fill, lacking
+from eval.run.plan import first
+from eval.tasks.sample import Sample
+from eval.tasks.task import PromptTask, Task, prompt_hash
+
+CONFIG = {"identity": {"budget": 0.2}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
+
+
+def sample(number, prompt="p"):
+    return Sample(str(number), prompt, ["a"], None, 1)
+
+
+class Lab:
+    """Encodes a prompt as so many ids as its text says."""
+
+    longest = None
+
+    def encode(self, text, *limits):
+        return Encoded([0] * int(text), False)
+
+
+def test_the_first_rows_and_no_id_twice():
+    assert [s.id for s in first((sample(i) for i in range(9)), 3)] == ["0", "1", "2"]
+    with pytest.raises(InputError, match="id '4' comes 2 times"):
+        first([sample(3), sample(4), sample(4)], None)
+    with pytest.raises(InputError, match="no rows"):
+        first([], None)
+
+
+def test_only_missing_rows_are_predicted_and_a_changed_prompt_is_refused(tmp_path):
+    with Cell.open(tmp_path, CONFIG, ["0", "1"]) as cell:
+        cell.write({"id": "0", "pred": "a", "prompt_hash": prompt_hash(sample(0))})
+        assert [s.id for s in lacking(cell, [sample(0), sample(1)])] == ["1"]
+        with pytest.raises(InputError, match="another prompt"):
+            lacking(cell, [sample(0, "q"), sample(1)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_batches_hold_every_row_once_and_like_lengths_together(size):
+    draw, task, lab = random.Random(0), PromptTask(), Lab()
+    samples = [sample(i, str(draw.randint(1, 99))) for i in range(50)]
+    task.begin(samples, lab)
+    assert lab.longest == max(int(s.prompt) for s in samples) + task.max_new_tokens
+    made = list(task.batches(samples, size))
+    assert sorted(int(s.id) for batch in made for s in batch) == list(range(50))
+    assert all(len(batch) <= size for batch in made)
+    padding = sum(max(int(s.prompt) for s in batch) - int(s.prompt) for batch in made for s in batch)
+    assert padding <= {1: 0}.get(size, 99 * size)
+    if size == 1:
+        assert [s for (s,) in made] == samples, "alone, they come in the order of the data"
+
+
+def test_a_row_is_on_the_disk_before_the_next_is_made(tmp_path):
+    class Slow(Task):
+        batched = True
+
+        def measure(self, samples, lab):
+            for _ in samples:
+                yield {"there": (tmp_path / "predictions.jsonl").read_text().count("\n"), "lab": lab}
+
+    seen = []
+    with Cell.open(tmp_path, CONFIG, ["0", "1", "2"]) as cell:
+        fill(cell, [sample(i) for i in range(3)], Slow(), "a lab", 2, seen.append)
+    assert [(row["id"], row["there"]) for row in seen] == [("0", 0), ("1", 1), ("2", 2)]
