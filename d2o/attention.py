@@ -40,7 +40,7 @@ class Attends(Protocol):
 
 
 def post(cache: Attends, layer_idx: int, key: Tensor) -> None:
-    """Leave word for the attention function that is called with `key` next."""
+    """Leave word for the attention function that is called with `key [B, Hkv, n, D]` next."""
     if getattr(_hand_over, "slot", None) is not None:
         waiting = _hand_over.slot[1]
         _hand_over.slot = None
@@ -51,7 +51,7 @@ def post(cache: Attends, layer_idx: int, key: Tensor) -> None:
 
 
 def take(key: Tensor) -> tuple[Attends, int]:
-    """The cache and the layer that posted `key`."""
+    """The cache and the layer that posted `key [B, Hkv, n, D]`."""
     slot = getattr(_hand_over, "slot", None)
     _hand_over.slot = None
     if slot is None or slot[2] is not key:

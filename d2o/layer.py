@@ -26,6 +26,7 @@ from d2o.eviction import Eviction
 from d2o.feed import Feed
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import RowStats, attend_block
+from d2o.kernels.fused import Fed
 from d2o.rows import LastRows, PromptRows
 
 
@@ -187,7 +188,7 @@ class KVLayer(Eviction):
         def older(rows: slice, count: int) -> tuple[Tensor, Tensor]:
             return self.past_keys(rows, count), self.values[rows, :, :count]
 
-        return attend_block(q, k, v, older, lengths, past, scale, self.stats)
+        return attend_block(q, k, v, older, Fed(lengths, past), scale, self.stats)
 
     def _window_rows(self, scale: float) -> LastRows:
         """The last `window` queries of every row over all its slots, whatever the chunks were."""

@@ -25,7 +25,7 @@ KINDS = {"multikey": 0.25, "twohop": 0.13, "multivalue": 0.1, "code": 0.15, "dia
 
 def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     """Row `number`: a function of it and the seed alone."""
-    from eval.tasks.mini.build import build
+    from eval.tasks.mini.build import Form, build
     from eval.tasks.mini.grammar import plain
     from scripts.train.tiny_data import COST
 
@@ -35,7 +35,7 @@ def row(seed: int, number: int, asked: int, size) -> dict[str, str]:
     ask, fact = COST[kind]
     most = min(asked, {"text": 1, "count": 3, "passage": 8}.get(kind, asked))
     asks = rng.randint(1, max(1, min(most, int(0.3 * length / (ask + fact)))))
-    doc = build(kind, rng, "train", length, size, asked=asks, keys=asks, cast=8)
+    doc = build(kind, rng, "train", length, size, Form(asked=asks, keys=asks))
     prompt = plain("".join(doc.sentences))
     answer = "".join(plain(a.question + a.answer) for a in rng.sample(doc.asks, len(doc.asks)))
     found = {"prompt": prompt, "answer": answer}

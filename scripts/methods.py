@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,7 @@ Goldens are tensors that the reference implementations gave; the tests named her
 
 
 def main(words: list[str]) -> int:
+    """Print cards, or write the page."""
     from eval.exits import report
 
     if "-h" in words or "--help" in words:
@@ -41,8 +43,9 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def page() -> str:
-    return "\n".join([HEAD, *(cards([name], CONFIGS) + "\n" for name in methods(CONFIGS))])
+def page(names: Sequence[str] | None = None) -> str:
+    """docs/methods.md: the cards of `names`, of all methods by default."""
+    return "\n".join([HEAD, *(cards([name], CONFIGS) + "\n" for name in names or methods(CONFIGS))])
 
 
 if __name__ == "__main__":

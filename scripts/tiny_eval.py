@@ -24,11 +24,11 @@ def rows(enc, bos: int, name: str, length: int, n: int, seed: int):
         yield [bos, *enc.ids(sample.prompt)], enc.ids(sample.meta["answer"])
 
 
-def accuracies(model, enc, bos: int, lengths, n: int, bf16: bool, names=tuple(KINDS), seed: int = CHECK_SEED):
+def accuracies(model, enc, lengths, n: int, bf16: bool, names=tuple(KINDS), seed: int = CHECK_SEED):
     """{"single@256": share of `n` rows answered right}."""
     import torch
 
-    out = {}
+    out, bos = {}, model.config.bos_token_id
     for length in lengths:
         for name in names:
             data, good = list(rows(enc, bos, name, length, n, seed)), 0
@@ -61,7 +61,7 @@ def main(words: list[str]) -> None:
     sizes = list(given.lengths)
     print("| task | " + " | ".join(map(str, sizes)) + " |\n|" + "---|" * (len(sizes) + 1))
     for name in given.names.split(","):
-        found = accuracies(model, enc, model.config.bos_token_id, sizes, given.n, False, [name], seed=0)
+        found = accuracies(model, enc, sizes, given.n, False, [name], seed=0)
         print(f"| {name} | " + " | ".join(f"{100 * v:.1f}" for v in found.values()) + " |", flush=True)
 
 

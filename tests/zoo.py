@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -35,6 +38,7 @@ from baselines.snapkv import SnapKV
 from baselines.streaming_llm import StreamingLLM
 from baselines.tova import TOVA
 from d2o.d2o import D2O
+from d2o.layer import KVLayer
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 VOCAB = 211
@@ -59,7 +63,22 @@ FAMILIES = {
 }
 SUPPORTED = [name for name in FAMILIES if name != "gemma2"]
 
-METHODS = {
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "method"
+NEEDS_A_PACKAGE = ("kvpress",)
+
+
+def added(known: Iterable[Callable[..., object]]) -> dict[str, Callable[[], KVLayer]]:
+    """Every other method that configs/method/ has, with the knobs of its YAML: a new one is in the matrix unasked."""
+    targets = {f"{one.__module__}.{one.__qualname__}" for one in (getattr(m, "func", m) for m in known)}
+    found = {}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        node = OmegaConf.load(path)
+        if node._target_ not in targets and path.stem not in NEEDS_A_PACKAGE:
+            found[path.stem] = instantiate(node)
+    return found
+
+
+LISTED = {
     "full": Full,
     "random": Random,
     "streaming_slot": StreamingLLM,
@@ -85,10 +104,18 @@ METHODS = {
     "pyramidinfer": functools.partial(PyramidInfer, min_context=4),
     "pyramidinfer_official": functools.partial(PyramidInfer, "official", 0.6, min_context=4),
 }
-# the oracle hides slots: it knows neither merged entries nor keys that were turned
-PLAIN = [name for name in METHODS if name in
-         ("full", "random", "streaming_original", "h2o", "tova", "snapkv", "d2o_drop",
-          "pyramidkv", "adakv", "knorm")]  # fmt: skip
+ADDED = added(LISTED.values())
+METHODS = LISTED | ADDED
+
+
+def is_plain(method: KVLayer) -> bool:
+    """Whether the oracle can follow it: that hides slots, and knows neither merged entries nor keys that were turned
+    nor a model whose forward was changed."""
+    return not (method.merges or method.slot_positions) and type(method).around_forward is KVLayer.around_forward
+
+
+PLAIN = ["full", "random", "streaming_original", "h2o", "tova", "snapkv", "d2o_drop", "pyramidkv", "adakv", "knorm"]
+PLAIN += [name for name, method in ADDED.items() if is_plain(method())]
 
 
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them

@@ -224,7 +224,8 @@ class Locret(KVLayer):
 
 
 def heads_for(model: nn.Module, name: str, seed: int) -> list[Callable[[Tensor], Tensor]]:
-    """The heads of a file (or "random"), in the dtype and on the device of each layer; read once per model."""
+    """The heads of a file (or "random"), in the dtype and on the device of each layer; read once per model. A head
+    takes `[B, n, heads and head sizes of q, k and v]` and gives scores `[B, n, Hkv]`."""
     known = _heads.setdefault(model, {})
     key = name, seed if name == RANDOM else Path(name).stat().st_mtime_ns
     if key not in known:

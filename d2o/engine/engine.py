@@ -144,7 +144,7 @@ class Engine:
         return self.plain_step(cache, tokens)
 
     def plain_step(self, cache: KVCache, tokens: Tensor) -> Tensor:
-        """`step`, operation by operation."""
+        """`step` of `tokens [B]`, operation by operation: logits `[B, vocab]`."""
         return self.extend(cache, tokens.unsqueeze(1))[:, -1]
 
     def read_again(self, cache: KVCache, tokens: Tensor) -> Tensor:

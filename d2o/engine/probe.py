@@ -30,7 +30,7 @@ def stock_logits(model: nn.Module) -> Tensor:
 
 
 def check(engine: Engine, expected: Tensor) -> None:
-    """An InputError that names the model where the full cache does not give `expected`."""
+    """An InputError that names the model where the full cache does not give the logits `expected [T, vocab]`."""
     name, hint = engine.model.config.model_type, "see README.md for the families that work"
     try:
         found = _full_cache_logits(engine)

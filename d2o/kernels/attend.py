@@ -57,7 +57,8 @@ def attend_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> t
 
 
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two attentions of the same queries over disjoint keys -> the attention over their union, exactly."""
+    """Two attentions `out [B, Hq, n, D]`, `lse [B, Hq, n]` of the same queries over disjoint keys -> the attention over
+    their union, exactly."""
     lse = torch.logaddexp(lse_a, lse_b)
     weight_a, weight_b = (torch.exp(x - lse).unsqueeze(-1).to(out_a.dtype) for x in (lse_a, lse_b))
     return out_a * weight_a + out_b * weight_b, lse
@@ -82,7 +83,7 @@ def row_probs(q: Tensor, k: Tensor, scale: float, visible: Tensor | None) -> Ten
 
 
 def triton_serves(x: Tensor) -> bool:
-    """On CUDA with Triton installed, unless D2O_TRITON=0 asks for the plain twins."""
+    """Whether `x [...]` is on CUDA with Triton installed, unless D2O_TRITON=0 asks for the plain twins."""
     if x.device.type != "cuda" or os.environ.get("D2O_TRITON") == "0":
         return False
     return importlib.util.find_spec("triton") is not None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from d2o.kernels import fused
 from d2o.kernels.attend import attend, attend_lse, merge_attention
+from d2o.kernels.fused import Fed
 
 
 @dataclass
@@ -31,20 +32,19 @@ def attend_block(
     k: Tensor,
     v: Tensor,
     older: Callable[[slice, int], tuple[Tensor, Tensor]],
-    lengths: list[int],
-    past: list[int],
+    fed: Fed,
     scale: float,
     stats: RowStats | None,
 ) -> Tensor:
-    """`[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`: row b feeds its last `lengths[b]` columns behind
-    the `past[b]` keys and values that `older(rows, past)` gives. Fills `stats`, where statistics are wanted."""
+    """`[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, of which `fed` says what belongs to each row;
+    `older(rows, past)` gives the keys and values before them. Fills `stats`, where statistics are wanted."""
     n = q.shape[2]
-    if len(set(past)) == 1 and min(lengths) == n:
-        return causal(q, k, v, *older(slice(None), past[0]), scale, stats)
+    if len(set(fed.past)) == 1 and min(fed.lengths) == n:
+        return causal(q, k, v, *older(slice(None), fed.past[0]), scale, stats)
     if stats and fused.serves(q):
-        return _summed_rows(q, k, v, older(slice(None), max(past)), lengths, past, scale, stats)
+        return _summed_rows(q, k, v, older(slice(None), max(fed.past)), fed, scale, stats)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
-    for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
+    for b, (m, p) in enumerate(fed.rows()):
         row, new = slice(b, b + 1), slice(n - m, n)
         if m:
             out[row, :, new] = causal(q[row, :, new], k[row, :, new], v[row, :, new], *older(row, p), scale, stats)
@@ -58,14 +58,13 @@ def _summed_rows(
     k: Tensor,
     v: Tensor,
     older: tuple[Tensor, Tensor],
-    lengths: list[int],
-    past: list[int],
+    fed: Fed,
     scale: float,
     stats: RowStats,
 ) -> Tensor:
     """All rows in one call, whatever their lengths."""
-    out, lse, sums = fused.attend_summed(q, k, v, *older, scale, stats.stride, lengths, past)
-    for b, (m, p) in enumerate(zip(lengths, past, strict=True)):
+    out, lse, sums = fused.attend_summed(q, k, v, *older, scale, stats.stride, fed)
+    for b, (m, p) in enumerate(fed.rows()):
         row = slice(b, b + 1)
         stats.add(lse[row, :, q.shape[2] - m :], sums[row, :, : p + m])
     return out
@@ -74,7 +73,8 @@ def _summed_rows(
 def causal(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: float, stats: RowStats | None = None
 ) -> Tensor:
-    """One block whose rows are alike; what statistics need is added to `stats`."""
+    """`[B, Hq, n, D]` of one block whose rows are alike, as `attend_block` has it, with its older keys and values
+    `past_k, past_v [B, Hkv, P, D]`; what statistics need is added to `stats`."""
     if stats and fused.serves(q):
         out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, scale, stats.stride)
     elif past_k.shape[2]:

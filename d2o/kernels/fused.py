@@ -23,8 +23,21 @@ LEAST = 16  # and at least, however long the text: below, products with so few r
 ELEMENTS = 1 << 20  # logits of a block: 4 MB, found best between 2^17 and 2^21 at 4,096 and 8,192 tokens
 
 
+@dataclass(frozen=True)
+class Fed:
+    """Row b of a batch feeds its last `lengths[b]` columns, behind its first `past[b]` older keys."""
+
+    lengths: list[int]
+    past: list[int]
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """(length, past) of every row."""
+        return zip(self.lengths, self.past, strict=True)
+
+
 def serves(x: Tensor) -> bool:
-    """float32 on a CPU. Narrower types gain more from the library's kernel than from a saved product."""
+    """Whether `x [...]` is float32 on a CPU. Narrower types gain more from the library's kernel than from a saved
+    product."""
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
@@ -36,19 +49,19 @@ def attend_summed(
     past_v: Tensor,
     scale: float,
     stride: int = 1,
-    lengths: list[int] | None = None,
-    past: list[int] | None = None,
+    fed: Fed | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `past_k, past_v [B, Hkv, P, D]`; n at least 1, P may be 0. Gives the
     attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp `[B, Hq, n]`; the
     column sums `[B, Hq, P + n]` as d2o.kernels.sums.column_sums has them.
 
-    Row b feeds its last `lengths[b]` columns (all n) behind its first `past[b]` older keys (all P); its column sums are
-    the first past[b] + lengths[b]. What belongs to no row is zero.
+    `fed`: what of it each row feeds, by default all n columns behind all P older keys; the column sums of a row are the
+    first past[b] + lengths[b]. What belongs to no row is zero.
     """
     batch, heads, n, _ = q.shape
     groups, older = heads // k.shape[1], past_k.shape[2]
-    lengths, past = lengths or [n] * batch, past or [older] * batch
+    fed = fed or Fed([n] * batch, [older] * batch)
+    lengths, past = fed.lengths, fed.past
     out = q.new_zeros(batch, heads, n, v.shape[3])
     lse, sums = q.new_zeros(batch, heads, n), q.new_zeros(batch, heads, older + n)
     q = q * (scale * LOG2E)

@@ -64,7 +64,7 @@ def column_variance(sums: Tensor) -> Tensor:
 
 
 def column_sums_plain(q: Tensor, k: Tensor, scale: float, past: int = 0) -> Tensor:
-    """The plain twin of `column_sums` with stride 1, from the whole n x T matrix."""
+    """The plain twin of `column_sums` with stride 1: `[B, Hq, T]` from the whole n x T matrix."""
     logits = torch.matmul(q, repeat_heads(k, q.shape[1] // k.shape[1]).transpose(-1, -2)).float() * scale
     future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(past + 1)
     return torch.softmax(logits.masked_fill(future, float("-inf")), dim=-1).sum(2)
@@ -102,8 +102,8 @@ def _sums_cpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, strid
 
 
 def sums_plain(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:
-    """Add to `out`: blocks of rows over the keys that they see, all heads at once. The Triton kernel's twin, and what
-    runs on an accelerator without Triton."""
+    """Add to `out [B, Hq, T]`: blocks of rows of `q [B, Hq, n, D]` over the keys `k [B, Hkv, T, D]` that they see, all
+    heads at once; `lse [B, Hq, n]`. The Triton kernel's twin, and what runs on an accelerator without Triton."""
     batch, heads, n, dim = q.shape
     groups = heads // k.shape[1]
     keys = k.transpose(-1, -2)

@@ -139,9 +139,10 @@ class Lab:
         """Teacher-force all but the first `prefill` ids, eviction live; `reference`: the full cache alongside."""
         return force.force(self.engine, self.full if reference else None, ids, prefill, piece)
 
-    def race(self, batch: int, prompt: int, new: int, repeats: int, warmup: int, seed: int) -> race.Readings:
-        """Time and memory of the method and of the full cache, taking turns."""
-        return race.race(self.engine, self.full if self.evicts else None, batch, prompt, new, repeats, warmup, seed)
+    def race(self, shape: tuple[int, int, int], repeats: int, warmup: int, seed: int) -> race.Readings:
+        """Time and memory of the method and of the full cache, taking turns. `shape`: rows, tokens of a prompt, new
+        tokens."""
+        return race.race(self.engine, self.full if self.evicts else None, shape, repeats, warmup, seed)
 
     def fits(self, batch: int, prompt: int, new: int, memory_gb: float | None, full: bool, seed: int) -> bool:
         """Whether a prefill and the first steps of a batch fit into memory."""

@@ -31,9 +31,11 @@ class Readings:
 
 
 def race(
-    engine: Engine, full: Engine | None, batch: int, prompt: int, new: int, repeats: int, warmup: int, seed: int
+    engine: Engine, full: Engine | None, shape: tuple[int, int, int], repeats: int, warmup: int, seed: int
 ) -> Readings:
-    """`full` None: the method is the full cache, one set of readings serves for both."""
+    """`shape`: rows, tokens of a prompt, new tokens. `full` None: the method is the full cache, one set of readings
+    serves for both."""
+    batch, prompt, new = shape
     prompts, found = draw(engine, batch, prompt, seed), Readings()
     found.row = {"budget": engine.budget.value}
     for turn in range(warmup + repeats):

@@ -206,6 +206,6 @@ def kernels(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference as a share of the largest value; infinite where something is not a number."""
+    """Largest difference of `a, b [...]` as a share of the largest value; infinite where something is not a number."""
     share = float((a.float() - b.float()).abs().max() / b.float().abs().max())
     return share if share == share else float("inf")

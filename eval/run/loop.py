@@ -34,7 +34,7 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
     progress = Progress(cell.path.name, cell.done, cell.total)
     cell.status("running")
     try:
-        for batch in task.batches(samples, batch_size):
+        for batch in task.in_batches(samples, batch_size):
             for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
                 row = {"id": sample.id, **fields, "prompt_hash": prompt_hash(sample)}
                 cell.write(row)

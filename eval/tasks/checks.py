@@ -21,6 +21,7 @@ def whole(key: str, value: Any, least: int = 0) -> None:
 
 
 def choice(key: str, value: Any, allowed: Sequence[str]) -> None:
+    """One of the allowed words."""
     if value not in allowed:
         raise InputError(f"task.{key}={value} is unknown", f"task.{key} is one of {', '.join(allowed)}")
 
@@ -44,8 +45,10 @@ def numbers(key: str, value: Any, low: float, high: float, hint: str) -> list[An
 
 
 def is_list(value: Any) -> bool:
+    """Whether a value is a list of any kind, and no text."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def as_list(value: Any) -> list[Any]:
+    """A single value as a list of one, None as none."""
     return [] if value is None else list(value) if is_list(value) else [value]

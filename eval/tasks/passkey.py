@@ -48,6 +48,7 @@ class Passkey(Needle):
 
     @property
     def max_new_tokens(self) -> int:
+        """The longest answer, in tokens."""
         return self.new or self.digits + 4  # a tokenizer may have a token per digit
 
     def protocol(self) -> dict[str, Any]:
@@ -55,14 +56,17 @@ class Passkey(Needle):
         return {**super().protocol(), "digits": self.digits}
 
     def scoring(self) -> dict[str, Any]:
+        """As a needle's, with a metric of its own."""
         return scoring_protocol(self.name) | {"metric": "passkey:first_number"}
 
     def facts(self, draw: str) -> Facts:
+        """The key, drawn by the name `draw`, in its sentence."""
         rng = random.Random(f"{draw}:key")
         key = str(rng.randrange(10 ** (self.digits - 1), 10**self.digits))
         return Facts([NEEDLE.format(key=key)], ASK, [key], HEAD)
 
     def judge(self, prediction: str, answers: Sequence[str]) -> dict[str, float]:
+        """recall and exact, which are one here: the first number is the key."""
         right = first_number(prediction, answers[0])
         return {"recall": right, "exact": right}
 

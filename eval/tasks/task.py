@@ -53,7 +53,7 @@ class Task:
     def begin(self, samples: Sequence[Sample], lab: Any) -> None:
         """What only tokenizer and window can tell is wrong, before the first row. Raises InputError."""
 
-    def batches(self, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    def in_batches(self, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
         """The samples as `measure` is given them, `size` at once at most."""
         step = size if self.batched else 1
         yield from (samples[start : start + step] for start in range(0, len(samples), step))
@@ -87,14 +87,14 @@ class PromptTask(Task):
             return lab.encode_apart(*apart(sample), *limits)
         return lab.encode(sample.prompt, *limits)
 
-    def batches(self, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    def in_batches(self, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
         """Batches of like length, for little padding; with size 1 the order of the data."""
         span = size * SORTED if size > 1 else len(samples)
         for start in range(0, len(samples), span):
             part = samples[start : start + span]
             if size > 1:
                 part = sorted(part, key=lambda sample: self._prompts[sample.id].tokens)
-            yield from super().batches(part, size)
+            yield from super().in_batches(part, size)
 
     def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
         """The fields of one row per sample, after one batch was answered."""

@@ -26,7 +26,8 @@ class Rates:
 
 
 def measure_rates(like: Tensor, clock: Callable[[], float], rounds: int = 5) -> Rates:
-    """Rates of this machine for the type and device of `like`: a large product, a large copy, the least of `rounds`."""
+    """Rates of this machine for the type and device of `like [...]`: a large product, a large copy, the least of
+    `rounds`."""
     gpu = like.device.type == "cuda"
     side, length = (8192, 1 << 30) if gpu else (1024, 1 << 26)
     a = torch.randn(side, side, dtype=like.dtype, device=like.device)

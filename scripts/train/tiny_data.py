@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 
-from eval.tasks.mini.build import build
+from eval.tasks.mini.build import Form, build
 from eval.tasks.mini.grammar import PARAGRAPHS, names, words
 from eval.tasks.mini.tokens import Encoder
 
@@ -38,7 +38,7 @@ def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: in
     cast = rng.randint(2, max(3, min(24, length // 30)))
     split = f"train/{rng.randrange(100)}" if alike and rng.random() < alike else "train"
     room = length - 1 - asked * ask
-    doc = build(kind.removesuffix("_all"), rng, split, room, enc.size, asked=asked, keys=keys, cast=cast)
+    doc = build(kind.removesuffix("_all"), rng, split, room, enc.size, Form(asked, keys, cast))
     ids, known = [bos], [False]
     for sentence in doc.sentences:
         i, k = enc.marked(sentence)

@@ -106,7 +106,7 @@ def train(cfg, rank: int) -> None:
                 save(out / "checkpoint.pt", {"model": model.state_dict(), "step": step, "tokens": seen,
                                              "optimisers": [o.state_dict() for o in opts]})
         if step % cfg.eval_every == 0 or step == total:
-            scores = check(cfg, model, enc, special[0], phase, rank)
+            scores = check(cfg, model, enc, phase, rank)
             if rank == 0:
                 for name, value in scores.items():
                     note(out / "eval.csv", run, {"step": step, "tokens": seen, "cell": name, "accuracy": value})
@@ -165,13 +165,13 @@ def agreed(cfg, stop: bool) -> bool:
     return bool(flag.item())
 
 
-def check(cfg, model, enc, bos: int, phase, rank: int) -> dict[str, float]:
+def check(cfg, model, enc, phase, rank: int) -> dict[str, float]:
     """Accuracy on held-out rows, the cells shared out over the workers."""
     import torch
 
     from scripts.tiny_eval import accuracies
 
-    mine = accuracies(model, enc, bos, phase.eval_lengths, cfg.eval_rows, cfg.bf16, cfg.eval_cells[rank :: cfg.workers])
+    mine = accuracies(model, enc, phase.eval_lengths, cfg.eval_rows, cfg.bf16, cfg.eval_cells[rank :: cfg.workers])
     if cfg.workers == 1:
         return mine
     parts: list[dict] = [{} for _ in range(cfg.workers)]

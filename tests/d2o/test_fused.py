@@ -9,6 +9,7 @@ from d2o.engine.start import open_engine
 from d2o.kernels import fused
 from d2o.kernels.attend import repeat_heads
 from d2o.kernels.block import RowStats, attend_block
+from d2o.kernels.fused import Fed
 from d2o.kernels.sums import column_sums, column_sums_plain
 from tests.zoo import METHODS, build, prompt
 
@@ -68,9 +69,9 @@ def test_rows_of_several_lengths_are_what_each_is_alone(stride, cores):
     before, stats = torch.get_num_threads(), RowStats(stride)
     torch.set_num_threads(cores)
     try:
-        out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, 0.3, stride, lengths, past)
+        out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, 0.3, stride, Fed(lengths, past))
         older = lambda rows, count: (past_k[rows, :, :count], past_v[rows, :, :count])  # noqa: E731
-        assert torch.equal(attend_block(q, k, v, older, lengths, past, 0.3, stats), out)
+        assert torch.equal(attend_block(q, k, v, older, Fed(lengths, past), 0.3, stats), out)
     finally:
         torch.set_num_threads(before)
     for b, (m, p) in enumerate(zip(lengths, past, strict=True)):

@@ -117,7 +117,7 @@ class Efficiency(Task):
 
     def _point(self, meta: dict[str, Any], lab: Any) -> dict[str, Any]:
         shape = (meta["batch"], meta["prompt"], meta["new"])
-        found = lab.race(*shape, self.repeats, self.warmup, self.seed)
+        found = lab.race(shape, self.repeats, self.warmup, self.seed)
         own, full = found.own, found.full
         row = {
             "repeats": self.repeats,
@@ -199,6 +199,7 @@ def summary(runs: Sequence[dict[str, float]] | None, meta: dict[str, Any], prefi
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 

@@ -49,31 +49,38 @@ class EvictingLM(TemplateLM):
     # ---- what lm-eval asks about a model
     @property
     def max_length(self) -> int:
+        """The model's window, in tokens."""
         return self.lab.window
 
     @property
     def max_gen_toks(self) -> int:
+        """New tokens where a task does not say."""
         return 256  # lm-eval's own default, where a task says nothing
 
     @property
     def eot_token_id(self) -> int:
+        """The token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
+        """The token before a text that has no context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
+        """Of the model, for lm-eval's record."""
         return self.lab.loaded.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Ids of a text, with what the tokenizer puts around it, but never two opening tokens."""
         if add_special_tokens is None:  # the tokenizer's own way, but never two opening tokens
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Turns as one text. Raises InputError for a tokenizer without a template."""
         if not self.tokenizer.chat_template:
             raise InputError(f"{self.tokenizer_name} has no chat template", "write task.chat=false")
         how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
@@ -87,6 +94,7 @@ class EvictingLM(TemplateLM):
 
     # ---- the three requests
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """A continuation per request, up to where one of its stop strings comes."""
         asked = [self._prompt(*request.args[:2]) for request in requests]
         texts, rows = [""] * len(asked), [{}] * len(asked)
         by_kwargs: dict[tuple, list[int]] = {}

@@ -59,6 +59,7 @@ class LMEval(Task):
 
     @property
     def streams(self) -> bool:
+        """Whether its texts have no prompt: every token is scored."""
         return self.task.OUTPUT_TYPE == "loglikelihood_rolling"
 
     def protocol(self) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def fetch(url: str, target: Path, sha256: str, remedy: str = "", pause_s: float 
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

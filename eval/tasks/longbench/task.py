@@ -103,10 +103,12 @@ class LongBench(PromptTask):
 
     @property
     def template(self) -> str:
+        """The set's prompt, with {context} and {input}."""
         return self._prompt[0]
 
     @property
     def max_new_tokens(self) -> int:
+        """The set's limit of an answer, in tokens."""
         return self._prompt[1]
 
     def protocol(self) -> dict[str, Any]:

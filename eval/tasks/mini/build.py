@@ -17,20 +17,29 @@ TITLES = {
 
 @dataclass
 class Doc:
+    """A text, what is asked about it, and where the answers stand."""
+
     sentences: list[str]  # the head first; marks still inside
     asks: list[Ask]
     needles: list[list[int]]  # per question: indices into `sentences`
 
 
-def build(kind: str, rng: random.Random, split: str, room: int, size: Callable[[str], int], asked: int = 1,
-          keys: int = 1, cast: int = 8, depth: float | None = None) -> Doc:
-    """A text of at most `room` tokens, the first question counted, answers not; `size(sentence)` counts tokens.
+@dataclass(frozen=True)
+class Form:
+    """`asked`: questions; `keys`: facts of the asked form; `cast`: people; `depth`: 0..1, where the facts of the first
+    question go, None: every fact anywhere."""
 
-    depth: 0..1, where the facts of the first question go; None places every fact anywhere.
-    """
+    asked: int = 1
+    keys: int = 1
+    cast: int = 8
+    depth: float | None = None
+
+
+def build(kind: str, rng: random.Random, split: str, room: int, size: Callable[[str], int], form: Form) -> Doc:
+    """A text of at most `room` tokens, the first question counted, answers not; `size(sentence)` counts tokens."""
     if kind in TITLES:
-        return _passages(rng, split, room, size, asked, *TITLES[kind])
-    plot = PLOTS[kind](rng, split, asked, keys, cast)
+        return _passages(rng, split, room, size, form.asked, *TITLES[kind])
+    plot, depth = PLOTS[kind](rng, split, form.asked, form.keys, form.cast), form.depth
     facts = [(i, f) for i, ask in enumerate(plot.asks) for f in ask.facts] + [(-1, d) for d in plot.decoys]
     left = room - size(plot.head) - size(plot.asks[0].question) - sum(size(f) for _, f in facts)
     filler = _fill(plot.filler, left, size)

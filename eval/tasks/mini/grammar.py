@@ -86,6 +86,7 @@ def words() -> tuple[str, ...]:
 
 
 def plain(text: str) -> str:
+    """A text without its marks."""
     return text.replace(MARK, "")
 
 
@@ -111,6 +112,7 @@ class Cast:
         return self.about(rng.choice(self.people))
 
     def about(self, person: str) -> str:
+        """A sentence about a person, some of which repeat what was said of it."""
         rng = self.rng
         if rng.random() < 0.2:
             return f" {person} from{self._recall(person, 'home', self.home[person])} {rng.choice(MOVES)} there."

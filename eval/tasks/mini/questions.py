@@ -55,6 +55,7 @@ def _story(rng: random.Random, split: str, asks: list[Ask], used: set[str], deco
 
 
 def multikey(rng, split, asked, keys, cast) -> Plot:
+    """Facts of one form about many people; one is asked for."""
     people = rng.sample(names(split), max(keys, asked))
     facts = [(p, rng.choice(VALUES)) for p in people]
     asks = [Ask([f" {p} keeps {v}."], f"\n? {p} keeps", f" {v}.", [v]) for p, v in facts[:asked]]
@@ -62,6 +63,7 @@ def multikey(rng, split, asked, keys, cast) -> Plot:
 
 
 def multivalue(rng, split, asked, keys, cast) -> Plot:
+    """Several facts about one person; all of them are asked for."""
     people = rng.sample(names(split), max(keys, asked))
     asks, decoys = [], []
     for i, p in enumerate(people):
@@ -77,6 +79,7 @@ def multivalue(rng, split, asked, keys, cast) -> Plot:
 
 
 def twohop(rng, split, asked, keys, cast) -> Plot:
+    """A fact about somebody who is found through another fact."""
     n = max(keys, asked)
     people = rng.sample(names(split), 2 * n)
     asks, decoys = [], []
@@ -91,6 +94,7 @@ def twohop(rng, split, asked, keys, cast) -> Plot:
 
 
 def count(rng, split, asked, keys, cast) -> Plot:
+    """How often something happened."""
     asks = []
     for event in rng.sample(EVENTS, min(len(EVENTS), max(keys, asked))):
         n = rng.randint(1, 6)

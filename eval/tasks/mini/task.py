@@ -13,7 +13,7 @@ from typing import Any
 
 from d2o.errors import InputError
 from eval.tasks import checks
-from eval.tasks.mini.build import Doc, build
+from eval.tasks.mini.build import Doc, Form, build
 from eval.tasks.mini.grammar import plain
 from eval.tasks.mini.questions import Ask
 from eval.tasks.mini.tokens import counter
@@ -68,14 +68,17 @@ class Mini(PromptTask):
 
     @property
     def kind(self) -> Kind:
+        """What the task's name stands for."""
         return _kind(self.name)
 
     @property
     def max_new_tokens(self) -> int:
+        """The longest answer of its kind, in tokens."""
         return self.kind.new
 
     @property
     def stop(self) -> tuple[str, ...]:
+        """Where an answer of its kind ends."""
         return (self.kind.stop,)
 
     def protocol(self) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class Mini(PromptTask):
         cast = max(4, min(24, self.length // 60))
         depth = None if self.depth is None else self.depth / 100
         kind = self.kind
-        return build(kind.plot, rng, "test", room, size, keys=kind.keys, cast=cast, depth=depth)
+        return build(kind.plot, rng, "test", room, size, Form(keys=kind.keys, cast=cast, depth=depth))
 
     def _sample(self, i: int, doc: Doc, ask: Ask, context: str) -> Sample:
         starts = [0]

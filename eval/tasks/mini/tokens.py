@@ -21,14 +21,17 @@ class Encoder:
         self.tokenizer, self.known = tokenizer, {}
 
     def chunk(self, text: str) -> tuple[int, ...]:
+        """Ids of one piece, remembered."""
         if text not in self.known:
             self.known[text] = tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
         return self.known[text]
 
     def ids(self, text: str) -> list[int]:
+        """Ids of a text, its marks left out."""
         return [i for c in CHUNK.findall(plain(text)) for i in self.chunk(c)]
 
     def size(self, text: str) -> int:
+        """Tokens of a text, its marks left out."""
         return sum(len(self.chunk(c)) for c in CHUNK.findall(plain(text)))
 
     def marked(self, text: str, known: bool = False) -> tuple[list[int], list[bool]]:

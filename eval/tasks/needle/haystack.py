@@ -81,9 +81,17 @@ def place(facts: Facts, fill: Sequence[str], sizes: Sequence[int], depth: float)
     return context, spans
 
 
-def build(
-    facts: Facts, lab: Any, length: int, depth: float, chat: bool, source: str | None, draw: str, repeat: int
-) -> tuple[Case, Any]:
+@dataclass(frozen=True)
+class Hay:
+    """What a haystack is of: a text, None for the bundled grammar's, the name it is drawn by, and which of the repeats
+    at one point of the grid it is."""
+
+    text: str | None
+    draw: str
+    repeat: int
+
+
+def build(facts: Facts, lab: Any, length: int, depth: float, chat: bool, hay: Hay) -> tuple[Case, Any]:
     """A case of at most `length` tokens, less by under one sentence, and its prompt (`lab.prompt`).
 
     Raises InputError for a length that does not hold the needles, the question and one sentence.
@@ -92,7 +100,7 @@ def build(
     spent = lab.prompt(bare or " ", facts.ask, [], chat)
     room = length - len(spent.context) - len(spent.question)
     for _ in range(TRIES):
-        stream, before_again = haystack(source, draw, length, repeat)
+        stream, before_again = haystack(hay.text, hay.draw, length, hay.repeat)
         fill, sizes, left = [], [], room
         for sentence in stream:
             left -= (size := lab.count(sentence))

@@ -30,7 +30,7 @@ from eval.cells.names import first_protocol
 from eval.tasks import checks
 from eval.tasks.checks import as_list
 from eval.tasks.mini.metrics import told
-from eval.tasks.needle.haystack import Facts, build, grammar_facts, own_facts
+from eval.tasks.needle.haystack import Facts, Hay, build, grammar_facts, own_facts
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task
 from eval.tasks.texts import fingerprint, read_text
@@ -78,14 +78,17 @@ class Needle(Task):
 
     @property
     def own(self) -> bool:
+        """Whether the needle is the user's."""
         return bool(self.needle)
 
     @property
     def stop(self) -> tuple[str, ...]:
+        """Where an answer ends: a line for an own needle, a sentence of the grammar."""
         return ("\n",) if self.own else (".",)
 
     @property
     def max_new_tokens(self) -> int:
+        """The longest answer, in tokens."""
         return self.new or (32 if self.own else 8 if self.needles == 1 else 40)
 
     @property
@@ -165,7 +168,8 @@ class Needle(Task):
     def _case(self, sample: Sample, lab: Any) -> tuple[Any, Any]:
         meta, length = sample.meta, self._tokens(sample, lab)
         draw = f"{self.name}:{self.seed}:{length}:{meta['depth']:g}:{meta['repeat']}"
-        return build(self.facts(draw), lab, length, meta["depth"], self.chat, self._text, draw, meta["repeat"])
+        hay = Hay(self._text, draw, meta["repeat"])
+        return build(self.facts(draw), lab, length, meta["depth"], self.chat, hay)
 
     def facts(self, draw: str) -> Facts:
         """What is hidden and asked, drawn by the name `draw`."""

@@ -51,8 +51,10 @@ def pace(pieces: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float]) -> float:
+    """Of at least one value."""
     return sum(values) / len(values)
 
 
 def exp(nll: float) -> float:
+    """Perplexity of a mean in nats, kept below infinity."""
     return math.exp(min(nll, 700.0))

@@ -74,14 +74,17 @@ class Perplexity(Task):
 
     @property
     def prefill(self) -> int:
+        """Tokens of the prefill."""
         return 1 if self.mode == "stream" else self.asked_prefill or self.length // 2
 
     @property
     def width(self) -> int:
+        """Positions per bucket."""
         return self.asked_width or max(1, -(-self.length // 16))
 
     @property
     def reference(self) -> bool:
+        """Whether the full cache is fed alongside."""
         return self.mode != "stream" if self.asked_reference is None else self.asked_reference
 
     @property

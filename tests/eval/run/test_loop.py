@@ -50,7 +50,7 @@ def test_batches_hold_every_row_once_and_like_lengths_together(size):
     samples = [sample(i, str(draw.randint(1, 99))) for i in range(50)]
     task.begin(samples, lab)
     assert lab.longest == max(int(s.prompt) for s in samples) + task.max_new_tokens
-    made = list(task.batches(samples, size))
+    made = list(task.in_batches(samples, size))
     assert sorted(int(s.id) for batch in made for s in batch) == list(range(50))
     assert all(len(batch) <= size for batch in made)
     padding = sum(max(int(s.prompt) for s in batch) - int(s.prompt) for batch in made for s in batch)

@@ -98,7 +98,7 @@ def test_rows_of_the_output_are_counted_not_stopped():
     lab = Lab(random_llama(), H2O, 0.25)
     step = lab.engine.step
     lab.engine.step = lambda cache, tokens: steps.append(tokens.shape[0]) or step(cache, tokens)
-    lab.race(2, 32, 7, 3, 1, 0)
+    lab.race((2, 32, 7), 3, 1, 0)
     assert steps == [2] * 6 * 4
 
 
