@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(words: list[str]) -> None:
+    """The command's words, without its name. Raises InputError."""
     if any(word in ("-h", "--help") for word in words):
         print(f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
         return
@@ -42,6 +43,7 @@ def main(words: list[str]) -> None:
 
 def print_table(config: Any) -> None:
     """A table of configs/table, to the terminal or to out=FILE."""
+    from eval.cells.files import write_whole
     from eval.tables.fill import fill
     from eval.tables.formats import render
     from eval.tables.read import read_table
@@ -52,7 +54,7 @@ def print_table(config: Any) -> None:
     if config.out is None:
         print(text.rstrip("\n"))
     else:
-        replace_text(Path(config.out), text.rstrip("\n") + "\n")
+        write_whole(Path(config.out), text.rstrip("\n") + "\n", f".{os.getpid()}")
         note(f"wrote {config.out}")
 
 
@@ -64,14 +66,14 @@ def score_results(config: Any) -> tuple[str, dict[str, Any]]:
 
     results = score_cells(Path(config.results_dir), config.scorer, note, keep=bool(config.report or config.plots))
     if config.report or config.plots:
-        show(results, config)
+        draw_all(results, config)
     elif not config.mix_protocols:
         refuse_mixed_protocols(results)
     record = {"scorer": config.scorer, "cells": [cell_record(r) for r in results], "means": aggregates(results)}
     return cells_table(results), record
 
 
-def show(results: list[Any], config: Any) -> None:
+def draw_all(results: list[Any], config: Any) -> None:
     """The report and the figures, which keep protocols apart; then the printed tables do so too."""
     from eval.scores.labels import load_cells
 
@@ -90,7 +92,7 @@ def show(results: list[Any], config: Any) -> None:
         files = write_plots(cells, target)
         note(f"wrote {len(files)} files to {target}")
     for cell in cells:
-        cell.result.setting = cell.setting
+        cell.result.protocol_label = cell.protocol_label
 
 
 def score_preds(config: Any) -> tuple[str, dict[str, Any]]:
@@ -112,17 +114,14 @@ def check_target(key: str, path: Path) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    """What json=FILE gets."""
+    from eval.cells.files import write_whole
 
-
-def replace_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n", f".{os.getpid()}")
 
 
 def note(text: str) -> None:
+    """One line to stderr, beside the table."""
     print(f"note: {text}", file=sys.stderr)
 
 

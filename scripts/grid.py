@@ -22,9 +22,9 @@ def main(words: list[str]) -> None:
     """Score the cells and print the table."""
     from d2o.budget import budget_name
     from eval.plots.budget import mean_over_tasks
+    from eval.scores.holds_more import MARK, footnote
     from eval.scores.labels import load_cells
     from eval.scores.results import score_cells
-    from eval.scores.uneven import MARK, footnote
     from eval.text import markdown
 
     given = read(words, KEYS)
@@ -36,8 +36,8 @@ def main(words: list[str]) -> None:
         raise InputError(f"no finished cells of task={given.task or ''} under {folder}", f"task= is one of {known}")
     curves = mean_over_tasks(cells, "")
     budgets = sorted({budget for line in curves.lines.values() for budget in line})
-    uneven = {(cell.label, cell.budget) for cell in cells if cell.result.uneven}
-    rows = [[label, *(shown(line.get(b)) + MARK * ((label, b) in uneven and b in line) for b in budgets)]
+    more = {(cell.label, cell.budget) for cell in cells if cell.result.holds_more}
+    rows = [[label, *(shown(line.get(b)) + MARK * ((label, b) in more and b in line) for b in budgets)]
             for label, line in curves.lines.items()]  # fmt: skip
     if curves.full is not None:
         rows.append(["full", *[""] * (len(budgets) - 1), shown(curves.full)])

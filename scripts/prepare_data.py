@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
+from eval.cells.files import beside
 from eval.tasks.longbench.download import CHUNK, fetch
 from eval.tasks.longbench.files import cache_dir
 from eval.tasks.longbench.task import SETS, SETS_E
@@ -108,11 +109,9 @@ def is_same(path: Path, info: zipfile.ZipInfo) -> bool:
 
 def write_member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
     """Unpack one member beside its place, then put it there whole."""
-    part = target.with_name(target.name + ".part")
-    with zipped.open(info) as source, part.open("wb") as file:  # reading to the end checks the CRC
+    with beside(target) as new, zipped.open(info) as source, new.open("wb") as file:  # to the end, which checks the CRC
         while chunk := source.read(CHUNK):
             file.write(chunk)
-    os.replace(part, target)
 
 
 def say(path: Path, downloaded: bool) -> None:

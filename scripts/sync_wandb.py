@@ -70,15 +70,15 @@ def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
     from eval.cells.files import read_json
     from eval.cells.find import read_config
     from eval.cells.read import cell_rows, wanted
-    from eval.track.cell import mirror
-    from eval.track.tracker import MARK, Tracker, Unsent, first_line, mark, run_id
+    from eval.track.cell import send_cell
+    from eval.track.tracker import MARK, Tracker, Unsent, in_one_line, run_id, sent_rows
 
     config = read_config(folder)
     if config is None:
         return "unfinished", ": no config.json"
     config["config"] = {**config["config"], "shard": None}  # the shards of a cell are one run here
     target = _target(config, given)
-    known = mark(folder, {"id": run_id(config), "project": target.project, "group": target.group})
+    known = sent_rows(folder, {"id": run_id(config), "project": target.project, "group": target.group})
     if not given.force and read_json(folder / MARK) == known:
         return "there", ""
     scored = "metric" in config["protocol"]
@@ -89,9 +89,9 @@ def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
     with Tracker(target, Path(given.results_dir), config, folder, again=True) as tracker:
         for row in rows:
             tracker.row(row)
-        mirror(tracker, config, rows, folder, given.scorer)
+        send_cell(tracker, config, rows, folder, given.scorer)
     if tracker.error is not None:
-        raise Unsent(f"{folder}: {first_line(tracker.error)}")
+        raise Unsent(f"{folder}: {in_one_line(tracker.error)}")
     return "sent", ""
 
 

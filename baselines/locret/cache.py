@@ -47,7 +47,7 @@ _heads = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """One prompt: `slots` filled after the prefill, of them `kept` by the heads out of the first `scored` tokens (0:
     nothing is evicted), and the newest `stabilizers` slots that stay until the last chunk."""
 
@@ -89,7 +89,7 @@ class Locret(KVLayer):
         self.chunk, self.stabilizers, self.local, self.query = chunk, stabilizers, local, query
         self.slot_positions, self.nominal = positions == "slot", budget_accounting == "nominal"
         self.fresh: Tensor | None = None  # [B, n, Hkv]: scores of the tokens being fed
-        self.plans: list[Plan] = []  # per row
+        self.plans: list[Schedule] = []  # per row
         self.settled: list[bool] = []  # rows whose keys were turned for good
         self.most = 0  # slots held by a head at any time of the prefill
 
@@ -102,17 +102,17 @@ class Locret(KVLayer):
             layer.plans = plans
         return [[plan.slots for plan in plans] for _ in layers]
 
-    def plan(self, budget: int, length: int) -> Plan:
+    def plan(self, budget: int, length: int) -> Schedule:
         """The sizes for a prompt of `length` tokens under a budget of `budget` slots."""
         if budget >= length:
-            return Plan(budget, 0, 0, 0)
+            return Schedule(budget, 0, 0, 0)
         stabilizers, local = (int(x) if x >= 1 else int(x * budget) for x in (self.stabilizers, self.local))
         if budget < stabilizers:
             what = f"a budget of {budget} slots is below the {stabilizers} stabilizers of locret"
             raise InputError(what, "raise budget=, or lower method.stabilizers= (a share such as 0.15 always fits)")
         kept = budget if self.nominal else max(budget - local, stabilizers, 1)
         tail = min(local, length) if self.nominal else budget - kept
-        return Plan(min(kept + tail, length), kept, max(0, length - tail), stabilizers)
+        return Schedule(min(kept + tail, length), kept, max(0, length - tail), stabilizers)
 
     def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
         """With `query`, the end of the question behind the first token of the prompt."""

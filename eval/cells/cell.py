@@ -102,6 +102,7 @@ class Cell:
         return self.file.rows.get(identifier) or self.elsewhere.get(identifier)
 
     def write(self, row: dict[str, Any]) -> None:
+        """Put one more row on the disk."""
         self.file.append(row)
         self.fresh += 1
         self.done += 1
@@ -117,10 +118,12 @@ class Cell:
 
 
 def status_of(state: str, error: str | None = None) -> dict[str, Any]:
+    """The part of status.json that says who is at it, and how that goes."""
     return {"state": state, "error": error, **process(), "updated": now()}
 
 
 def one_line(error: BaseException) -> str:
+    """The first line of an error, with its kind."""
     return f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
 
 

@@ -1,25 +1,40 @@
-"""Files of JSON that are replaced whole."""
+"""Files that are replaced whole, and files of JSON."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def replace_json(path: Path, value: Any, tag: str = "") -> None:
-    """Write beside and rename: a reader sees the old file or the new one, never half of one.
+@contextmanager
+def beside(path: Path, tag: str = "") -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` at the end: a reader sees the old file or the new one,
+    never half of one. What an error leaves is deleted.
 
     One writer at a time, or writers with different `tag`s.
     """
-    beside = path.with_name(f".{path.name}{tag}.new")
+    new = path.with_name(f".{path.name}{tag}.new")
     try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+        yield new
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, data: str | bytes, tag: str = "") -> None:
+    """Write a file whole or not at all; a text as UTF-8."""
+    with beside(path, tag) as new:
+        new.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def replace_json(path: Path, value: Any, tag: str = "") -> None:
+    """A value as JSON, written whole."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", tag)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.files import read_json
 from eval.cells.names import read_protocol
 from eval.cells.shards import FILE
 
@@ -33,17 +33,9 @@ def cell_folders(results_dir: Path) -> list[Path]:
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """A cell's config.json; None where there is none with a cell in it."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None or not isinstance(config.get("cell"), dict):
         return None
     if isinstance(config.get("protocol"), dict):
         config["protocol"] = read_protocol(config["protocol"])
     return config
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -23,6 +23,7 @@ def command(words: Sequence[str]) -> str:
 
 
 def origin(words: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of command, folder, machine, code and packages; `words`: of the command."""
     return {
         "command": command(words),
         "cwd": os.getcwd(),
@@ -33,6 +34,7 @@ def origin(words: Sequence[str]) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str | None]:
+    """The versions that may move a bit of a result, None where a package is missing."""
     return {name: _version(name) for name in PACKAGES}
 
 

@@ -1,4 +1,8 @@
-"""predictions.jsonl: one JSON object per line, one writer at a time, each row on the disk before the next is made."""
+"""predictions.jsonl: one JSON object per line, one writer at a time, each row on the disk before the next is made.
+
+`stream_rows` is the one reader: of a run that resumes, a plan, the scorer, a folder that someone else made. What they
+say of a line that is no row differs, and is a `Refusal`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,28 @@ from d2o.errors import InputError
 
 # json leaves these three as they are, and str.splitlines() would break a row at them.
 _ESCAPES = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+ROW_HINT = "each line is one JSON object with pred (or prediction), answers, all_classes, length"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What, and hint, of a `broken` line and of an id that comes `double` in a file; `needs_id`: a row without one is
+    broken too."""
+
+    broken: tuple[str, str]
+    double: tuple[str, str]
+    needs_id: bool = False
+
+
+MAKING = Refusal(
+    ("{path}: line {number} is no row", "delete that line, its row is made again"),
+    ("{path}: line {number} repeats id {id!r}", "delete one of the two lines"),
+    needs_id=True,
+)
+SCORING = Refusal(("{path}, line {number}: {why}", "{mend}"), ("two rows have the id {id!r}", "delete one of them"))
+ACROSS = ("{folder}: row {id!r} is in {other} and in {name}", "delete the line from one of them")  # two files of a cell
 
 
 class Busy(Exception):
@@ -56,28 +84,48 @@ class RowFile:
         self.rows[row["id"]] = row
 
     def close(self) -> None:
+        """Let go of the lock."""
         os.close(self._fd)
+
+
+def stream_rows(
+    path: Path,
+    refusal: Refusal,
+    torn: Callable[[int], None] | None = None,
+    held: dict[Any, Path] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of its line, row), one at a time; blank lines are passed over.
+
+    torn: given, the last line may be what a killed run leaves, no whole line or no JSON object: it is left out, and
+    `torn` is told how many bytes come before it. held: {id: its file} of the rows so far, filled here; None where ids
+    are not looked at. Raises InputError, in the words of `refusal`, for any other line that is no row and for an id
+    that is held.
+    """
+    with path.open("rb") as file:
+        number, at, line = 0, 0, file.readline()
+        while line:
+            number, following = number + 1, file.readline()
+            row, why, mend = _decode(line)
+            if torn is not None and not following and (row is None or not line.endswith(b"\n")):
+                torn(at)
+                return
+            if row is not None:
+                if held is not None:
+                    _hold(row.get("id"), path, number, held, refusal)
+                yield number, row
+            elif line.strip():
+                raise _error(refusal.broken, path=path, number=number, why=why, mend=mend)
+            at, line = at + len(line), following
 
 
 def read_rows(path: Path) -> tuple[dict[str, dict[str, Any]], int | None]:
     """{id: row} in the order of the file, and the size of its whole lines where the last one is torn.
 
-    Raises InputError for a broken line in the middle.
+    Raises InputError for a broken line in the middle and for an id that comes twice.
     """
-    lines = path.read_bytes().split(b"\n")
-    torn = lines.pop()
-    if lines and not torn and _decode(lines[-1]) is None:
-        torn = lines.pop()
-    rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, 1):
-        row = _decode(line)
-        if row is None:
-            raise InputError(f"{path}: line {number} is no row", "delete that line, its row is made again")
-        if row["id"] in rows:
-            what = f"{path}: line {number} repeats id {row['id']!r}"
-            raise InputError(what, "delete one of the two lines")
-        rows[row["id"]] = row
-    return rows, sum(len(line) + 1 for line in lines) if torn else None
+    cut: list[int] = []
+    rows = {row["id"]: row for _, row in stream_rows(path, MAKING, cut.append, {})}
+    return rows, cut[0] if cut else None
 
 
 def is_held(path: Path) -> bool:
@@ -102,6 +150,7 @@ def _lock(fd: int, tries: int = 4) -> None:
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
+    """A row as a line of the file, whatever its texts hold."""
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False).translate(_ESCAPES).encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold
@@ -109,9 +158,28 @@ def encode_row(row: dict[str, Any]) -> bytes:
     return text + b"\n"
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
+def _decode(line: bytes) -> tuple[dict[str, Any] | None, str, str]:
+    """The row of a line; or None, why there is none, and what to do about it."""
     try:
         row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+    except ValueError as error:
+        return None, f"not a whole line of JSON ({error})", "the file is torn: copy it again"
+    return (row, "", "") if isinstance(row, dict) else (None, f"a {type(row).__name__}, not an object", ROW_HINT)
+
+
+def _hold(identifier: Any, path: Path, number: int, held: dict[Any, Path], refusal: Refusal) -> None:
+    """Note which file has this row. Raises InputError for an id that is none, or that another line has."""
+    if not isinstance(identifier, str) and (refusal.needs_id or isinstance(identifier, list | dict)):
+        what = {"why": f"id is {identifier!r}", "mend": "id is a string"}
+        raise _error(refusal.broken, path=path, number=number, **what)
+    if identifier in held:
+        other = held[identifier]
+        if other == path:
+            raise _error(refusal.double, path=path, number=number, id=identifier)
+        raise _error(ACROSS, folder=path.parent, id=identifier, other=other.name, name=path.name)
+    if identifier is not None:
+        held[identifier] = path
+
+
+def _error(words: tuple[str, str], **known: Any) -> InputError:
+    return InputError(*(word.format(**known) for word in words))

@@ -32,6 +32,7 @@ class Shard:
         return f"{self.index}/{self.of}"
 
     def holds(self, identifier: str) -> bool:
+        """Whether the row with this id belongs to it."""
         digest = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") % self.of == self.index - 1
 
@@ -56,10 +57,12 @@ def named(stem: str, shard: Shard | None, ending: str) -> str:
 
 
 def row_file(folder: Path, shard: Shard | None) -> Path:
+    """Where the rows of the whole cell, or of one shard, lie."""
     return folder / named("predictions", shard, ".jsonl")
 
 
 def status_file(folder: Path, shard: Shard | None) -> Path:
+    """Where it is said how far the whole cell, or one shard, is."""
     return folder / named("status", shard, ".json")
 
 

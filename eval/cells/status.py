@@ -12,10 +12,6 @@ from typing import Any
 BEAT = 20.0  # seconds between two signs of life: the time stamp of status.json
 
 
-
-
-
-
 def process() -> dict[str, Any]:
     """Who runs, and from where: process, machine, the job of a cluster where it is one, the folder."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -24,6 +20,7 @@ def process() -> dict[str, Any]:
 
 
 def now() -> str:
+    """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -42,4 +39,5 @@ class Heartbeat:
                 return  # the folder is gone or the disk is: the run itself will say so
 
     def stop(self) -> None:
+        """End the thread; the file is left as it is."""
         self._end.set()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.files import read_json, write_whole
 from eval.tasks.sample import Sample
 
 FILE = "atlas.json"
@@ -28,19 +29,14 @@ def chosen(task: Any, samples: Sequence[Sample], wanted: bool | str) -> Sample:
 def write_atlas(cell: Path, sample_id: str, atlas: Mapping[str, Any]) -> Path:
     """Save the atlas of one row of a cell beside the rows, whole or not at all."""
     path = cell / FILE
-    beside = path.with_name(f".{FILE}.new")
-    beside.write_text(json.dumps({"id": sample_id, **atlas}, separators=(",", ":")) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps({"id": sample_id, **atlas}, separators=(",", ":")) + "\n")
     return path
 
 
 def read_atlas(cell: Path) -> dict[str, Any] | None:
     """The atlas of a cell, None where there is none or not a whole one."""
-    try:
-        atlas = json.loads((cell / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return atlas if isinstance(atlas, dict) and atlas.get("version") == 1 else None
+    atlas = read_json(cell / FILE)
+    return atlas if atlas and atlas.get("version") == 1 else None
 
 
 def fates(atlas: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes 
 
 
 @dataclass
-class Curves:
+class BudgetCurves:
     """One panel: `lines` {label: {budget: score}}, `full`: the score of the full cache."""
 
     title: str
@@ -28,6 +28,7 @@ class Curves:
 
     @property
     def labels(self) -> list[str]:
+        """What a legend names, the full cache last."""
         return [*self.lines, *([FULL] if self.full else [])]
 
     @property
@@ -37,10 +38,11 @@ class Curves:
 
 
 def scored(cells: Sequence[CellData]) -> list[CellData]:
+    """The cells that have a score."""
     return [cell for cell in cells if cell.result.score.value is not None]
 
 
-def by_task(cells: Sequence[CellData]) -> list[Curves]:
+def by_task(cells: Sequence[CellData]) -> list[BudgetCurves]:
     """A panel per task; parts of the prompt, slots and bytes apart."""
     found = []
     for task in dict.fromkeys(cell.task for cell in scored(cells)):
@@ -49,7 +51,7 @@ def by_task(cells: Sequence[CellData]) -> list[Curves]:
     return found
 
 
-def mean_over_tasks(cells: Sequence[CellData], family: str) -> Curves:
+def mean_over_tasks(cells: Sequence[CellData], family: str) -> BudgetCurves:
     """One panel: the mean over all the tasks of `cells`, for the methods and budgets that have every one of them."""
     cells = scored(cells)
     tasks = list(dict.fromkeys(cell.task for cell in cells))
@@ -57,13 +59,13 @@ def mean_over_tasks(cells: Sequence[CellData], family: str) -> Curves:
     return _curves(title, cells, None, tasks)
 
 
-def _curves(title: str, cells: Sequence[CellData], which: str | None, tasks: Sequence[str] = ("",)) -> Curves:
+def _curves(title: str, cells: Sequence[CellData], which: str | None, tasks: Sequence[str] = ("",)) -> BudgetCurves:
     points: dict[tuple[str, float], dict[str, list[float]]] = {}
     for cell in cells:
         if cell.method == FULL or which is None or kind(cell.budget) == which:
             key = (FULL, 1.0) if cell.method == FULL else (cell.label, cell.budget)
             points.setdefault(key, {})[cell.task] = cell.result.score.per_row
-    curves = Curves(title, {}, None)
+    curves = BudgetCurves(title, {}, None)
     for (label, budget), groups in sorted(points.items(), key=lambda item: item[0]):
         interval = means_interval(list(groups.values())) if len(groups) == len(tasks) else None
         if interval and label == FULL:
@@ -73,7 +75,7 @@ def _curves(title: str, cells: Sequence[CellData], which: str | None, tasks: Seq
     return curves
 
 
-def budget_figure(all_curves: Sequence[Curves], labels: Sequence[str], columns: int = 1) -> Figure:
+def budget_figure(all_curves: Sequence[BudgetCurves], labels: Sequence[str], columns: int = 1) -> Figure:
     """A panel per entry; `labels` are all there are, so that a method has one colour in every figure of a report."""
     shown = [label for label in labels if any(label in curves.labels for curves in all_curves)]
     width, height = (4.6, 3.0) if columns == 1 else (2.6, 2.0)
@@ -86,7 +88,7 @@ def budget_figure(all_curves: Sequence[Curves], labels: Sequence[str], columns: 
     return figure
 
 
-def _panel(ax: Axes, curves: Curves, labels: Sequence[str]) -> None:
+def _panel(ax: Axes, curves: BudgetCurves, labels: Sequence[str]) -> None:
     budgets = sorted({budget for line in curves.lines.values() for budget in line})
     for label, line in curves.lines.items():
         look, points = line_style(label, labels), sorted(line.items())

@@ -24,16 +24,16 @@ def points(cell: CellData) -> list[Point]:
 
 
 def groups(cells: Sequence[CellData]) -> dict[tuple[str, float], list[CellData]]:
-    """{(setting, budget): the cells to be shown together}; cells of the full cache alone stand under 1."""
+    """{(label of their protocol, budget): the cells that are shown together}; the full cache alone stands under 1."""
     timed, found = [cell for cell in cells if points(cell)], {}
-    for setting in dict.fromkeys(cell.setting for cell in timed):
-        group = [cell for cell in timed if cell.setting == setting]
+    for protocol in dict.fromkeys(cell.protocol_label for cell in timed):
+        group = [cell for cell in timed if cell.protocol_label == protocol]
         for budget in sorted({cell.budget for cell in group if cell.method != FULL}) or [1.0]:
-            found[setting, budget] = [cell for cell in group if cell.method == FULL or cell.budget == budget]
+            found[protocol, budget] = [cell for cell in group if cell.method == FULL or cell.budget == budget]
     return found
 
 
-def lines(cells: Sequence[CellData]) -> dict[str, tuple[list[Point], str]]:
+def lines_of(cells: Sequence[CellData]) -> dict[str, tuple[list[Point], str]]:
     """{label: (points, prefix of its readings)}; the full cache as it ran beside the first of the cells."""
     found = {cell.label: (points(cell), "") for cell in cells if cell.method != FULL}
     own = next((cell for cell in cells if cell.method == FULL), None)
@@ -42,7 +42,7 @@ def lines(cells: Sequence[CellData]) -> dict[str, tuple[list[Point], str]]:
 
 def speed_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
     """A panel per context; the whiskers are the slowest and the fastest run."""
-    drawn = lines(cells)
+    drawn = lines_of(cells)
     shapes = sorted({(p["prompt"], p["new"]) for rows, _ in drawn.values() for p in rows})
     if len(shapes) > PANELS:
         shapes = [shapes[round(i * (len(shapes) - 1) / (PANELS - 1))] for i in range(PANELS)]
@@ -62,7 +62,7 @@ def speed_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
 
 def memory_figure(cells: Sequence[CellData], labels: Sequence[str]) -> Figure:
     """Resident keys and values, and the peak of the prefill, which eviction hardly makes smaller; the least batch."""
-    drawn = lines(cells)
+    drawn = lines_of(cells)
     batch = min(p["batch"] for rows, _ in drawn.values() for p in rows)
     figure, axes = panels(2, 2, 2.6, 2.6, drawn)
     for ax, (key, title) in zip(axes, MEMORY.items(), strict=True):

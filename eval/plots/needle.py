@@ -32,18 +32,18 @@ def needle_maps(cell: CellData) -> list[NeedleMap]:
     rows = [row for row in cell.rows if "depth" in row and isinstance(row.get("survival"), list)]
     points: dict[str, list[tuple[dict[str, Any], float]]] = {
         "recall": [(row, row["recall"]) for row in rows],
-        "survival": [(row, _mean(row["survival"])) for row in rows],
+        "survival": [(row, _over_layers(row["survival"])) for row in rows],
     }
-    if any(_mean(row.get("merged")) for row in rows):
-        points["held or merged"] = [(row, _mean(row["survival"]) + _mean(row["merged"])) for row in rows]
-    return [_grid(cell.name, what, found) for what, found in points.items() if found]
+    if any(_over_layers(row.get("merged")) for row in rows):
+        points["held or merged"] = [(row, _over_layers(row["survival"]) + _over_layers(row["merged"])) for row in rows]
+    return [_map_of(cell.name, what, found) for what, found in points.items() if found]
 
 
-def _mean(layers: Sequence[float] | None) -> float:
+def _over_layers(layers: Sequence[float] | None) -> float:
     return sum(layers) / len(layers) if layers else 0.0
 
 
-def _grid(title: str, what: str, points: Sequence[tuple[dict[str, Any], float]]) -> NeedleMap:
+def _map_of(title: str, what: str, points: Sequence[tuple[dict[str, Any], float]]) -> NeedleMap:
     places: dict[tuple[float, float], list[float]] = {}
     for row, value in points:
         places.setdefault((row["depth"], row["length"]), []).append(value)

@@ -1,6 +1,6 @@
 """All figures of a set of cells, by name: for files (`plots=true`), for the report, for W&B.
 
-A figure is drawn when it is asked for, inside `plot_style.style`; drawing needs nothing but rows.
+A figure is drawn when it is asked for, inside `style`; drawing needs nothing but rows.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _budget(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> lis
             draw = lambda one=one: plot_budget.budget_figure([one], labels)  # noqa: E731
             found.append(Picture("budget", f"budget-{model}-{name}", f"{model}, {title}: score against budget", draw))
         if len(curves) > 1:
-            bare = [replace(one, title=one.title.removesuffix(f" {group[0].setting}")) for one in curves]
+            bare = [replace(one, title=one.title.removesuffix(f" {group[0].protocol_label}")) for one in curves]
             draw = lambda curves=bare: plot_budget.budget_figure(curves, labels, columns=3)  # noqa: E731
             title = f"{model}, all tasks of {family}"
             found.append(Picture("budget", f"budget-{model}-{family}-sheet", title, draw, sheet=True))
@@ -107,14 +107,14 @@ def _ppl(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[P
 
 def _efficiency(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
     found = []
-    for (setting, budget), group in plot_efficiency.groups(cells).items():
+    for (protocol, budget), group in plot_efficiency.groups(cells).items():
         for name, what, figure in (
             ("speed", "tokens per second against the batch", plot_efficiency.speed_figure),
             ("memory", "memory against the context", plot_efficiency.memory_figure),
         ):
-            title = f"{', '.join(filter(None, (model, setting)))}, budget {budget_name(budget)}: {what}"
+            title = f"{', '.join(filter(None, (model, protocol)))}, budget {budget_name(budget)}: {what}"
             draw = lambda figure=figure, group=group: figure(group, labels)  # noqa: E731
-            name = "-".join(filter(None, (name, model, setting, f"b{budget:g}")))
+            name = "-".join(filter(None, (name, model, protocol, f"b{budget:g}")))
             found.append(Picture("efficiency", name, title, draw))
     return found
 
@@ -154,6 +154,7 @@ def write_plots(cells: Sequence[CellData], folder: Path) -> list[Path]:
 
 
 def file_name(name: str) -> str:
+    """A picture's name as a file may be called."""
     return re.sub(r"[^\w.=-]+", "_", name.replace(" %", "pc"))
 
 
@@ -161,7 +162,7 @@ def cell_figures(config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path
     """{name: figure} of one cell, for a tracker: needle maps, NLL, efficiency, slots per layer, atlas.
 
     `config` is the cell's config.json, `rows` its rows, `path` its folder. Names suit files and addresses (a per cent
-    sign breaks an upload). No pyplot, no state: wandb.Image takes them.
+    sign breaks an upload). No pyplot, which keeps every figure: wandb.Image takes them.
     """
     names = dict(config["cell"])
     result = CellResult(str(path), names, Score(None, 0), {}, None, None, config.get("protocol_hash"))

@@ -17,7 +17,7 @@ Curve = list[tuple[float, float]]  # (middle of a bucket of positions, mean NLL 
 
 
 @dataclass
-class Curves:
+class NllCurves:
     """One figure: `lines` {label: curve}; `window`: what the model was made for, where the text goes beyond it."""
 
     title: str
@@ -25,7 +25,7 @@ class Curves:
     window: int | None = None
 
 
-def nll_curves(cells: Sequence[CellData]) -> list[Curves]:
+def nll_curves(cells: Sequence[CellData]) -> list[NllCurves]:
     """A figure per task and budget, from cells of eval/tasks/ppl/task.py; the full cache has a cell or was fed
     alongside."""
     cells = [cell for cell in cells if any(row.get("bucket_nll") for row in cell.rows)]
@@ -35,12 +35,12 @@ def nll_curves(cells: Sequence[CellData]) -> list[Curves]:
         budgets = sorted({cell.budget for cell in group if cell.method != FULL}) or [1.0]
         for budget in budgets:
             shown = [cell for cell in group if cell.method == FULL or cell.budget == budget]
-            found.append(_curves(task if budget == 1 else f"{task}, budget {budget_name(budget)}", shown))
+            found.append(_nll_curves(task if budget == 1 else f"{task}, budget {budget_name(budget)}", shown))
     return found
 
 
-def _curves(title: str, cells: Sequence[CellData]) -> Curves:
-    curves, rows = Curves(title), [row for cell in cells for row in cell.rows]
+def _nll_curves(title: str, cells: Sequence[CellData]) -> NllCurves:
+    curves, rows = NllCurves(title), [row for cell in cells for row in cell.rows]
     for cell in cells:
         curves.lines[cell.label] = nll_curve(cell.rows, "bucket_nll")
     alongside = next((cell.rows for cell in cells if cell.rows[0].get("bucket_full_nll")), None)
@@ -62,7 +62,7 @@ def nll_curve(rows: Sequence[dict[str, Any]], key: str) -> Curve:
     return [(at, total / n) for at, (total, n) in sorted(sums.items()) if n]
 
 
-def nll_figure(curves: Curves, labels: Sequence[str]) -> Figure:
+def nll_figure(curves: NllCurves, labels: Sequence[str]) -> Figure:
     """`labels` are all there are, so that a method has one colour in every figure of a report."""
     figure, (ax,) = panels(1, 1, 4.6, 3.0, curves.lines)
     for label, line in sorted(curves.lines.items()):

@@ -5,23 +5,22 @@ The same cells give the same bytes: nothing in it says when it was written, only
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
+from eval.cells.files import read_json, write_whole
 from eval.plots.atlas_file import read_atlas
 from eval.plots.pictures import ATLASES, pictures
+from eval.plots.report_items import Table
 from eval.plots.report_tables import (
-    Table,
+    all_cells_table,
     atlas_tables,
-    cells_table,
-    figure_tables,
     point_tables,
     provenance_tables,
+    readings_tables,
     score_tables,
 )
 from eval.plots.style import style
@@ -50,16 +49,20 @@ SECTIONS = {
 
 @dataclass
 class Section:
+    """A part of the page, one of SECTIONS."""
+
     key: str
     figures: list[tuple[str, str]] = field(default_factory=list)  # title, svg
     tables: list[Table] = field(default_factory=list)
 
     @property
     def title(self) -> str:
+        """Its heading."""
         return SECTIONS[self.key][0]
 
     @property
     def text(self) -> str:
+        """What stands below the heading."""
         return SECTIONS[self.key][1]
 
 
@@ -67,13 +70,14 @@ def write_report(
     cells: Sequence[CellData], results_dir: Path, target: Path, scorer: str, note: Callable[[str], None]
 ) -> None:
     """The report of `cells` as `target`, whole or not at all. Its links are relative to where it lies."""
-    page = render(cells, results_dir, target.parent, scorer, note)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.new")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(target)
+    page = render_page(cells, results_dir, target.parent, scorer, note)
+    write_whole(target, page, f".{os.getpid()}")
 
 
-def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str, note: Callable[[str], None]) -> str:
+def render_page(
+    cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str, note: Callable[[str], None]
+) -> str:
+    """The report as HTML; `home`: the folder that its links start from."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     sections, sheet = {key: Section(key) for key in SECTIONS}, Sheet()
@@ -83,7 +87,7 @@ def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str
                 sections[picture.kind].figures.append((picture.title, sheet.svg(picture.draw(), picture.title)))
     scored = [cell for cell in cells if cell.result.score.value is not None]
     sections["scores"].tables = score_tables(scored)
-    for key, table in figure_tables(cells):
+    for key, table in readings_tables(cells):
         sections[key if key in sections else "figures"].tables.append(table)
     sections["efficiency"].tables += point_tables(cells)
     atlases = [(cell, atlas) for cell in cells if (atlas := read_atlas(cell.path))]
@@ -91,7 +95,7 @@ def render(cells: Sequence[CellData], results_dir: Path, home: Path, scorer: str
     if len(atlases) > ATLASES:
         note(f"the report draws the first {ATLASES} atlases; the others lie beside their cells as atlas.json")
     links = {cell.result.folder: _link(results_dir / cell.result.folder, home) for cell in cells}
-    sections["cells"].tables = [cells_table(cells, links)]
+    sections["cells"].tables = [all_cells_table(cells, links)]
     sections["provenance"].tables = provenance_tables(cells)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
                               undefined=StrictUndefined)  # fmt: skip
@@ -105,7 +109,7 @@ def _link(folder: Path, home: Path) -> str:
 
 
 def _facts(cells: Sequence[CellData], scorer: str) -> list[tuple[str, str]]:
-    updated = [time for cell in cells if (time := _status(cell.path).get("updated"))]
+    updated = [time for cell in cells if (time := (read_json(cell.path / "status.json") or {}).get("updated"))]
     unfinished = sum(r.total is not None and r.score.n < r.total for r in (cell.result for cell in cells))
     facts = {
         "cells": str(len(cells)),
@@ -116,11 +120,3 @@ def _facts(cells: Sequence[CellData], scorer: str) -> list[tuple[str, str]]:
         "unfinished cells": str(unfinished) if unfinished else "",
     }
     return [(key, value) for key, value in facts.items() if value]
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}

@@ -1,67 +1,17 @@
-"""The tables of the report. A cell of a table is a text, or a `Cell` with what it sorts by and where it leads."""
+"""The tables of the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from d2o.budget import budget_name
 from eval.plots.atlas_file import NAMES, largest_targets, shares
-from eval.scores.bootstrap import Interval, means_interval
+from eval.plots.report_items import Item, Table, budget_item, compared, difference, footnotes, held, num
+from eval.scores.bootstrap import means_interval, paired
 from eval.scores.cell_data import CellData
 from eval.scores.means import mean_of
-from eval.scores.result import CellResult
-from eval.scores.uneven import footnote
-from eval.tables.text import against, count, mean_realised, realised
-from eval.tasks.efficiency import readings as efficiency_figures
-from eval.text import number
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`key`: a number to sort by, where the text is none."""
-
-    text: str
-    key: float | None = None
-    link: str | None = None
-
-
-@dataclass
-class Table:
-    """`left`: how many columns are names; the others are numbers. `folded`: a click away."""
-
-    title: str
-    header: Sequence[str]
-    rows: list[list[Cell]] = field(default_factory=list)
-    left: int = 1
-    note: str = ""  # below it
-    folded: bool = False
-
-
-def budget_cell(cell: CellData) -> Cell:
-    return Cell("") if cell.method == "full" else Cell(budget_name(cell.budget), float(cell.budget))
-
-
-def num(value: float | None, digits: int = 2) -> Cell:
-    return Cell("" if value is None else f"{value:.{digits}f}", value)
-
-
-def held(value: float | None, *cells: CellResult) -> Cell:
-    """The realised budget, marked where one of `cells` is no equal comparison."""
-    return Cell(realised(value, *cells), value)
-
-
-def difference(found: Interval | None) -> list[Cell]:
-    """The difference and its interval, sorted by the lower bound."""
-    if found is None:
-        return [Cell(""), Cell("")]
-    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
-    return [Cell(f"{found.value:+.2f}", found.value), Cell(bounds, found.low)]
-
-
-def note(cells: Sequence[CellData]) -> str:
-    return footnote(cell.result for cell in cells).strip()
+from eval.tables.text import against, mean_realised, row_count
+from eval.tasks.efficiency import readings as efficiency_readings
 
 
 def score_tables(cells: Sequence[CellData]) -> list[Table]:
@@ -72,20 +22,20 @@ def score_tables(cells: Sequence[CellData]) -> list[Table]:
     return [_scores(title, group) for title, group in groups.items()]
 
 
-def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
-    """Per measuring task: the module that reads its rows, and a line per cell, a column per figure."""
+def readings_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
+    """Per measuring task: the module that reads its rows, and a line per cell, a column per reading."""
     tables = []
-    for task in dict.fromkeys(cell.task for cell in cells if cell.result.figures):
+    for task in dict.fromkeys(cell.task for cell in cells if cell.result.columns):
         group = [cell for cell in cells if cell.task == task]
-        names = list(dict.fromkeys(name for cell in group for name in cell.result.figures))
-        names = [name for name in names if any(cell.result.figures.get(name) is not None for cell in group)]
+        names = list(dict.fromkeys(name for cell in group for name in cell.result.columns))
+        names = [name for name in names if any(cell.result.columns.get(name) is not None for cell in group)]
         scored = ["score"] if any(cell.result.score.value is not None for cell in group) else []
         header = ["method", "model", "budget", "realised", *scored, *names]
-        table = Table(task, header, left=2, note=note(group))
+        table = Table(task, header, left=2, note=footnotes(group))
         for cell in group:
             shown = [num(cell.result.score.value) for _ in scored]
-            shown += [num(cell.result.figures.get(name)) for name in names]
-            first = [Cell(cell.label), Cell(cell.model), budget_cell(cell), held(cell.result.realised, cell.result)]
+            shown += [num(cell.result.columns.get(name)) for name in names]
+            first = [Item(cell.label), Item(cell.model), budget_item(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
         tables.append((str((group[0].config.get("protocol") or {}).get("figures")), table))
     return tables
@@ -94,22 +44,22 @@ def figure_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
 def point_tables(cells: Sequence[CellData]) -> list[Table]:
     """Efficiency point by point: medians, and their ratios to the full cache on the same kernel."""
     ms, mib = 1e3, 1 / 2**20
-    readings = {"TTFT ms": ("ttft_s", ms), "TPOT ms": ("tpot_s", ms), "tokens/s": ("tokens_per_s", 1),
+    shown = {"TTFT ms": ("ttft_s", ms), "TPOT ms": ("tpot_s", ms), "tokens/s": ("tokens_per_s", 1),
                 "KV MiB": ("kv_bytes", mib), "prefill peak MiB": ("prefill_peak", mib),
                 "decode peak MiB": ("decode_peak", mib)}  # fmt: skip
     header = ["method", "model", "budget", "batch", "prompt", "new"]
-    header += [name for one in readings for name in (one, f"{one.removesuffix(' ms').removesuffix(' MiB')} x")]
+    header += [name for one in shown for name in (one, f"{one.removesuffix(' ms').removesuffix(' MiB')} x")]
     table = Table("every point", [*header, "scoring ms"], left=2)
     for cell in cells:
         if (cell.config.get("protocol") or {}).get("figures") != "efficiency":
             continue
-        for point in efficiency_figures.records(cell.rows)["efficiency"]:
-            line = [Cell(cell.label), Cell(cell.model), budget_cell(cell)]
-            line += [Cell(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
-            for key, scale in readings.values():
-                value, against = point[key], point[efficiency_figures.ratio_name(key)]
-                line.append(Cell("out of memory") if point["oom"] else num(None if value is None else value * scale))
-                line.append(Cell("full: oom") if point["full_oom"] and not point["oom"] else num(against))
+        for point in efficiency_readings.records(cell.rows)["efficiency"]:
+            line = [Item(cell.label), Item(cell.model), budget_item(cell)]
+            line += [Item(str(point[key]), point[key]) for key in ("batch", "prompt", "new")]
+            for key, scale in shown.values():
+                value, against = point[key], point[efficiency_readings.ratio_name(key)]
+                line.append(Item("out of memory") if point["oom"] else num(None if value is None else value * scale))
+                line.append(Item("full: oom") if point["full_oom"] and not point["oom"] else num(against))
             table.rows.append([*line, num(point["scoring_s"] and ms * point["scoring_s"], 1)])
     return [table]
 
@@ -122,49 +72,42 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
         lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
     several = len(tasks) > 1
     compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
-    names = list(dict.fromkeys(cell.result.task for cell in cells))  # their setting stands in the title
-    table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=note(cells))
+    names = list(dict.fromkeys(cell.result.task for cell in cells))  # the label of their protocol stands in the title
+    table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=footnotes(cells))
     for (label, _), found in lines.items():
         whole = len(found) == len(tasks)
         mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None
-        pairs = [_paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
+        pairs = [paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
         is_full = next(iter(found.values())).method == "full"
         there = [cell.result for cell in found.values()]
-        row = [Cell(label), budget_cell(next(iter(found.values()))), held(mean_realised(there), *there)]
+        row = [Item(label), budget_item(next(iter(found.values()))), held(mean_realised(there), *there)]
         row += [num(mean.value if mean else None)] if several else []
         row += difference(None if is_full else means_interval(pairs))
         table.rows.append(row + [num(found[t].result.score.value if t in found else None) for t in tasks])
     return table
 
 
-def _paired(rows: dict[Any, float], full: dict[Any, float]) -> list[float]:
-    return [one - full[key] for key, one in rows.items() if key in full]
-
-
-def cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
+def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
     """Every cell with its files; `links` {folder: relative address}."""
     header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
               "tokens/s", "KV MiB", "files", ""]  # fmt: skip
-    table = Table("all cells", header, left=3, note=note(cells))
+    table = Table("all cells", header, left=3, note=footnotes(cells))
     for cell in cells:
         result, link = cell.result, links[cell.result.folder]
-        compared = against(result)
-        low = None if result.against is None else result.against.low
         table.rows.append(
             [
-                Cell(cell.task),
-                Cell(cell.model),
-                Cell(cell.label),
-                budget_cell(cell),
+                Item(cell.task),
+                Item(cell.model),
+                Item(cell.label),
+                budget_item(cell),
                 held(result.realised, result),
-                Cell(count(result), result.score.n),
-                Cell(number(result.score.value), result.score.value),
-                Cell(compared[0], None if result.against is None else result.against.value),
-                Cell(compared[1], low),
+                Item(row_count(result), result.score.n),
+                num(result.score.value),
+                *compared(against(result), result.against),
                 num(speed(cell.rows), 1),
                 num(mebibytes(mean_of(cell.rows, "kv_bytes_decode"))),
-                Cell("config", link=f"{link}/config.json"),
-                Cell("rows", link=f"{link}/{result.rows_file}"),
+                Item("config", link=f"{link}/config.json"),
+                Item("rows", link=f"{link}/{result.rows_file}"),
             ]
         )
     return table
@@ -177,6 +120,7 @@ def speed(rows: Iterable[dict[str, Any]]) -> float | None:
 
 
 def mebibytes(size: float | None) -> float | None:
+    """Bytes in MiB."""
     return None if size is None else size / 2**20
 
 
@@ -188,11 +132,11 @@ def atlas_tables(atlases: Sequence[tuple[CellData, dict[str, Any]]]) -> list[Tab
     for cell, atlas in atlases:
         for layer, parts in enumerate(shares(atlas)):
             shown = [num(100 * part, 1) for part in parts]
-            fates.rows.append([Cell(cell.name), Cell(cell.task), Cell(str(layer), layer), *shown])
+            fates.rows.append([Item(cell.name), Item(cell.task), Item(str(layer), layer), *shown])
         merges = Table(f"{cell.name}, {cell.task}: who was merged into whom, largest first", header, folded=True)
         for one in largest_targets(atlas):
-            whole = [Cell(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
-            merges.rows.append([*whole, num(one["weight"], 3), Cell(str(one["from"]), one["from"])])
+            whole = [Item(str(one[key]), one[key]) for key in ("layer", "head", "position", "merged")]
+            merges.rows.append([*whole, num(one["weight"], 3), Item(str(one["from"]), one["from"])])
         tables.append(merges)
     return tables
 
@@ -210,7 +154,7 @@ def provenance_tables(cells: Sequence[CellData]) -> list[Table]:
         counts: dict[tuple[str, ...], int] = {}
         for cell in cells:
             counts[key(cell)] = counts.get(key(cell), 0) + 1
-        table.rows = [[*map(Cell, names), Cell(str(n), n)] for names, n in counts.items()]
+        table.rows = [[*map(Item, names), Item(str(n), n)] for names, n in counts.items()]
     return [made, protocols, models]
 
 

@@ -1,6 +1,6 @@
 """matplotlib's SVG made small enough for a page of many: the page's colours and font, styles said once for all figures.
 
-Drawn inside `plot_style.style(page=True)`. What is not seen goes: wrappers, unused ids, invisible frames, long numbers.
+Drawn inside `style(page=True)`. What is not seen goes: wrappers, unused ids, invisible frames, long numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Sheet:
         self.figures = 0
 
     def css(self) -> str:
+        """The style sheet of all that was drawn so far."""
         return "\n".join(f".{name} {{ {rule} }}" for rule, name in self.classes.items())
 
     def svg(self, figure: Figure, title: str) -> str:

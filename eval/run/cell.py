@@ -18,9 +18,9 @@ from eval.plots.pictures import cell_figures, write_figures
 from eval.run.loop import fill, lacking
 from eval.run.models import check_size, open_lab
 from eval.run.plan import Plan, dataset_hash, plan
-from eval.scores.summary import lines
+from eval.scores.summary import summary_text
 from eval.tasks.sample import Sample
-from eval.track.cell import mirror
+from eval.track.cell import send_cell
 from eval.track.tracker import Tracker
 
 
@@ -44,12 +44,11 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
             rows = [cell.row(identifier) for identifier in ids]
             if not rows:
                 return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
-            found = mirror(tracker, config, rows, cell.path, cfg.scorer)
+            found = send_cell(tracker, config, rows, cell.path, cfg.scorer)
             pictured = not planned.shard and (drawn or planned.task.readings)
             shown = keep_figures(cell, config, rows) if pictured else ""
     took = time.monotonic() - started
-    told = lines(str(cell.path), cfg.budget, found, cfg.scorer, cell.fresh, took, rows, planned.protocol)
-    return cell.path, told + shown
+    return cell.path, summary_text(cell.path, config, found, cell.fresh, took, rows) + shown
 
 
 def record(planned: Plan) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _print_tables(found: Expansion, folders: Sequence[Path], cfg: Any, config_di
     if len(folders) > 1 and (shown := side_by_side(folders)):
         print(shown)
     if found.grouped:
-        print(group.table(folders, cfg.scorer, _note))
+        print(group.group_table(folders, cfg.scorer, _note))
     for name in found.tables:
         table = read_table(name, config_dir)
         print(render(fill(table, Path(cfg.results_dir), config_dir, cfg.scorer, _note), "terminal"))

@@ -30,22 +30,14 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
     return means_interval([values], seed)
 
 
-def paired_interval(rows_a: Mapping[Any, float], rows_b: Mapping[Any, float], seed: int = 0) -> Interval | None:
-    """Of the mean of a - b over the rows that both have, {id: 0..1}; None where they share none.
-
-    Rows are resampled in pairs: what makes a row hard for both does not widen the interval.
-    """
-    return mean_interval(paired(rows_a, rows_b), seed)
-
-
 def paired(rows_a: Mapping[Any, float], rows_b: Mapping[Any, float]) -> array[float]:
-    """a - b of the rows that both have."""
+    """a - b of the rows that both have, {id: 0..1}: what makes a row hard for both does not widen its interval."""
     return array("d", (one - rows_b[key] for key, one in rows_a.items() if key in rows_b))
 
 
 def means_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
-    """Of the mean of the means of groups (tasks), each resampled on its own; None without groups, or for an empty one.
-    """
+    """Of the mean of the means of groups (tasks), each resampled on its own; None without groups, or for an empty
+    one."""
     import numpy as np
 
     if not groups or not all(len(values) for values in groups):

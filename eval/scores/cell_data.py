@@ -13,8 +13,8 @@ from eval.scores.result import CellResult
 
 @dataclass
 class CellData:
-    """`label`: method and the knobs on which cells of that method differ; `setting`: what tells its protocol from the
-    others of its tasks, empty where there is one.
+    """`label`: method and the knobs on which cells of that method differ; `protocol_label`: what tells its protocol
+    from the others of its tasks, empty where there is one.
     """
 
     path: Path
@@ -22,29 +22,33 @@ class CellData:
     config: dict[str, Any]
     rows: Sequence[dict[str, Any]] = field(repr=False)
     label: str = ""
-    setting: str = ""
+    protocol_label: str = ""
 
     @property
     def task(self) -> str:
-        return f"{self.result.task} {self.setting}".rstrip()
+        """The name of the task, with the label of its protocol."""
+        return f"{self.result.task} {self.protocol_label}".rstrip()
 
     @property
     def model(self) -> str:
+        """The model's name."""
         return str(self.result.cell.get("model"))
 
     @property
     def method(self) -> str:
+        """The method's name, without its knobs."""
         return str(self.result.cell.get("method"))
 
     @property
     def family(self) -> str:
-        """The tasks over which a mean says something, longbench_trec -> longbench, and their setting."""
+        """The tasks over which a mean says something, longbench_trec -> longbench, and the label of their protocol."""
         task = self.result.task
         name = "longbench_e" if task.startswith("longbench_e_") else task.partition("_")[0]
-        return f"{name} {self.setting}".rstrip()
+        return f"{name} {self.protocol_label}".rstrip()
 
     @property
     def budget(self) -> float | Bytes:
+        """What was asked for; 1 where a cell has none."""
         return read_budget(self.result.cell.get("budget") or 1.0)
 
     @property

@@ -1,4 +1,4 @@
-"""The LongBench metrics without the official scorer's faults. Same names and signature as metrics_official.py; the
+"""The LongBench metrics without the official scorer's faults. Same names and signature as official.py; the
 differences are
 
 - classification: classes that are only a part of the right class's name are all dropped, not every second one;

@@ -28,6 +28,7 @@ class KeptRows(Sequence):
             yield row
 
     def keep(self, row: dict[str, Any]) -> None:
+        """Keep of a row what figures and reports read."""
         if row.get("needles"):
             self._needles[len(self)] = {"id": row.get("id"), "needles": row["needles"]}
         for key, column in self._numbers.items():

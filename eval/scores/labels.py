@@ -8,8 +8,8 @@ from typing import Any
 
 from eval.cells.find import read_config
 from eval.scores.cell_data import CellData
+from eval.scores.protocol_labels import protocol_labels
 from eval.scores.result import CellResult
-from eval.scores.settings import settings
 
 
 def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellData]:
@@ -23,19 +23,19 @@ def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellDat
 
 
 def name_cells(cells: Sequence[CellData]) -> None:
-    """Set every cell's `label` and `setting`."""
+    """Set every cell's `label` and `protocol_label`."""
     for method in {cell.method for cell in cells}:
         group = [cell for cell in cells if cell.method == method]
         for cell, more in zip(group, differences([_knobs(cell) for cell in group]), strict=True):
             cell.label = " ".join([method, *more])
     for cell in cells:
-        cell.setting = ""
+        cell.protocol_label = ""
     families = [cell.family for cell in cells]
     for family in set(families):
         group = [cell for cell, one in zip(cells, families, strict=True) if one == family]
         protocols = [(cell.result.task, cell.config.get("protocol") or {}) for cell in group]
-        for cell, setting in zip(group, settings(protocols), strict=True):
-            cell.setting = setting
+        for cell, label in zip(group, protocol_labels(protocols), strict=True):
+            cell.protocol_label = label
 
 
 def differences(records: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -68,7 +68,3 @@ def _knobs(cell: CellData) -> dict[str, Any]:
         if key.startswith("method.") and not key.endswith("_") or key == "seed" or key.startswith("engine."):
             found[key.removeprefix("method.")] = value
     return found
-
-
-
-

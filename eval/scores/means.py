@@ -15,10 +15,15 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(values) / len(values)
 
 
+def average(values: Iterable[float | None]) -> float | None:
+    """Mean of what is there; None for nothing."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
 def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:
     """Mean over the rows that have a number there."""
-    found = [row[key] for row in rows if isinstance(row.get(key), int | float)]
-    return sum(found) / len(found) if found else None
+    return average(row[key] for row in rows if isinstance(row.get(key), int | float))
 
 
 def mean_layers(rows: Iterable[dict[str, Any]], key: str) -> list[float]:

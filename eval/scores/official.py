@@ -1,7 +1,7 @@
 """The official LongBench metrics, oddities included: `scorer=official` reproduces published numbers to two decimals.
 
-A metric is a function (prediction, answer, all_classes) -> 0..1 for ONE answer; scoring.py takes the best over the
-answers. `metrics_fixed.py` has the same names, corrected, and lists every difference. The oddities:
+A metric is a function (prediction, answer, all_classes) -> 0..1 for ONE answer; score.py takes the best over the
+answers. `fixed.py` has the same names, corrected, and lists every difference. The oddities:
 - classification removes from the list it iterates over, so every second class that should go can stay and halve the
   score;
 - code similarity is a rounded percentage of difflib's ratio (with its junk heuristic from 200 characters on), and the
@@ -110,6 +110,7 @@ def code_line(prediction: str) -> str:
 
 
 def paragraph_number(answer: str, prefix: str) -> str:
+    """The number behind `prefix` in the answer."""
     found = re.search(re.escape(prefix) + r"(\d+)", answer)
     if not found:
         raise InputError(f"the answer {answer!r} names no paragraph", f'answers of this set read "{prefix}N"')
@@ -117,6 +118,7 @@ def paragraph_number(answer: str, prefix: str) -> str:
 
 
 def share_of_numbers(prediction: str, right: str) -> float:
+    """How many of the numbers in the prediction are the right one, as a share; 0 without any."""
     numbers = NUMBER.findall(prediction)
     return numbers.count(right) / len(numbers) if numbers else 0.0
 

@@ -17,11 +17,11 @@ class CellResult:
     `total`: rows the run set out to make; `realised`: mean realised budget; None where unknown. `ids`: of the rows, in
     the order of `score.per_row`. `against`: the difference to the full cache, None where there is none to compare with;
     `pairs`: the differences it is the mean of, 0..1.
-    `uneven`: it holds more than what it is compared with (eval/scores/uneven.py).
-    `question`: when it was fed (eval/tasks/checks.py), None where a task has none. `setting`: what tells its
-    protocol from others of its task, where they are shown apart (eval/scores/settings.py).
-    `figures`: {header: number} of a task that measures, as its table of cells has them; `measured`: all of them, by
-    their own names. `rows`: without their texts, of predictions only what
+    `holds_more`: it holds more than what it is compared with (eval/scores/holds_more.py).
+    `question`: when it was fed (eval/tasks/checks.py), None where a task has none. `protocol_label`: what tells its
+    protocol from others of its task, where they are shown apart (eval/scores/protocol_labels.py).
+    `readings`: of a task that measures, by their own names; `columns`: {header: number}, those that the table of cells
+    shows. `rows`: without their texts, of predictions only what
     eval/scores/kept_rows.py keeps, where they were to be kept.
     `rows_file`: empty for a cell in shards, whose folder stands for its files.
     """
@@ -36,11 +36,11 @@ class CellResult:
     ids: list[Any] = field(default_factory=list, repr=False)
     against: Interval | None = None
     pairs: Sequence[float] = field(default=(), repr=False)
-    figures: dict[str, float | None] = field(default_factory=dict)
-    measured: dict[str, float | None] = field(default_factory=dict, repr=False)
+    columns: dict[str, float | None] = field(default_factory=dict)
+    readings: dict[str, float | None] = field(default_factory=dict, repr=False)
     question: str | None = None
-    setting: str | None = None
-    uneven: bool = False
+    protocol_label: str | None = None
+    holds_more: bool = False
     rows: Sequence[dict[str, Any]] = field(default_factory=list, repr=False)
     rows_file: str = "predictions.jsonl"
 
@@ -51,13 +51,14 @@ class CellResult:
 
     @property
     def task(self) -> str:
+        """The task's name, as the cell has it."""
         return str(self.cell.get("task"))
 
     @property
     def title(self) -> str:
-        """Of its own table: a task and its setting, or when its question was fed, if not with its context."""
-        if self.setting is not None:
-            return f"{self.task} {self.setting}".rstrip()
+        """Of its own table: a task and its protocol's label, or when its question was fed, if not with its context."""
+        if self.protocol_label is not None:
+            return f"{self.task} {self.protocol_label}".rstrip()
         return self.task if self.question in (None, "before") else f"{self.task}, question {self.question}"
 
     @property

@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from d2o.errors import InputError
 from eval.cells.find import find_cells, read_config
 from eval.cells.read import cell_rows, note_gaps, wanted
 from eval.scores.buckets import by_bucket
 from eval.scores.compare import compare_with_full, order
+from eval.scores.holds_more import mark_holds_more
 from eval.scores.kept_rows import KeptRows
+from eval.scores.means import average
+from eval.scores.readings import columns_of, readings_module
 from eval.scores.result import CellResult
 from eval.scores.score import Score, score_rows
-from eval.scores.uneven import mark_uneven
 
 Note = Callable[[str], None]
 TEXTS = ("pred", "answers", "all_classes", "prompt_hash")  # of a row: what no figure is drawn from
-
-
 
 
 def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) -> list[CellResult]:
@@ -28,7 +27,7 @@ def score_cells(results_dir: Path, scorer: str, note: Note, keep: bool = False) 
     found = [read_cell(path, str(path.relative_to(results_dir)), scorer, note, keep) for path in folders]
     results = [result for result in found if result is not None]
     compare_with_full(results)
-    mark_uneven(results)
+    mark_holds_more(results)
     return sorted(results, key=order)
 
 
@@ -41,15 +40,11 @@ def read_cell(folder: Path, name: str, scorer: str, note: Note, keep: bool = Fal
     return _score_cell(folder, name, config, scorer, note, keep)
 
 
-
-
-
-
 def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note, keep: bool) -> CellResult:
     cell, realised, ids = config["cell"], [], []
     task = cell.get("scorer_task") or cell.get("task")
     protocol = config.get("protocol")
-    measures = bool(protocol) and "figures" in protocol  # its rows hold figures, and a prediction only with a metric
+    measures = bool(protocol) and "figures" in protocol  # its rows hold readings, and a prediction only with a metric
     scored = not measures or "metric" in protocol
     rows = _tap(cell_rows(folder, note, scored), realised, ids)
     kept = KeptRows()
@@ -65,33 +60,28 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         cell=cell,
         score=score,
         buckets=by_bucket(score, edges) if edges else {},
-        realised=sum(realised) / len(realised) if realised else None,
+        realised=average(realised),
         total=wanted(folder),
         rows_file="predictions.jsonl" if (folder / "predictions.jsonl").exists() else "",
         protocol_hash=config.get("protocol_hash"),
         question=(protocol or {}).get("question"),
         ids=ids,
-        **(_figures(rows, protocol) if measures and rows else {}),
+        **(_readings(rows, protocol) if measures and rows else {}),
         rows=[{k: v for k, v in row.items() if k not in TEXTS} for row in rows] if keep and measures else kept,
     )
 
 
-def _figures(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """`figures`, in the order of its table, and `measured` of a task that measures."""
-    from eval.scores.readings import columns, figures_module
-
-    module = figures_module(protocol)
-    found = module.figures(rows)
-    return {"figures": {header: found.get(key) for key, header in columns(module, rows).items()}, "measured": found}
+def _readings(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """`readings` and `columns` of a task that measures."""
+    module = readings_module(protocol)
+    found = module.readings(rows)
+    shown = {header: found.get(key) for key, header in columns_of(module, rows).items()}
+    return {"readings": found, "columns": shown}
 
 
 def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:
-    seen = set()
+    """The same rows; their realised budgets and ids are noted as they pass."""
     for row in rows:
-        if row.get("id") in seen:
-            raise InputError(f"two rows have the id {row.get('id')!r}", "delete one of them")
-        if row.get("id") is not None:
-            seen.add(row["id"])
         if isinstance(row.get("budget_realised"), int | float):
             realised.append(row["budget_realised"])
         ids.append(row.get("id"))

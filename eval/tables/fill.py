@@ -11,11 +11,11 @@ from d2o.errors import InputError
 from eval.cells.find import cell_folders, read_config
 from eval.scores.bootstrap import Interval, mean_interval, means_interval
 from eval.scores.compare import compare_with_full
-from eval.scores.means import mean
+from eval.scores.holds_more import mark_holds_more
+from eval.scores.means import average, mean
 from eval.scores.result import CellResult
 from eval.scores.results import Note, read_cell
 from eval.scores.score import Score
-from eval.scores.uneven import mark_uneven
 from eval.tables.match import Found, match
 from eval.tables.spec import Slot, TableSpec
 
@@ -36,11 +36,12 @@ class Value:
     rows: int = 0
     total: int = 0
     realised: float | None = None
-    uneven: bool = False  # of its comparison, eval/scores/uneven.py
+    holds_more: bool = False  # of its comparison, eval/scores/holds_more.py
     result: CellResult | None = field(default=None, repr=False)
 
     @property
     def difference(self) -> float | None:
+        """Measured less published; None where one of them is missing."""
         return None if None in (self.published, self.measured) else self.measured - self.published
 
 
@@ -83,13 +84,13 @@ def fill(
         _refuse_mixed(results)
     distinct = [*{id(result): result for result in results.values()}.values()]
     compare_with_full(distinct)
-    mark_uneven(distinct)
+    mark_holds_more(distinct)
     filled = Filled(table, scorer)
     for slot in table.slots():
-        filled.values[slot.key] = _value(slot, table.published.get(slot.key), results.get(slot.key))
+        filled.values[slot.key] = _slot_value(slot, table.published.get(slot.key), results.get(slot.key))
     for key in {slot.key[:-1]: None for slot in table.slots()}:
         for one in table.means:
-            filled.means[*key, one.label] = _mean([filled.values[*key, label] for label in one.over], one.bucket)
+            filled.means[*key, one.label] = _mean_value([filled.values[*key, label] for label in one.over], one.bucket)
     return filled
 
 
@@ -104,35 +105,34 @@ def _refuse_mixed(results: dict[tuple, CellResult]) -> None:
             )
 
 
-def _value(slot: Slot, published: float | None, result: CellResult | None) -> Value:
+def _slot_value(slot: Slot, published: float | None, result: CellResult | None) -> Value:
     if result is None:
         return Value(published)
     score, about = result.score, {"realised": result.realised, "result": result, "rows": result.score.n}
-    about["uneven"] = result.uneven
+    about["holds_more"] = result.holds_more
     about["total"] = score.n if result.total is None else result.total
-    if slot.task.figure is not None:
-        return Value(published, _figure(result, slot.task.figure), **about)
+    if slot.task.reading is not None:
+        return Value(published, _reading(result, slot.task.reading), **about)
     return Value(published, score.value, mean_interval(score.per_row), result.against, **about)
 
 
-def _figure(result: CellResult, name: str) -> float | None:
-    if name not in result.measured:
-        known = ", ".join(result.measured) or "none"
+def _reading(result: CellResult, name: str) -> float | None:
+    if name not in result.readings:
+        known = ", ".join(result.readings) or "none"
         raise InputError(f"{result.folder} has no figure {name!r}", f"its figures are {known}")
-    return result.measured[name]
+    return result.readings[name]
 
 
-def _mean(over: Sequence[Value], bucket: str | None) -> Value:
+def _mean_value(over: Sequence[Value], bucket: str | None) -> Value:
     """It exists only where every one of the tasks has its number."""
     published = None if bucket else mean([value.published for value in over])
     results = [value.result for value in over if value.result is not None]
     if len(results) < len(over):
         return Value(published)
     scores = [_bucket(result, bucket) if bucket else result.score for result in results]
-    figures = not bucket and any(value.interval is None for value in over)
-    measured = mean([value.measured for value in over] if figures else [score.value for score in scores])
-    held = [value.realised for value in over if value.realised is not None]
-    whole = measured is not None and not figures
+    readings = not bucket and any(value.interval is None for value in over)
+    measured = mean([value.measured for value in over] if readings else [score.value for score in scores])
+    whole = measured is not None and not readings
     return Value(
         published,
         measured,
@@ -140,8 +140,8 @@ def _mean(over: Sequence[Value], bucket: str | None) -> Value:
         means_interval([result.pairs for result in results]) if whole and not bucket else None,
         rows=sum(score.n for score in scores),
         total=sum(score.n for score in scores) if bucket else sum(value.total for value in over),
-        realised=sum(held) / len(held) if held else None,
-        uneven=any(value.uneven for value in over),
+        realised=average([value.realised for value in over]),
+        holds_more=any(value.holds_more for value in over),
     )
 
 

@@ -7,6 +7,7 @@ import html
 import io
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from d2o.budget import plain
@@ -20,14 +21,11 @@ LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textascii
 FIELDS = ("table", "model", "method", "budget", "task", "published", "source", "measured", "low", "high", "difference",
           "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven",
           "protocol_hash", "folder")  # fmt: skip
-STYLE = """\
-body{font:14px/1.5 system-ui,sans-serif;max-width:max-content;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;border-top:2px solid;border-bottom:2px solid}
-th{border-bottom:1px solid}td,th{padding:.15rem .6rem;text-align:right;white-space:nowrap;font-weight:normal}
-.l{text-align:left}.r td{border-top:1px solid #ccc}b{font-weight:700}p{color:#555;margin:.3rem 0}"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def as_markdown(filled: Filled) -> str:
+    """A Markdown table per model, best bold, second underlined."""
     return _text(filled, lambda entry, width, left: _pad(_marked(entry), width, left))
 
 
@@ -62,18 +60,17 @@ def as_latex(filled: Filled) -> str:
 
 def as_html(filled: Filled) -> str:
     """A page that needs nothing else."""
-    title = html.escape(filled.table.title)
-    parts = [f"<h1>{title}</h1>"]
-    for grid in grids(filled):
-        head = "".join(_cell("th", Entry(name), i < grid.left) for i, name in enumerate(grid.header))
-        parts.append(f"<h2>{html.escape(grid.title)}</h2>\n<table><thead><tr>{head}</tr></thead><tbody>")
-        for i, row in enumerate(grid.rows):
-            cells = "".join(_cell("td", entry, j < grid.left) for j, entry in enumerate(row))
-            parts.append(f"<tr{' class=r' if i in grid.rules else ''}>{cells}</tr>")
-        parts.append("</tbody></table>")
-    parts += [f"<p>{html.escape(note)}</p>" for note in notes(filled)]
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f"{head}\n<body>\n" + "\n".join(parts) + "\n</body></html>"
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        finalize=html.escape,  # every value; jinja's own escapes write quotes in another way than pages made before
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    parts = {"title": filled.table.title, "grids": grids(filled), "notes": notes(filled)}
+    return environment.get_template("table.html").render(parts)
 
 
 def render(filled: Filled, form: str) -> str:
@@ -120,7 +117,7 @@ def _record(filled: Filled, key: tuple, value: Value) -> list[Any]:
     return [
         filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key),
         value.measured, *_bounds(value.interval)[1:], value.difference, *_bounds(value.against), value.rows,
-        value.total, value.realised, value.uneven, result and result.protocol_hash, result and result.folder,
+        value.total, value.realised, value.holds_more, result and result.protocol_hash, result and result.folder,
     ]  # fmt: skip
 
 
@@ -135,8 +132,3 @@ def _latex(entry: Entry) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(LATEX.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-
-
-def _cell(tag: str, entry: Entry, left: bool) -> str:
-    mark, text = {BEST: "b", SECOND: "u"}.get(entry.mark), html.escape(entry.text)
-    return f"<{tag}{' class=l' if left else ''}>{f'<{mark}>{text}</{mark}>' if mark else text}</{tag}>"

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from d2o.budget import budget_name
-from eval.scores.bootstrap import Interval
-from eval.scores.uneven import FOOTNOTE
+from eval.scores.holds_more import FOOTNOTE
+from eval.scores.means import average
 from eval.tables.fill import Filled, Value
 from eval.tables.spec import Part, is_full
-from eval.tables.text import realised
+from eval.tables.text import interval, realised
+from eval.text import number
 
 FEW = 4  # tasks and means that still stand under one another
 BEST, SECOND = "best", "second"
@@ -49,6 +50,7 @@ class Column:
 
 
 def grids(filled: Filled) -> list[Grid]:
+    """A grid per model of the table."""
     table = filled.table
     columns = [Column(task.label, task.digits, task.lower) for task in table.tasks]
     lower = all(task.lower for task in table.tasks)
@@ -62,7 +64,7 @@ def notes(filled: Filled) -> list[str]:
     said = ["best bold, second underlined, within a budget; the full cache is not counted"]
     if any(value.against for value in (*filled.values.values(), *filled.means.values())):
         said.append("vs full: mean difference over the rows that both have; 95 % intervals are bootstrapped over rows")
-    if any(value.uneven for value in filled.values.values()):
+    if any(value.holds_more for value in filled.values.values()):
         said.append(FOOTNOTE)
     sources = dict.fromkeys(filled.table.cited.values())
     return [*said, *(f"published: {source}" for source in sources)]
@@ -90,14 +92,14 @@ def _wide(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
                 mark = marks.get(kind, {}).get((method.label, budget, column.label), "")
                 row.append(Entry(_text(getattr(values[column.label], kind), column, kind), mark))
             if first:
-                row += map(Entry, _interval(values[first].against, signed=True) if kind == "measured" else ("", ""))
+                row += map(Entry, interval(values[first].against, "+") if kind == "measured" else ("", ""))
             grid.rows.append(row)
     return grid
 
 
 def _long(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
     said = any(key[0] == model.label for key in filled.table.published)
-    scored = any(task.figure is None for task in filled.table.tasks)
+    scored = any(task.reading is None for task in filled.table.tasks)
     header = ["task", "method", "budget", "realised", "rows", *(["published"] if said else []), "measured"]
     header += [*(["95 % interval"] if scored else []), *(["difference"] if said else [])]
     grid = Grid(model.label, [*header, *(["vs full", "95 % interval"] if scored else [])], left=3)
@@ -110,9 +112,9 @@ def _long(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
             entries = [*map(Entry, row)]
             for kind in ("published", "measured") if said else ("measured",):
                 entries.append(Entry(_text(getattr(value, kind), column, kind), marks[kind].get(key, "")))
-            entries += [Entry(_interval(value.interval)[1])] if scored else []
+            entries += [Entry(interval(value.interval)[1])] if scored else []
             entries += [Entry(_text(value.difference, column, "difference"))] if said else []
-            grid.rows.append(entries + ([*map(Entry, _interval(value.against, signed=True))] if scored else []))
+            grid.rows.append(entries + ([*map(Entry, interval(value.against, "+"))] if scored else []))
     return grid
 
 
@@ -157,10 +159,9 @@ def _marks(filled: Filled, model: Part, columns: Sequence[Column], kind: str) ->
 def _about(values: Mapping[str, Value]) -> tuple[str, str]:
     """Realised budget, mean over the cells, and rows of all of them."""
     cells = [value for value in values.values() if value.result is not None]
-    held = [value.realised for value in cells if value.realised is not None]
     rows, total = (sum(getattr(value, key) for value in cells) for key in ("rows", "total"))
     whole = Value(rows=rows, total=total)
-    return realised(sum(held) / len(held) if held else None, *cells), _rows(whole)
+    return realised(average([value.realised for value in cells]), *cells), _rows(whole)
 
 
 def _rows(value: Value) -> str:
@@ -172,13 +173,4 @@ def _budget(budget: float | None) -> str:
 
 
 def _text(value: float | None, column: Column, kind: str) -> str:
-    sign = "+" if kind == "difference" else ""
-    return "" if value is None else f"{value:{sign}.{column.digits}f}"
-
-
-def _interval(found: Interval | None, signed: bool = False) -> tuple[str, str]:
-    sign = "+" if signed else ""
-    if found is None:
-        return "", ""
-    bounds = "" if found.low is None else f"{found.low:{sign}.2f} to {found.high:{sign}.2f}"
-    return f"{found.value:{sign}.2f}", bounds
+    return number(value, column.digits, "+" if kind == "difference" else "")

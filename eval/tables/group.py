@@ -12,50 +12,47 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval.scores.bootstrap import means_interval
+from eval.scores.bootstrap import means_interval, paired
 from eval.scores.compare import compare_with_full
+from eval.scores.holds_more import footnote, mark_holds_more
 from eval.scores.labels import load_cells
+from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.results import read_cell
-from eval.scores.uneven import footnote, mark_uneven
-from eval.tables.text import AGAINST, COLUMNS, against, count, mean_realised, names, realised
+from eval.tables.text import AGAINST, COLUMNS, against, cell_names, interval, mean_realised, realised, row_count
 from eval.text import markdown, number
 
 
-def table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> str:
+def group_table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> str:
     """Scores per task beside the compared method's, with the paired interval of the difference, and their means."""
     results = [result for folder in folders if (result := read_cell(folder, str(folder), scorer, note)) is not None]
     compare_with_full(results)
-    mark_uneven(results)
+    mark_holds_more(results)
     labels = {id(cell.result): cell.label for cell in load_cells(results, Path())}
     header = [*COLUMNS, "task", "realised", "rows", "score", *AGAINST]
     rows = []
     runs: dict[tuple[str, ...], list[CellResult]] = {}
     for result in results:
-        model, _, variant, budget = names(result)
+        model, _, variant, budget = cell_names(result)
         runs.setdefault((model, labels[id(result)], variant, budget), []).append(result)
     for run, cells in runs.items():
         for cell in cells:
-            shown = [cell.task, realised(cell.realised, cell), count(cell), number(cell.score.value)]
+            shown = [cell.task, realised(cell.realised, cell), row_count(cell), number(cell.score.value)]
             rows.append([*run, *shown, *against(cell)])
         if len(cells) > 1:
-            rows.append([*run, "mean", *_mean(cells, results)])
+            rows.append([*run, "mean", *_mean_columns(cells, results)])
     return markdown(header, rows, left=5) + footnote(results)
 
 
-def _mean(cells: Sequence[CellResult], results: Sequence[CellResult]) -> list[str]:
+def _mean_columns(cells: Sequence[CellResult], results: Sequence[CellResult]) -> list[str]:
     """Realised budget, rows and score over the tasks, and the difference with its interval where all have one."""
-    values = [cell.score.value for cell in cells if cell.score.value is not None]
     full = {result.task: result.by_id for result in results if result.cell.get("method") == "full"}
     shown = [
         realised(mean_realised(cells), *cells),
         str(sum(cell.score.n for cell in cells)),
-        number(sum(values) / len(values) if values else None),
+        number(average([cell.score.value for cell in cells])),
     ]
     if cells[0].cell.get("method") == "full" or any(cell.task not in full for cell in cells):
         return [*shown, "", ""]
-    pairs = [[one - full[c.task][key] for key, one in c.by_id.items() if key in full[c.task]] for c in cells]
-    found = means_interval(pairs)
-    if found is None or found.low is None:
-        return [*shown, "" if found is None else f"{found.value:+.2f}", ""]
-    return [*shown, f"{found.value:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}"]
+    pairs = [paired(cell.by_id, full[cell.task]) for cell in cells]
+    return [*shown, *interval(means_interval(pairs), "+")]

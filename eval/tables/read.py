@@ -36,6 +36,7 @@ BLOCK_KEYS = ("source", "budget", "tasks", "scores", "scale")
 
 
 def tables(config_dir: Path) -> list[str]:
+    """The names of all tables, sorted."""
     return sorted(path.stem for path in (config_dir / "table").glob("*.yaml"))
 
 
@@ -71,7 +72,7 @@ def _table(name: str, given: Any, config_dir: Path) -> TableSpec:
         name, str(given.get("title") or name), **axes, budgets=_budgets(given["budgets"]), words=_words(given, "words")
     )
     labels = [task.label for task in table.tasks]
-    table.means = [_mean(str(header), more or {}, labels) for header, more in (given.get("means") or {}).items()]
+    table.means = [_mean_column(str(header), more or {}, labels) for header, more in (given.get("means") or {}).items()]
     for block in given.get("published") or ():
         _publish(table, block, labels)
     return table
@@ -85,7 +86,7 @@ def _axis(key: str, given: Any, config_dir: Path) -> list[Part]:
     parts = [_part(key, str(label), value, config_dir) for label, value in values.items()]
     seen: dict[tuple, str] = {}
     for part in parts:
-        what = (frozenset(part.words or ()), part.figure)
+        what = (frozenset(part.words or ()), part.reading)
         if part.words is not None and what in seen:
             raise InputError(f"{key} {seen[what]!r} and {part.label!r} are one and the same cell", "delete one of them")
         seen[what] = part.label
@@ -110,7 +111,7 @@ def _part(key: str, label: str, value: Any, config_dir: Path) -> Part:
     return part
 
 
-def _mean(header: str, given: Any, labels: list[str]) -> Mean:
+def _mean_column(header: str, given: Any, labels: list[str]) -> Mean:
     _known(given, ("tasks", "bucket"), f"key of the mean {header!r}")
     for label in given.get("tasks") or ():
         _one_of(label, labels, f"task of the mean {header!r}")

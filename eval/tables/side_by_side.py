@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.cells.find import read_config
 from eval.cells.rows import read_rows
 from eval.cells.shards import row_files
-from eval.scores.readings import figures_module
+from eval.scores.readings import readings_module
 
 
 def side_by_side(folders: Sequence[Path]) -> str | None:
@@ -18,7 +18,7 @@ def side_by_side(folders: Sequence[Path]) -> str | None:
         return None
     for folder in dict.fromkeys(folders):
         config = read_config(folder)
-        modules.add(figures_module(config["protocol"]))
+        modules.add(readings_module(config["protocol"]))
         rows = [row for file in row_files(folder).values() for row in read_rows(file)[0].values()]
         cells += [(config["cell"], rows)] if rows else []
     module = modules.pop() if len(modules) == 1 else None

@@ -14,14 +14,14 @@ class Part:
 
     `budgets`: of a model, in place of the table's; of a method, () where it has none, as the full cache.
 
-    Of a task: `figure` names a figure of a task that measures (None: the score), `lower` says that less is better,
+    Of a task: `reading` names a reading of a task that measures (None: the score), `lower` says that less is better,
     `digits` how many decimals are shown.
     """
 
     label: str
     words: tuple[str, ...] | None
     budgets: tuple[float, ...] | None = None
-    figure: str | None = None
+    reading: str | None = None
     lower: bool = False
     digits: int = 2
 
@@ -41,10 +41,12 @@ class Slot:
 
     @property
     def runs(self) -> bool:
+        """Whether something can be run for it, or it is only quoted."""
         return None not in (self.model.words, self.method.words, self.task.words)
 
     @property
     def key(self) -> tuple[str, str, float | None, str]:
+        """Its place among the values of a table."""
         return self.model.label, self.method.label, self.budget, self.task.label
 
 
@@ -81,6 +83,7 @@ class TableSpec:
                         yield Slot(model, method, budget, task)
 
     def budgets_of(self, model: Part, method: Part) -> Sequence[float | None]:
+        """The budgets at which a model and a method meet; (None,) for a method without one."""
         return (None,) if method.budgets == () or is_full(method) else model.budgets or self.budgets
 
 

@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from eval.scores.bootstrap import Interval
+from eval.scores.holds_more import FOOTNOTE, MARK, footnote, mark
+from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.score import rounded
-from eval.scores.uneven import FOOTNOTE, MARK, footnote, mark
 from eval.tasks.longbench.means import longbench_e_means, longbench_means
-from eval.text import markdown, number
+from eval.text import markdown, number, span
 
 AGAINST = ("vs full", "95 % interval")  # of the paired difference, eval/scores/bootstrap.py
 COLUMNS = ("model", "method", "variant", "budget")
 HASH = re.compile(r"-[0-9a-f]{8}$")
-
-
-
-
 
 
 def cells_table(results: Sequence[CellResult]) -> str:
@@ -29,23 +27,23 @@ def cells_table(results: Sequence[CellResult]) -> str:
         group = [result for result in results if result.title == title]
         labels = list(dict.fromkeys(label for result in group for label in result.buckets))
         compared = [*AGAINST] if any(r.against for r in group) else []
-        scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.figures for r in group) else []
-        figures = list(dict.fromkeys(name for r in group for name in r.figures))
+        scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.columns for r in group) else []
+        shown = list(dict.fromkeys(name for r in group for name in r.columns))
         rows = [
-            [*names(r), realised(r.realised, r), count(r)]
+            [*cell_names(r), realised(r.realised, r), row_count(r)]
             + [number(r.score.value) for _ in scored]
             + (against(r) if compared else [])
             + [_bucket(r, label) for label in labels]
-            + [number(r.figures.get(name)) for name in figures]
+            + [number(r.columns.get(name)) for name in shown]
             for r in group
         ]
-        header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *figures]
+        header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *shown]
         parts.append(f"{title}\n\n" + markdown(header, rows, left=3) + footnote(group))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
 
 
-def names(result: CellResult) -> list[str]:
+def cell_names(result: CellResult) -> list[str]:
     """Model, method, variant, budget; the folder's hash stands behind the variant where a knob was turned."""
     cell = result.cell
     turned = HASH.search(result.run)
@@ -55,12 +53,14 @@ def names(result: CellResult) -> list[str]:
 
 def against(result: CellResult) -> list[str]:
     """The difference to the full cache over the rows that both have, how many where not all, and its interval."""
-    found = result.against
-    if found is None:
-        return ["", ""]
-    only = "" if found.n == result.score.n else f" (n={found.n})"
-    bounds = "" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
-    return [f"{found.value:+.2f}{only}", bounds]
+    value, bounds = interval(result.against, "+")
+    only = "" if result.against is None or result.against.n == result.score.n else f" (n={result.against.n})"
+    return [value + only, bounds]
+
+
+def interval(found: Interval | None, sign: str = "") -> tuple[str, str]:
+    """A mean and its bounds as two columns; sign="+": of a difference."""
+    return ("", "") if found is None else (number(found.value, sign=sign), span(found.low, found.high, sign))
 
 
 def realised(value: float | None, *cells: Any) -> str:
@@ -70,11 +70,10 @@ def realised(value: float | None, *cells: Any) -> str:
 
 def mean_realised(cells: Sequence[CellResult]) -> float | None:
     """Over the cells that say what they hold."""
-    held = [cell.realised for cell in cells if cell.realised is not None]
-    return sum(held) / len(held) if held else None
+    return average([cell.realised for cell in cells])
 
 
-def count(result: CellResult) -> str:
+def row_count(result: CellResult) -> str:
     """Rows scored; "12/200" for a cell that is not finished."""
     n, total = result.score.n, result.total
     return str(n) if total is None or total == n else f"{n}/{total}"
@@ -98,8 +97,8 @@ def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
         }
         kept = {name: value for name, value in means.items() if value is not None}
         if kept:
-            record = dict(zip(COLUMNS, names(group[0]), strict=True))
-            held = {"budget_realised": mean_realised(group), "uneven": any(r.uneven for r in group)}
+            record = dict(zip(COLUMNS, cell_names(group[0]), strict=True))
+            held = {"budget_realised": mean_realised(group), "uneven": any(r.holds_more for r in group)}
             records.append({**record, "run": run, "n": sum(r.score.n for r in group), **held, "means": kept})
     return records
 
@@ -142,12 +141,12 @@ def cell_record(result: CellResult) -> dict[str, Any]:
         "question": result.question,
         "folder": result.folder,
         "budget_realised": result.realised,
-        "uneven": result.uneven,
+        "uneven": result.holds_more,
         "n": result.score.n,
         "total": result.total,
         "score": rounded(result.score.value),
         "vs_full": None if result.against is None else asdict(result.against),
         "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
-        "figures": result.figures,
+        "figures": result.columns,
         "protocol_hash": result.protocol_hash,
     }

@@ -1,4 +1,4 @@
-"""What W&B gets of a cell besides its rows one by one: metrics, figures, predictions, the ledger of slots."""
+"""What W&B gets of a cell besides its rows one by one: readings, figures, predictions, the ledger of slots."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.scores.readings import figures_module
+from eval.scores.readings import readings_module
 from eval.scores.score import score_rows
-from eval.scores.summary import figures
+from eval.scores.summary import cell_readings
 
 if TYPE_CHECKING:
     from eval.track.tracker import Tracker
@@ -18,32 +18,34 @@ SHOWN = ("id", "pred", "answers", "score", "length", "prompt_tokens", "new_token
 LEDGER = ("requested_slots", "held_prefill", "held_decode")
 
 
-def mirror(
+def send_cell(
     tracker: Tracker, config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path: Path, scorer: str
 ) -> dict[str, Any]:
     """Send all of it; what the summary got is returned. `config` is the cell's config.json, `path` its folder."""
     from eval.plots.pictures import cell_figures
 
     protocol, task = config["protocol"], config["cell"]["scorer_task"]
-    found = figures(list(rows), task, scorer, protocol)
+    found = cell_readings(list(rows), task, scorer, protocol)
     tracker.summary(found)
     tracker.images(lambda: cell_figures(config, rows, path))
-    tracker.tables(lambda: tables(rows, task, scorer, protocol))
+    tracker.tables(lambda: record_tables(rows, task, scorer, protocol))
     return found
 
 
-def tables(
+def record_tables(
     rows: Sequence[dict[str, Any]], task: str, scorer: str, protocol: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """{name: records}: what a task that measures says of its rows, else the predictions; and the ledger."""
-    module = figures_module(protocol)
-    shown = module.records(rows) if module else {"predictions": predictions(rows[:MOST_ROWS], task, scorer, protocol)}
-    return shown | {"ledger": ledger(rows)}
+    if module := readings_module(protocol):
+        return module.records(rows) | {"ledger": ledger_records(rows)}
+    predictions = prediction_records(rows[:MOST_ROWS], task, scorer, protocol)
+    return {"predictions": predictions, "ledger": ledger_records(rows)}
 
 
-def predictions(
+def prediction_records(
     rows: Sequence[dict[str, Any]], task: str, scorer: str, protocol: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
+    """A record per row of what SHOWN names; `score` in per cent."""
     scores = score_rows(task, rows, scorer, protocol).per_row
     records = []
     for row, score in zip(rows, scores, strict=True):
@@ -52,7 +54,7 @@ def predictions(
     return records
 
 
-def ledger(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def ledger_records(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per layer, means over the rows that know it: slots it was given, and held after the prefill and at the end."""
     known = [row for row in rows if all(row.get(key) for key in LEDGER)]
     layers = min((len(row[key]) for row in known for key in LEDGER), default=0)

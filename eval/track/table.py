@@ -9,7 +9,7 @@ from typing import Any
 from eval.cells.identity import digest
 from eval.tables.fill import Filled
 from eval.tables.formats import render
-from eval.track.tracker import Unsent, first_line, quiet_wandb, settings
+from eval.track.tracker import Unsent, in_one_line, quiet_wandb, wandb_settings
 
 FILES = {"csv": "csv", "markdown": "md", "latex": "tex", "html": "html"}
 
@@ -21,7 +21,7 @@ def send_table(filled: Filled, target: Any, results_dir: Path) -> None:
     try:
         named = {"id": digest(["table", name])[:16], "name": f"table {name}", "job_type": "table"}
         place = {"project": target.project, "group": target.group, "dir": str(results_dir)}
-        run = wandb.init(mode="online", settings=settings(wandb), **named, **place)
+        run = wandb.init(mode="online", settings=wandb_settings(wandb), **named, **place)
         artifact = wandb.Artifact(f"table-{name}", type="table", description=filled.table.title)
         with tempfile.TemporaryDirectory() as folder:
             for form, ending in FILES.items():
@@ -31,4 +31,4 @@ def send_table(filled: Filled, target: Any, results_dir: Path) -> None:
             run.log_artifact(artifact)
             run.finish()
     except Exception as error:
-        raise Unsent(f"the table: {first_line(error)}") from error
+        raise Unsent(f"the table: {in_one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the rows on the disk: it may fail at any moment, and the run goes on.
+"""Weights & Biases beside the rows on the disk, which are the truth: it may fail at any moment, and the run goes on.
 
 Hence the wide `except`s: whatever goes wrong there is said in one line and costs no row.
 """
@@ -69,16 +69,18 @@ class Tracker:
         if self.run is not None:
             self._guard(lambda: self.run.finish(exit_code=int(error is not None)))
         if self.run is not None and self.online and error is None and self.error is None:
-            replace_json(self.path / MARK, mark(self.path, self.options))
+            replace_json(self.path / MARK, sent_rows(self.path, self.options))
 
     def row(self, row: Mapping[str, Any]) -> None:
+        """Log one row."""
         self.done += 1
         if self.run is not None:
             self._guard(lambda: self.run.log({"done": self.done, **{key: row[key] for key in ROW if key in row}}))
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
+    def summary(self, readings: Mapping[str, Any]) -> None:
+        """Set the run's numbers."""
         if self.run is not None:
-            self._guard(lambda: self.run.summary.update(dict(figures)))
+            self._guard(lambda: self.run.summary.update(dict(readings)))
 
     def images(self, draw: Callable[[], Mapping[str, Any]]) -> None:
         """Log matplotlib figures by name; `draw` makes them, and is called only where there is a run to log to."""
@@ -126,13 +128,13 @@ class Tracker:
             self._init(wandb, "online")
             self.online = True
         except Exception as error:
-            self.error, _gone = error, first_line(error)
+            self.error, _gone = error, in_one_line(error)
             if not self.again:
                 _say(f"W&B goes offline: {_gone}; {LATER}")
 
     def _init(self, wandb: Any, mode: str) -> None:
         resume = "allow" if mode == "online" and not self.again else None
-        self.run = wandb.init(mode=mode, resume=resume, settings=settings(wandb), **self.options)
+        self.run = wandb.init(mode=mode, resume=resume, settings=wandb_settings(wandb), **self.options)
 
     def _guard(self, call: Callable[[], Any]) -> None:
         global _gone
@@ -141,9 +143,9 @@ class Tracker:
         except Exception as error:
             self.run, self.error = None, error
             if self.online:
-                _gone = first_line(error)
+                _gone = in_one_line(error)
             if not self.again:
-                _say(f"W&B is off: {first_line(error)}; the rows on the disk are whole, {LATER}")
+                _say(f"W&B is off: {in_one_line(error)}; the rows on the disk are whole, {LATER}")
 
 
 def quiet_wandb() -> Any:
@@ -155,7 +157,8 @@ def quiet_wandb() -> Any:
     return wandb
 
 
-def settings(wandb: Any) -> Any:
+def wandb_settings(wandb: Any) -> Any:
+    """How long W&B is waited for, and that it says nothing itself."""
     return wandb.Settings(init_timeout=CONNECT, finish_timeout=FINISH, finish_timeout_raises=True, silent=True,
                           console="off", disable_git=True, save_code=False)  # fmt: skip
 
@@ -166,11 +169,12 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def shard_of(config: Mapping[str, Any]) -> list[str]:
+    """What tells the runs of a cell's shards apart; empty for a whole cell."""
     shard = config["config"].get("shard")
     return [f"shard {shard}"] if shard else []
 
 
-def mark(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def sent_rows(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """What wandb.json says: which run has which rows, by the bytes of their files."""
     sizes = {file.name: file.stat().st_size for file in row_files(path).values()}
     server = os.environ.get("WANDB_BASE_URL", "")
@@ -179,7 +183,8 @@ def mark(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def first_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """What is said of an error of W&B's."""
     return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".:")
 
 

@@ -45,9 +45,10 @@ def save(path: pathlib.Path, state: dict) -> None:
     """Write a checkpoint beside its place, then put it there whole."""
     import torch
 
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    from eval.cells.files import beside
+
+    with beside(path) as new:
+        torch.save(state, new)
 
 
 def worker(index: int, cfg, meeting: str, first: int) -> None:

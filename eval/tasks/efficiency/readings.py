@@ -24,7 +24,7 @@ EXPLAINED = (
 )
 
 
-def figures(rows: Rows) -> dict[str, float | None]:
+def readings(rows: Rows) -> dict[str, float | None]:
     """Ratios to the full cache and readings at the largest point that both reached (batch x prompt), the most tokens
     per second of any point and its batch, and the largest batches at the longest prompt that was searched."""
     points = [row for row in rows if row["kind"] == "point" and not row["oom"] and not row["full_oom"]]
@@ -54,11 +54,11 @@ def ratio_name(key: str) -> str:
 
 def ratio(row: Mapping[str, Any], key: str) -> float | None:
     """Own over full; None where either is missing or too small to be read."""
-    own, full = (_value(row.get(prefix + key)) for prefix in ("", "full_"))
+    own, full = (_median(row.get(prefix + key)) for prefix in ("", "full_"))
     return own / full if own is not None and full else None
 
 
-def table(rows: Rows) -> str:
+def report(rows: Rows) -> str:
     """A line per point, ratios to the full cache in brackets, then the largest batches and the machine."""
     header = ["batch", "prompt", "new", "TTFT ms", "", "TPOT ms", "", "tokens/s", "", "KV MiB", "", "prefill peak", "",
               "decode peak", "", "scoring ms", "spread"]  # fmt: skip
@@ -95,7 +95,7 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     for row in rows:
         if row["kind"] == "point":
             kept = {key: row[key] for key in (*shape, "oom", "full_oom", *spent)}
-            values = {prefix + key: _value(row[prefix + key]) for key in read for prefix in ("", "full_")}
+            values = {prefix + key: _median(row[prefix + key]) for key in read for prefix in ("", "full_")}
             ratios = {ratio_name(key): ratio(row, key) for key in RATIOS}
             points.append({**kept, **values, **ratios, **{key: row[key] for key in machine}})
         else:
@@ -111,7 +111,7 @@ def _point(row: Mapping[str, Any]) -> list[str]:
         return [*shown, "out of memory", *[""] * 13]
     for key, scale, digits in (("ttft_s", 1e3, 1), ("tpot_s", 1e3, 2), ("tokens_per_s", 1, 1), ("kv_bytes", 1 / MIB, 2),
                                ("prefill_peak", 1 / MIB, 1), ("decode_peak", 1 / MIB, 1)):  # fmt: skip
-        value, against = _value(row[key]), ratio(row, key)
+        value, against = _median(row[key]), ratio(row, key)
         shown.append("" if value is None else f"{value * scale:.{digits}f}")
         shown.append("full: oom" if row["full_oom"] else "" if against is None else f"({against:.2f}x)")
     scoring, ttft = row["scoring_s"], row["ttft_s"]
@@ -122,5 +122,5 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _value(reading: Any) -> float | None:
+def _median(reading: Any) -> float | None:
     return reading["median"] if isinstance(reading, Mapping) else reading

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2o.errors import InputError
-from eval.scores.readings import average
+from eval.scores.means import average
+from eval.text import markdown, number
 
 Rows = Sequence[Mapping[str, Any]]
 HEADER = ("Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "Stderr")
 ARROWS = {True: "↑", False: "↓", None: ""}
 
 
-def figures(rows: Rows) -> dict[str, float | None]:
+def readings(rows: Rows) -> dict[str, float | None]:
     """{"metric,filter": value}, and "metric_stderr,filter" where it has a closed form, which is for means."""
     found: dict[str, float | None] = {}
     how = rows[0]["lm_eval"]["aggregation"]
@@ -29,7 +30,7 @@ def figures(rows: Rows) -> dict[str, float | None]:
 
 
 def columns(rows: Rows) -> dict[str, str]:
-    """{figure: header}, in the order of the rows."""
+    """{reading: header}, in the order of the rows."""
     return {key: key.removesuffix(",none") for row in rows for key in row["metrics"]}
 
 
@@ -47,10 +48,8 @@ def aggregate(how: str, values: Sequence[Any]) -> float:
     return float(getattr(importlib.import_module(module), function)(values))
 
 
-def table(rows: Rows) -> str:
+def report(rows: Rows) -> str:
     """lm-eval's table of one cell."""
-    from eval.text import markdown
-
     return markdown(HEADER, _lines(rows), left=6)
 
 
@@ -69,13 +68,10 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 def side_by_side(cells: Sequence[tuple[Mapping[str, Any], Rows]]) -> str:
     """lm-eval's table of several cells, with what each of them held."""
-    from eval.tables.text import realised
-    from eval.text import markdown
-
     lines = []
     for cell, rows in sorted(cells, key=lambda one: one[1][0]["lm_eval"]["task"]):
         budget = "" if cell["method"] == "full" else str(cell["budget"])
-        held = realised(average([row["budget_realised"] for row in rows]))
+        held = number(average(row["budget_realised"] for row in rows), 4)
         first, *more = _lines(rows)
         lines += [[first[0], cell["model"], cell["method"], budget, held, str(len(rows)), *first[1:]]]
         lines += [[""] * 6 + line[1:] for line in more]
@@ -83,7 +79,7 @@ def side_by_side(cells: Sequence[tuple[Mapping[str, Any], Rows]]) -> str:
 
 
 def _lines(rows: Rows) -> list[list[str]]:
-    found, about, lines = figures(rows), rows[0]["lm_eval"], []
+    found, about, lines = readings(rows), rows[0]["lm_eval"], []
     for key in sorted(columns(rows)):
         metric, _, name = key.partition(",")
         first = (about["task"], str(about["version"])) if not lines else ("", "")

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2o.errors import InputError
-from eval.scores.readings import average
+from eval.scores.means import average
 
 MAIN = ("exact_match", "f1", "em", "acc", "score", "bleu_acc")  # metrics that are shares, in the order of choice
 

@@ -1,4 +1,8 @@
-"""One file by HTTP: resumed where it stopped, checked against its sha256, and moved into place whole or not at all."""
+"""One file by HTTP: resumed where it stopped, checked against its sha256, and moved into place whole or not at all.
+
+By hand: huggingface_hub fetches from the hub alone, and LongBench's prompts lie elsewhere; nor does it check what it
+fetched against a sha256 that it is given.
+"""
 
 from __future__ import annotations
 

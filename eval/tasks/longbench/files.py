@@ -63,7 +63,7 @@ def _entry(path: Path, set_name: str, kind: type, prompts_dir: str | None) -> An
     return value
 
 
-def read_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[str, Any]]:
+def data_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[str, Any]]:
     """All rows of a data file. Raises InputError with file and line for a torn line, a missing field or an empty
     context.
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2o.errors import InputError
-from eval.cells.read import read_predictions
+from eval.cells.read import foreign_rows
 from eval.scores.buckets import by_bucket
 from eval.scores.result import CellResult
 from eval.scores.results import Note
@@ -27,7 +27,7 @@ def score_folder(folder: Path, scorer: str, e: bool, edges: Sequence[int] | None
             note(f"{path}: no LongBench{'-E' if is_e else ''} set has this name, left out")
             continue
         task = f"longbench_{'e_' if is_e else ''}{set_name}"
-        rows = read_predictions(path, ours=False, note=note)
+        rows = foreign_rows(path)
         score = score_rows(task, rows, scorer, protocol_of(task))
         buckets = by_bucket(score, edges or BUCKETS) if is_e or edges else {}
         results.append(CellResult(path.stem, {"task": task}, score, buckets, None, None, None))

@@ -15,7 +15,7 @@ from typing import Any
 
 from d2o.errors import InputError
 from eval.tasks import checks
-from eval.tasks.longbench.files import data_file, prompt_and_limit, read_rows
+from eval.tasks.longbench.files import data_file, data_rows, prompt_and_limit
 from eval.tasks.sample import Sample
 from eval.tasks.task import PromptTask
 
@@ -131,7 +131,7 @@ class LongBench(PromptTask):
         path = data_file(self.set_name, self.e, self.data_dir)
         seen: dict[str, int] = {}
         needs_classes = METRICS[self.set_name] == "classification"
-        for row in read_rows(path, needs_classes, needs_length=self.e):
+        for row in data_rows(path, needs_classes, needs_length=self.e):
             context = _fill(head, row, path) + row["context"]
             question = _fill(tail, row, path)
             yield Sample(

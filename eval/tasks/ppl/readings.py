@@ -19,7 +19,7 @@ COLUMNS = {
 LINES = 20  # of the table by position: neighbours are put together beyond it
 
 
-def figures(rows: Rows) -> dict[str, float | None]:
+def readings(rows: Rows) -> dict[str, float | None]:
     """nll and perplexity over all scored tokens; kl in nats; top1 in per cent; first_divergence: the mean over the
     segments that diverge; seconds_per_1k of the last stretch."""
     tokens = [row["new_tokens"] for row in rows]
@@ -55,7 +55,7 @@ def by_position(rows: Rows) -> list[dict[str, Any]]:
     return [found[first] for first in sorted(found)]
 
 
-def table(rows: Rows) -> str:
+def report(rows: Rows) -> str:
     """A line per bucket of positions, and the pace of the longest segment."""
     buckets = by_position(rows)
     step = -(-len(buckets) // LINES)

@@ -9,7 +9,7 @@ import pytest
 
 from d2o.errors import InputError
 from eval.cells import cell as cells
-from eval.cells import identity, rows
+from eval.cells import files, identity, rows
 from eval.config.compose import compose_cell, configs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,6 +56,61 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path.write_bytes(rows.encode_row(row(0)) * 2)
     with pytest.raises(InputError, match="line 2 repeats id '0'"):
         rows.RowFile(path)
+
+
+def streamed(path, *about):
+    return [one["id"] for _, one in rows.stream_rows(path, rows.SCORING, *about)]
+
+
+def test_whoever_reads_sees_the_same_rows(tmp_path):
+    """One rule for torn lines and one for blank ones: a run that resumes and the scorer have the same rows."""
+    path, cut = tmp_path / "predictions.jsonl", []
+    whole = rows.encode_row(row(0)) + b"\n" + rows.encode_row(row(1))
+    for tail in (b'{"id": "2", "pr', b"\n", b"5\n", b"[]\n", b'{"id": "2"}'):
+        path.write_bytes(whole + tail)
+        assert streamed(path, cut.append, {}) == list(rows.read_rows(path)[0]) == ["0", "1"]
+        assert cut.pop() == rows.read_rows(path)[1] == len(whole) and cut == []
+    path.write_bytes(whole + b'{"pred": "no id"}\n')  # a whole object is not what a killed run leaves
+    with pytest.raises(InputError, match="line 4 is no row"):
+        rows.read_rows(path)
+    path.write_bytes(whole + b'{"id": "2"}')
+    assert streamed(path) == ["0", "1", "2"], "a file of someone else's needs no newline at its end"
+
+
+def test_a_row_is_read_when_it_is_asked_for(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(rows.encode_row(row(0)) + b"{torn\n" + rows.encode_row(row(1)))
+    reader = rows.stream_rows(path, rows.SCORING)
+    assert next(reader) == (1, row(0))
+    with pytest.raises(InputError, match="predictions.jsonl, line 2: not a whole line of JSON"):
+        next(reader)
+
+
+def test_an_id_is_held_once_in_all_files_of_a_cell(tmp_path):
+    one, two, held = tmp_path / "predictions.1-of-2.jsonl", tmp_path / "predictions.2-of-2.jsonl", {}
+    one.write_bytes(rows.encode_row(row(0)))
+    two.write_bytes(rows.encode_row(row(1)) + rows.encode_row(row(0)))
+    assert streamed(one, None, held) == ["0"] and held == {"0": one}
+    with pytest.raises(InputError, match=f"{tmp_path}: row '0' is in {one.name} and in {two.name}"):
+        streamed(two, None, held)
+    two.write_bytes(rows.encode_row(row(1)) * 2)
+    with pytest.raises(InputError, match="two rows have the id '1'"):
+        streamed(two, None, {})
+    two.write_text('{"id": ["1"], "pred": "a"}\n')
+    with pytest.raises(InputError, match=r"line 1: id is \['1'\]"):
+        streamed(two, None, {})
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    files.write_whole(path, "before")
+    with pytest.raises(KeyboardInterrupt), files.beside(path) as new:
+        new.write_text("half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError):
+        files.write_whole(path, b"after", ".1")
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["a\nb\r\nc", "你好 ünï", "x\u2028y\u2029z\x85", "\ud83d half a pair", '"\\'])

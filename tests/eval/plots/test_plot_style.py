@@ -20,7 +20,7 @@ from eval.scores.results import score_cells
 def test_a_legend_lies_inside_its_figure(labels):
     with style():
         lines = {label: [(0.0, 1.0), (1.0, 2.0)] for label in labels}
-        figure = plot_ppl.nll_figure(plot_ppl.Curves("t", lines), labels)
+        figure = plot_ppl.nll_figure(plot_ppl.NllCurves("t", lines), labels)
         figure.canvas.draw()
         box = figure.legends[0].get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, "no label is cut"

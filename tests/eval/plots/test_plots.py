@@ -70,9 +70,9 @@ def sha(path: Path) -> str:
 def test_two_runs_give_the_same_bytes_in_two_processes(results, tmp_path):
     code = """import sys; sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
-from eval.plots import write_plots
-from eval.results import score_cells
-from eval.series import load_cells
+from eval.plots.pictures import write_plots
+from eval.scores.labels import load_cells
+from eval.scores.results import score_cells
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 cells = load_cells(score_cells(folder, "official", print, keep=True), folder)
 drawn = [cell for cell in cells if cell.method in ("full", "d2o") and (cell.budget > 0.1 or "_" in cell.task)]

@@ -6,11 +6,15 @@ import random
 import pytest
 
 from eval.scores import bootstrap
-from eval.scores.bootstrap import mean_interval, means_interval, paired_interval
+from eval.scores.bootstrap import Interval, mean_interval, means_interval, paired
 from eval.scores.compare import compare_with_full
 from eval.scores.result import CellResult
 from eval.scores.score import Score
-from eval.tables.text import against, cell_record, cells_table
+from eval.tables.text import against, cell_record, cells_table, interval
+
+
+def paired_interval(rows_a: dict, rows_b: dict) -> Interval | None:
+    return mean_interval(paired(rows_a, rows_b))
 
 
 def coin(n: int, p: float, seed: int = 0) -> list[float]:
@@ -88,3 +92,9 @@ def test_cells_are_compared_with_the_full_cache_of_the_same_rows():
     assert against(h2o)[0] == "-20.00" and against(h2o)[1].startswith("-") and against(full) == ["", ""]
     assert cell_record(h2o)["vs_full"]["n"] == 50 and cell_record(full)["vs_full"] is None
     assert "95 % interval" in cells_table([full, h2o]) and "vs full" not in cells_table([full])
+
+
+def test_an_interval_is_written_the_same_everywhere():
+    found = Interval(2.0, -1.234, 5.678, 9)
+    assert interval(found) == ("2.00", "-1.23 to 5.68") and interval(found, "+") == ("+2.00", "-1.23 to +5.68")
+    assert interval(Interval(2.0, None, None, 1), "+") == ("+2.00", "") and interval(None) == ("", "")

@@ -162,7 +162,7 @@ from fuzzywuzzy import fuzz
 import jieba, rouge
 jieba.setLogLevel(60)
 jieba.add_word("天气不错", 10**9)
-from eval import metrics_official as m
+from eval.scores import official as m
 print(json.dumps([fuzz.ratio("return x + 1", "return x + 2") / 100, m.code_similarity("return x + 1", "return x + 2"),
     m.rouge_l("the cat sat", "the cat ran"), m.rouge_l_zh("天气不错", "天气 很好"), m.qa_f1_zh("天气不错", "天气")]))
 """

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from eval.scores.uneven import FOOTNOTE
-from eval.tables.group import table
+from eval.scores.holds_more import FOOTNOTE
+from eval.tables.group import group_table
 
 
 @pytest.mark.parametrize("score", [0, 1])
@@ -24,7 +24,7 @@ def test_the_table_compares_row_by_row(tmp_path, score):
             ]
             (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             folders.append(folder)
-    text = table(folders, "official", lambda note: pytest.fail(note))
+    text = group_table(folders, "official", lambda note: pytest.fail(note))
     mean = [line for line in text.splitlines() if "| h2o" in line and "| mean" in line]
     assert len(mean) == 1
     columns = [part.strip() for part in mean[0].strip("|").split("|")]
@@ -35,7 +35,7 @@ def test_the_table_compares_row_by_row(tmp_path, score):
 @pytest.mark.parametrize(("held", "marked"), [(0.505, False), (0.506, True)])
 def test_methods_that_hold_more_than_others_are_marked(tmp_path, held, marked):
     folders = [write(tmp_path, method, one) for method, one in (("full", 1.0), ("h2o", 0.5), ("d2o", held))]
-    text = table(folders, "official", lambda note: pytest.fail(note))
+    text = group_table(folders, "official", lambda note: pytest.fail(note))
     column = {line.split("|")[2].strip(): line.split("|")[6].strip() for line in text.splitlines() if "| m " in line}
     assert column == {"full": "1.0000", "h2o": "0.5000", "d2o": f"{held:.4f}" + "*" * marked}
     assert text.endswith(FOOTNOTE) == marked
@@ -65,6 +65,6 @@ def test_methods_that_differ_in_a_knob_have_a_mean_each(tmp_path):
             row = {"id": "0", "pred": " amber." if right else " no.", "answers": ["amber"], "budget_realised": 0.5}
             (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
             folders.append(folder)
-    lines = table(folders, "official", lambda note: pytest.fail(note)).splitlines()
+    lines = group_table(folders, "official", lambda note: pytest.fail(note)).splitlines()
     means = [[part.strip() for part in line.strip("|").split("|")] for line in lines if "| mean" in line]
     assert [(mean[1], mean[7]) for mean in means] == [("h2o recent=0.5", "100.00"), ("h2o recent=0.25", "0.00")]

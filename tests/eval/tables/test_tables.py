@@ -12,8 +12,8 @@ from d2o.errors import InputError
 from eval.config.compose import configs
 from eval.config.table_jobs import table_jobs
 from eval.config.words import Words
-from eval.scores.bootstrap import paired_interval
-from eval.scores.uneven import FOOTNOTE
+from eval.scores.bootstrap import mean_interval, paired
+from eval.scores.holds_more import FOOTNOTE
 from eval.tables.fill import fill
 from eval.tables.formats import render
 from eval.tables.grid import grids
@@ -109,7 +109,7 @@ def test_intervals_are_paired_and_bootstrapped(folder, results):
     found = filled(folder, results)
     value = found.values["tiny", "H2O", 0.2, "a"]
     full = found.values["tiny", "Full", None, "a"]
-    assert value.against == paired_interval(value.result.by_id, full.result.by_id)
+    assert value.against == mean_interval(paired(value.result.by_id, full.result.by_id))
     mean = found.means["tiny", "H2O", 0.2, "a, b"]
     assert mean.against.value == -50 and mean.against.low < -50 < mean.against.high and mean.against.n == 8
     assert found.means["tiny", "D2O", 0.2, "a, b"].measured is None, "no mean over a cell that is missing"

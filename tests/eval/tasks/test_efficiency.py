@@ -18,7 +18,7 @@ from d2o.lab.lab import Lab
 from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
 from d2o.models.random import random_llama
 from eval.cli import main
-from eval.tasks.efficiency.readings import figures, table
+from eval.tasks.efficiency.readings import readings, report
 from eval.tasks.efficiency.task import Efficiency, largest, spread, summary
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,9 +130,9 @@ def test_out_of_memory_is_a_result(monkeypatch):
     assert (two["oom"], two["full_oom"], two["full_ttft_s"], two["scoring_s"]) == (False, True, None, None)
     assert (three["oom"], three["full_oom"], three["ttft_s"], three["kv_bytes"]) == (True, True, None, None)
     assert two["tokens_per_s"]["median"] > 0
-    shown = table([one, two, three])
+    shown = report([one, two, three])
     assert "out of memory" in shown and "full: oom" in shown
-    assert figures([one, two, three])["out_of_memory"] == 1 and figures([one, two, three])["at_batch"] == 1
+    assert readings([one, two, three])["out_of_memory"] == 1 and readings([one, two, three])["at_batch"] == 1
 
 
 def test_another_error_is_not_out_of_memory(monkeypatch):
@@ -163,10 +163,10 @@ def test_the_largest_batch_under_a_limit_on_a_cpu():
     (search,) = [row for row in rows if row["kind"] == "largest"]
     assert 1 <= search["full_largest_batch"] < 60 and 1 <= search["largest_batch"] < 60
     assert not search["largest_capped"] and {fits for _, fits in search["tried"]} == {True, False}
-    assert "largest batch of 1000 + 2 tokens in 0.06 GiB" in table(rows)
+    assert "largest batch of 1000 + 2 tokens in 0.06 GiB" in report(rows)
     ended = search | {"largest_batch": 64, "largest_capped": True, "full_largest_batch": 5}
-    assert "0.06 GiB: 64 or more, full cache 5\n" in table([ended])
-    assert "full cache 64 or more\n" in table([ended | {"full_largest_batch": 64, "full_largest_capped": True}])
+    assert "0.06 GiB: 64 or more, full cache 5\n" in report([ended])
+    assert "full cache 64 or more\n" in report([ended | {"full_largest_batch": 64, "full_largest_capped": True}])
     with limited(loaded.model, 0.06), pytest.raises((RuntimeError, MemoryError)) as error:
         torch.zeros(GIB // 4)
     assert is_out_of_memory(error.value)

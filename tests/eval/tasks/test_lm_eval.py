@@ -23,7 +23,7 @@ from d2o.lab.likelihood import nll
 from d2o.lab.oracle import Oracle, run_masks, seen_by
 from d2o.models.prompt import decode
 from d2o.stop import Stop
-from eval.tasks.lm_eval.readings import figures
+from eval.tasks.lm_eval.readings import readings
 from eval.tasks.lm_eval.task import LMEval
 from tests.lm_eval_kit import LOCAL, MODELS, ask, choices, loaded, measured, ours, requests_of
 
@@ -190,7 +190,7 @@ def test_simple_evaluate_says_what_a_cell_says(task):
     lm = ours("tiny", D2O, 0.2, batch_size=4)
     found = simple_evaluate(lm, tasks=[task], task_manager=manager, limit=4, verbosity=None)
     rows = measured(LMEval([task], LOCAL), 4)
-    own = figures(rows)
+    own = readings(rows)
     for key, value in found["results"][task].items():
         if "," in key:
             assert own[key] == pytest.approx(value, abs=1e-12), key
@@ -209,7 +209,7 @@ def test_values_are_joined_as_they_join_them():
     about = {"task": "x", "version": 1, "n_shot": 0, "aggregation": {"a": "mean", "p": "perplexity"}}
     rows = [{"metrics": {"a,none": value, "p,none": -value}, "lm_eval": about} for value in values]
     wanted = {"a,none": mean(values), "a_stderr,none": mean_stderr(values), "p,none": perplexity([-v for v in values])}
-    assert figures(rows) == pytest.approx(wanted)
+    assert readings(rows) == pytest.approx(wanted)
 
 
 # ---- what is refused

@@ -16,7 +16,7 @@ from d2o.lab.lab import Lab
 from eval.cli import main
 from eval.tasks.lm_eval import load as lm_eval_load
 from eval.tasks.lm_eval.load import describe
-from eval.tasks.lm_eval.readings import figures
+from eval.tasks.lm_eval.readings import readings
 from eval.tasks.lm_eval.task import LMEval
 from tests.lm_eval_kit import LOCAL, ROOT, loaded, measured
 
@@ -174,7 +174,7 @@ def test_their_tasks_load_and_are_measured(name, monkeypatch):
     text = STAND_IN[name].get("question") or STAND_IN[name].get("story") or STAND_IN[name]["input"]
     assert sample.prompt.count(text) == (len(sample.meta["requests"]) if shots == 0 else shots + 1)
     (row,) = measured(task, 1, H2O)
-    assert metrics <= set(row["metrics"]) and figures([row]) and "score" in row
+    assert metrics <= set(row["metrics"]) and readings([row]) and "score" in row
     assert describe(task.task) == describe(LMEval([name], LOCAL).task)
     assert " at 0x" not in json.dumps(task.protocol())
 

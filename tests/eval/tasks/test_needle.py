@@ -18,7 +18,7 @@ from d2o.lab.lab import Lab
 from d2o.models.random import random_llama
 from eval.cli import main
 from eval.tasks.needle.haystack import Facts, place
-from eval.tasks.needle.readings import figures, grid, records, table
+from eval.tasks.needle.readings import grid, readings, records, report
 from eval.tasks.needle.task import Needle, judge
 from eval.tasks.texts import sentences
 
@@ -154,7 +154,7 @@ def test_the_bundled_model_answers_what_is_held_and_nothing_else():
         found[when] = grid(rows, "recall")
         assert grid(rows, "survival")[(1024, 50)] == 0 and grid(rows, "survival")[(1024, 100)] == 100
     full, _ = rows_of(Needle([512, 1024], [0, 50, 100]), Full, 1.0, tiny)
-    assert figures(full)["recall"] == figures(full)["exact"] == 100
+    assert readings(full)["recall"] == readings(full)["exact"] == 100
     assert found["before"][(1024, 50)] == 100
     for when in ("again", "after"):
         assert found[when][(512, 50)] == found[when][(1024, 50)] == 0
@@ -180,15 +180,15 @@ def test_figures_and_table():
         base | {"depth": 0, "recall": 0.0, "survival": [1.0, 0.0]},
         base | {"depth": 50, "recall": 0.0, "survival": [1.0, 1.0]},
     ]
-    found = figures(rows)
+    found = readings(rows)
     assert found["recall"] == pytest.approx(100 / 3) and found["survival"] == pytest.approx(50)
     assert found["lost_but_told"] == 1 and found["held_not_told"] == 1
     assert grid(rows, "recall") == {(100, 0): 50, (100, 50): 0}
     assert grid(rows, "survival") == {(100, 0): 25, (100, 50): 100}
-    said = table(rows)
+    said = report(rows)
     assert "needles told: 0 of 1 where all of its slots were held" in said and "1 of 1 where none of its" in said
     assert "100 tokens, depth 0: 'red.' was said in 1 of the 1 rows" in said
-    merged = table([rows[0] | {"merged": [0.5, 0.0]}, *rows[1:]])
+    merged = report([rows[0] | {"merged": [0.5, 0.0]}, *rows[1:]])
     assert "depth 0: 25 % of its slots were merged; 'red.' was said" in merged
     (prompts, layers) = records(rows).values()
     assert [len(prompts), len(layers)] == [3, 6] and prompts[1]["survival"] == 0.5 and layers[2]["survival"] == 1.0

@@ -17,7 +17,7 @@ from d2o.lab.lab import Lab
 from d2o.models.loading import load
 from d2o.models.random import random_llama
 from eval.cli import main
-from eval.tasks.ppl.readings import by_position, figures, table
+from eval.tasks.ppl.readings import by_position, readings, report
 from eval.tasks.ppl.row import buckets, pace
 from eval.tasks.ppl.task import Perplexity
 from scripts import own_text
@@ -133,12 +133,12 @@ def test_buckets_and_pace():
 
 def test_figures_weigh_tokens(text):
     rows = rows_of(Perplexity(text=text, length=256, prefill=100, segments=3), H2O, 0.3)
-    found, tokens = figures(rows), sum(row["new_tokens"] for row in rows)
+    found, tokens = readings(rows), sum(row["new_tokens"] for row in rows)
     assert found["perplexity"] == pytest.approx(math.exp(sum(r["nll"] * r["new_tokens"] for r in rows) / tokens))
     together = by_position(rows)
     assert sum(bucket["n"] for bucket in together) == tokens
     assert sum(b["n"] * b["nll"] for b in together) / tokens == pytest.approx(found["nll"], abs=1e-5)
-    assert "full nll" in table(rows) and "seconds per 1,000 tokens" in table(rows)
+    assert "full nll" in report(rows) and "seconds per 1,000 tokens" in report(rows)
 
 
 def test_bundled_text_differs_by_segment_and_seed():

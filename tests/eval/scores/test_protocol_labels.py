@@ -10,45 +10,45 @@ import eval_long_bench
 from d2o.errors import InputError
 from eval.plots import efficiency as plot_efficiency
 from eval.plots.pictures import file_name, pictures
+from eval.scores.holds_more import mark_holds_more
 from eval.scores.labels import load_cells
+from eval.scores.protocol_labels import protocol_labels
 from eval.scores.results import score_cells
-from eval.scores.settings import settings
-from eval.scores.uneven import mark_uneven
 
 STREAM = {"mode": "stream", "length": 20000, "prefill": 1, "width": 1250, "reference": False, "text": "bundled"}
 SHORT = {"mode": "prefill_decode", "length": 512, "prefill": 256, "width": 32, "reference": True, "text": "bundled"}
 
 
 def test_one_protocol_needs_no_words():
-    assert settings([("ppl", STREAM), ("ppl", dict(STREAM)), ("needle", SHORT)]) == ["", "", ""]
-    assert settings([]) == [] and settings([("x", {}), ("x", {})]) == ["", ""]
+    assert protocol_labels([("ppl", STREAM), ("ppl", dict(STREAM)), ("needle", SHORT)]) == ["", "", ""]
+    assert protocol_labels([]) == [] and protocol_labels([("x", {}), ("x", {})]) == ["", ""]
 
 
 def test_as_few_keys_as_will_do():
-    assert settings([("ppl", STREAM), ("ppl", SHORT)]) == ["mode=stream", "mode=prefill_decode"]
+    assert protocol_labels([("ppl", STREAM), ("ppl", SHORT)]) == ["mode=stream", "mode=prefill_decode"]
     longer = SHORT | {"length": 1024, "prefill": 512, "width": 64}
-    found = settings([("ppl", STREAM), ("ppl", SHORT), ("ppl", longer)])
+    found = protocol_labels([("ppl", STREAM), ("ppl", SHORT), ("ppl", longer)])
     assert found == ["length=20000", "length=512", "length=1024"]
     other = STREAM | {"length": 512}
-    found = settings([("ppl", STREAM), ("ppl", SHORT), ("ppl", other)])
+    found = protocol_labels([("ppl", STREAM), ("ppl", SHORT), ("ppl", other)])
     assert len(set(found)) == 3 and found[0] == "mode=stream length=20000"
 
 
 def test_lists_nested_values_and_a_models_own_tokenizer():
     few, many = {"lengths": [256, 512], "own": None}, {"lengths": [128, 256, 512, 1024], "own": None}
-    assert settings([("needle", few), ("needle", many)]) == ["lengths=256,512", "lengths=128..1024"]
-    assert settings([("a", {"x": {"y": 1}}), ("a", {"x": {"y": 2}})]) == ["x.y=1", "x.y=2"]
-    assert settings([("a", {"tokenizer": "one"}), ("a", {"tokenizer": "two"})]) == ["", ""]
+    assert protocol_labels([("needle", few), ("needle", many)]) == ["lengths=256,512", "lengths=128..1024"]
+    assert protocol_labels([("a", {"x": {"y": 1}}), ("a", {"x": {"y": 2}})]) == ["x.y=1", "x.y=2"]
+    assert protocol_labels([("a", {"tokenizer": "one"}), ("a", {"tokenizer": "two"})]) == ["", ""]
 
 
 def test_tasks_of_a_family_have_the_same_words():
     asked = [{"question": when, "metric": "f1"} for when in ("before", "after")]
-    found = settings([("mini_a", asked[0]), ("mini_a", asked[1]), ("mini_b", asked[1] | {"metric": "exact"})])
+    found = protocol_labels([("mini_a", asked[0]), ("mini_a", asked[1]), ("mini_b", asked[1] | {"metric": "exact"})])
     assert found == ["question=before", "question=after", "question=after"]
 
 
 def test_where_no_short_value_differs_a_hash_does():
-    found = settings([("a", {"prompt": "x" * 99}), ("a", {"prompt": "y" * 99}), ("b", {"prompt": "x" * 99})])
+    found = protocol_labels([("a", {"prompt": "x" * 99}), ("a", {"prompt": "y" * 99}), ("b", {"prompt": "x" * 99})])
     assert all(re.fullmatch(r"protocol [0-9a-f]{4}", one) for one in found[:2]) and found[0] != found[1]
     assert found[2] == ""
 
@@ -92,9 +92,9 @@ def test_cells_of_two_protocols_are_not_compared_by_what_they_hold(mixed):
     results = score_cells(mixed, "official", print)
     for result, realised in zip(results, (0.5, 0.6) * 3, strict=True):
         result.realised = realised
-    mark_uneven(results)
-    assert not any(result.uneven for result in results)
+    mark_holds_more(results)
+    assert not any(result.holds_more for result in results)
     for result in results:
         result.protocol_hash = "one"
-    mark_uneven(results)
-    assert sum(result.uneven for result in results) == 3
+    mark_holds_more(results)
+    assert sum(result.holds_more for result in results) == 3

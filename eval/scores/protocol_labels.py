@@ -1,4 +1,4 @@
-"""What tells protocols of one task apart, in as few words as will do: `mode=stream`, `lengths=512..2048`."""
+"""Labels that tell protocols of one task apart, in as few words as will do: `mode=stream`, `lengths=512..2048`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ WITH_THE_MODEL = "tokenizer"  # a model has its own, and stands beside the task
 LONG = 24  # characters: a prompt would drown a label
 
 
-def settings(protocols: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """`protocols`: (task, protocol) of every cell of a family. A setting each: the values of the fewest keys that tell
+def protocol_labels(protocols: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """`protocols`: (task, protocol) of every cell of a family. A label each: the values of the fewest keys that tell
     all protocols of a task apart, the same keys for all tasks; "" where every task has one protocol. Where no short
     value does, four letters of a hash.
     """

@@ -13,25 +13,25 @@ MARK = "*"
 FOOTNOTE = f"{MARK} holds over {APART:.0%} more than the least that was held at this budget: no equal comparison"
 
 
-def mark_uneven(results: Sequence[CellResult]) -> None:
-    """Set `uneven` where a cell holds more than another of the same model, task, protocol and budget.
+def mark_holds_more(results: Sequence[CellResult]) -> None:
+    """Set `holds_more` where a cell holds more than another of the same model, task, protocol and budget.
     The full cache has none.
     """
     groups: dict[tuple[str | None, ...], list[CellResult]] = {}
     for result in results:
-        result.uneven = False
+        result.holds_more = False
         if result.cell.get("method") != "full" and result.realised is not None:
             key = (result.title, result.protocol_hash, *(str(result.cell.get(one)) for one in ("model", "budget")))
             groups.setdefault(key, []).append(result)
     for group in groups.values():
         least = min(result.realised for result in group)
         for result in group:
-            result.uneven = result.realised > least * (1 + APART)
+            result.holds_more = result.realised > least * (1 + APART)
 
 
 def mark(results: Iterable[Any]) -> str:
-    """Of what has an `uneven`: cells, or values of a table."""
-    return MARK if any(result.uneven for result in results) else ""
+    """Of what has a `holds_more`: cells, or values of a table."""
+    return MARK if any(result.holds_more for result in results) else ""
 
 
 def footnote(results: Iterable[CellResult]) -> str:
