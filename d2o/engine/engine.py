@@ -93,6 +93,10 @@ class Engine:
         """How many of `most` tokens that follow a text are chosen before the model's rotation changes."""
         return self.switch.steps_near(text, most) if self.switch else most
 
+    def is_far(self, text: int) -> bool:
+        """Whether a text of so many tokens is turned by the rotation of the long ones."""
+        return self.switch is not None and text > self.switch.at
+
     def begin(self, cache: KVCache, prompt: list[int], whole: Sequence[int]) -> None:
         """Before the first chunk of prompts of `prompt[b]` tokens, of texts that will have `whole[b]` in the end."""
         if self.switch:

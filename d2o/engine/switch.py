@@ -55,7 +55,7 @@ class Switch:
     @contextlib.contextmanager
     def turning(self, cache: KVCache) -> Iterator[None]:
         """Around a forward pass: the rows are turned as the cache was begun."""
-        self.far = None if self.refuses else cache.far
+        self.far = cache.far
         try:
             yield
         finally:
@@ -97,9 +97,8 @@ def find_switch(model: nn.Module) -> Switch | None:
         what = f"{config.model_type}: rotations {sorted(kinds)} that change at lengths {at}"
         raise InputError(what, "see README.md for the families that work")
     switch = Switch(config.model_type, at[0], refuses=dynamic)
-    if not dynamic:
-        for module in _rotary_modules(model):
-            module.forward = switch.by_row(module.forward)
+    for module in _rotary_modules(model, "dynamic" if dynamic else "longrope"):
+        module.forward = switch.by_row(module.forward)
     _switches[model] = switch
     return switch
 
@@ -109,10 +108,10 @@ def _lengths(config: object) -> list[int]:
     return sorted({part["original_max_position_embeddings"] for part in parts})
 
 
-def _rotary_modules(model: nn.Module) -> list[nn.Module]:
+def _rotary_modules(model: nn.Module, kind: str) -> list[nn.Module]:
     """An InputError names the model where there are none: its rows would be turned by one another."""
-    found = [m for m in model.modules() if "longrope" in str(getattr(m, "rope_type", ""))]
+    found = [module for module in model.modules() if kind in str(getattr(module, "rope_type", ""))]
     if not found:
-        what = f"{model.config.model_type}: rope_type=longrope without a rotary module that is known"
+        what = f"{model.config.model_type}: rope_type={kind} without a rotary module that is known"
         raise InputError(what, "see README.md for the families that work")
     return found
