@@ -22,6 +22,7 @@ from d2o.engine.switch import Switch
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KVLayer
+from d2o.models.finite import not_finite
 from d2o.models.support import expanded_heads
 
 
@@ -144,8 +145,15 @@ class Engine:
             logits = self.forward(cache, ids.to(self.device), feed, width if every else 1)
             if every:
                 every(start, logits)
+        self._check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
         cache.finish_prefill(reserve)
         return cache, logits[:, -1]
+
+    def _check_finite(self, logits: Tensor, lengths: list[int]) -> None:
+        """NotFinite for the first row of `logits [B, vocab]` that is not. Waits for the device, once a prefill."""
+        for row, good in enumerate(logits.isfinite().all(dim=-1).tolist()):
+            if not good:
+                raise not_finite(self.model, row, f"the logits after token {lengths[row] - 1} of the text")
 
     @torch.inference_mode()
     def extend(self, cache: KVCache, ids: Tensor) -> Tensor:

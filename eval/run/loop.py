@@ -42,6 +42,7 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
             progress.advance(len(batch))
             cell.status("running")
     except NotFinite as error:
-        raise InputError(f"row {batch[error.row].id!r}: {error}", error.hint) from error
+        own = [batch[error.row]] if task.prompted else batch  # else the task asked in rows of its own
+        raise InputError(f"row {' or '.join(repr(one.id) for one in own)}: {error}", error.hint) from error
     finally:
         progress.close()
