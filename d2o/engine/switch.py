@@ -64,17 +64,17 @@ class Switch:
     def by_row(self, inner: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
         """`inner`: a rotary module's forward, `position_ids [B, n]` to cos and sin `[B, n, R]`."""
 
-        def forward(x: Tensor, position_ids: Tensor, **rest: object) -> tuple[Tensor, ...]:
+        def forward(x: Tensor, position_ids: Tensor, *kind: object, **named: object) -> tuple[Tensor, ...]:
             if self.far is None:
-                return inner(x, position_ids, **rest)
+                return inner(x, position_ids, *kind, **named)
             if self.far is False:
-                return inner(x, position_ids.clamp(max=self.at - 1), **rest)
+                return inner(x, position_ids.clamp(max=self.at - 1), *kind, **named)
             beyond = torch.full_like(position_ids[..., :1], self.at)  # a column that puts the call on the far side
-            far = inner(x, torch.cat((position_ids, beyond), dim=-1), **rest)
+            far = inner(x, torch.cat((position_ids, beyond), dim=-1), *kind, **named)
             far = tuple(part[..., :-1, :] for part in far)
             if self.far is True:
                 return far
-            near, rows = inner(x, position_ids.clamp(max=self.at - 1), **rest), self.far.view(-1, 1, 1)
+            near, rows = inner(x, position_ids.clamp(max=self.at - 1), *kind, **named), self.far.view(-1, 1, 1)
             return tuple(torch.where(rows, a, b) for a, b in zip(far, near, strict=True))
 
         return forward

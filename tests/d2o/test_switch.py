@@ -84,7 +84,8 @@ def test_rows_of_a_batch_and_chunks_are_as_alone_under_eviction(name):
     alone = [generate(run, [text], NEW)[0] for text in TEXTS]
     assert tokens(run, TEXTS) == [one.tokens for one in alone]
     assert tokens(open_engine(run.model, METHODS[name], 0.4, chunk=16), TEXTS) == [one.tokens for one in alone]
-    assert [one.ledger.held_decode[0] for one in alone] == [int(0.4 * len(text)) for text in TEXTS]
+    for one, text in zip(alone, TEXTS, strict=True):
+        assert sum(one.ledger.held_decode) / 3 == pytest.approx(int(0.4 * len(text)), abs=0.5)
 
 
 def test_a_question_after_the_eviction_crosses_too():
