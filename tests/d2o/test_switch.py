@@ -224,3 +224,13 @@ def test_two_switches_are_refused():
     config = Gemma3TextConfig(**GQA, head_dim=8, rope_parameters=rope, layer_types=layers, sliding_window=1024)
     with pytest.raises(InputError, match=r"gemma3_text: rotations \['longrope'\] that change at lengths \[32, 64\]"):
         open_engine(model(config), METHODS["full"], 1)
+
+
+@pytest.mark.parametrize("second", [dict(LONG), {"rope_type": "default", "rope_theta": 1e6}])
+def test_slots_are_no_positions_where_kinds_of_layers_are_turned_apart(second):
+    """The rotation that is found is that of the first layer."""
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": second}
+    layers = ["sliding_attention", "full_attention", "full_attention"]
+    config = Gemma3TextConfig(**GQA, head_dim=8, rope_parameters=rope, layer_types=layers, sliding_window=1024)
+    with pytest.raises(InputError, match="gemma3_text: slot positions need"):
+        open_engine(model(config), METHODS["streaming_slot"], 12)

@@ -36,6 +36,8 @@ PUBLISHED = {
     "deepseek-v2-lite": (163840, "deepseek_v2", {"max_position_embeddings": 163840, "rope_scaling": DEEPSEEK}),
     "vicuna-7b-16k": (16384, "llama", {"max_position_embeddings": 4096,
                                        "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "a limit beyond the factor": (131072, "qwen2", {"max_position_embeddings": 131072,
+                                                    "rope_scaling": YARN | {"factor": 2.0}}),
     "dynamic NTK": (2048, "llama", {"max_position_embeddings": 2048,
                                     "rope_scaling": {"type": "dynamic", "factor": 4.0}}),
     "long-rope by its factor": (65536, "llama", {
