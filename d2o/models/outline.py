@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.load import LoadedModel, check_folder, finish
+from d2o.models.load import LoadedModel, chatting, check_folder, finish
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,7 +43,8 @@ def outline(node: Mapping[str, Any], dtype: str = "auto", device: str = "cpu") -
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     kind = str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype
-    return Outline(finish(model, tokenizer, str(node.get("name")), node.get("window")), _bytes(config, SIZES[kind]))
+    loaded = chatting(finish(model, tokenizer, str(node.get("name")), node.get("window")), node.get("chat_options"))
+    return Outline(loaded, _bytes(config, SIZES[kind]))
 
 
 def _random(node: Mapping[str, Any], dtype: str, device: str) -> Outline:
