@@ -47,7 +47,8 @@ def render(tokenizer: Any, messages: Messages, options: Mapping[str, Any], answe
             continue
         if len(text) > LARGEST + sum(len(one["content"]) for one in messages):
             raise InputError(f"the chat template writes {len(text)} characters around its messages", _MEND)
-        if all(one["content"].strip() in text for one in messages):  # many templates strip what they are given
+        printed = any(str(one["content"]) in text for one in shaped if shaped is not messages)  # the list itself
+        if not printed and all(one["content"].strip() in text for one in messages):  # many templates strip a text
             return text
     raise refused or InputError("the chat template leaves a message out", _MEND)
 
