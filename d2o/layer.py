@@ -209,7 +209,7 @@ class KVLayer(Eviction):
         used = self.used
         keys, values = self.attention_keys(used), self.values[:, :, :used]
         visible = None if dense else (self.positions[:, :, :used] >= 0).unsqueeze(2)
-        out = attend_row(q, keys, values, scale, visible)
+        out = attend_row(q, keys, values, scale, visible, self.held)
         if self.rows != "none" and self.decode_eviction and not self.unlimited:
             self.observe(LastRows(q, keys, None if dense else visible.unsqueeze(2), scale))
         self.make_room(used)

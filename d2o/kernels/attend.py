@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
@@ -27,11 +30,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=groups > 1)
 
 
-def attend_row(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+def attend_row(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor | None, held: Sequence[int] | None = None
+) -> Tensor:
     """Attention of one query per head over all keys, `visible [B, Hkv, 1, T]` bool (None: all of them).
 
     The query heads of a group are handed over as rows over the same keys, so that a key is read once.
+    `held`: where known, that row b sees its first `held[b]` keys and no others. In half precision on a CPU rows then
+    attend one by one: over keys that end elsewhere the kernel rounds otherwise, and a row would owe its answer to the
+    rows beside it.
     """
+    if visible is not None and held is not None and q.device.type == "cpu" and q.dtype in HALF:
+        rows = (slice(b, b + 1) for b in range(q.shape[0]))
+        parts = [attend_row(q[b], k[b, :, :n], v[b, :, :n], scale, None) for b, n in zip(rows, held, strict=True)]
+        return torch.cat(parts)
     packed = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     out = F.scaled_dot_product_attention(packed, k, v, attn_mask=visible, scale=scale)
     return out.reshape(*q.shape[:3], v.shape[3])

@@ -73,6 +73,10 @@ def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
 
     cfg.budget = plain(read_budget(cfg.budget, shown("budget")))
     shards.parse(cfg.shard)
+    options = cfg.model.get("chat_options")
+    if options is not None and not isinstance(options, Mapping):
+        hint = "write 'model.chat_options={enable_thinking: false}'"
+        raise InputError(f"{shown('model.chat_options')} is not a mapping", hint)
     for key, least in LEAST_VALUES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:

@@ -55,6 +55,7 @@ def record(planned: Plan) -> dict[str, Any]:
     """config.json: all that a reader of the rows may want to know about how they were made."""
     from d2o.lab.memory import device_name
     from d2o.models.loading import fingerprint, resolve_device
+    from d2o.models.outline import dtype_of
 
     cfg = planned.composed.cfg
     device = resolve_device(cfg.engine.device)
@@ -68,6 +69,7 @@ def record(planned: Plan) -> dict[str, Any]:
         "dataset_hash": dataset_hash(planned.samples),
         "dataset_rows": len(planned.samples),
         "model_fingerprint": fingerprint(cfg.model),
+        "dtype": dtype_of(cfg.model, cfg.engine.dtype, device),
         "device": device,
         "device_name": device_name(device),
         **origin(planned.composed.words),
