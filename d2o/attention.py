@@ -75,10 +75,12 @@ def slot_attention(
     is_causal: bool | None = None,
     use_cache: bool | None = None,
     output_attentions: bool | None = None,
+    output_router_logits: bool | None = None,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `query [B, Hq, n, D]`, `key, value [B, Hkv, n, D]` -> `[B, n, Hq, D]`, None.
 
-    Every argument is named: what is not implemented raises instead of being dropped.
+    Every argument is named: what is not implemented raises instead of being dropped. `use_cache` and
+    `output_router_logits` (mixtures of experts) say nothing about attention.
     """
     cache, layer_idx = take(key)
     unknown = {"attention_mask": attention_mask, "softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}

@@ -11,15 +11,23 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
+    Ernie4_5_MoeConfig,
     FalconConfig,
     Gemma2Config,
     GemmaConfig,
+    Glm4MoeConfig,
     GPTNeoXConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Phi3Config,
+    PhimoeConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from baselines.adakv import AdaKV
@@ -58,6 +66,20 @@ FAMILIES = {
     "gemma2": lambda: Gemma2Config(**GQA, head_dim=8),  # refused: soft cap
 }
 SUPPORTED = [name for name in FAMILIES if name != "gemma2"]
+
+# mixtures of experts attend as the others do and pass one argument more: a few methods on each, test_moe.py
+EXPERTS = GQA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ROUTED = GQA | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1}
+MOE = {
+    "mixtral": lambda: MixtralConfig(**GQA, num_local_experts=4, sliding_window=None),
+    "qwen2_moe": lambda: Qwen2MoeConfig(**EXPERTS, shared_expert_intermediate_size=32),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**EXPERTS, head_dim=8),
+    "olmoe": lambda: OlmoeConfig(**GQA, num_experts=4, num_experts_per_tok=2),
+    "phimoe": lambda: PhimoeConfig(**GQA, num_local_experts=4, sliding_window=None),
+    "granitemoe": lambda: GraniteMoeConfig(**GQA, num_local_experts=4, num_experts_per_tok=2),
+    "glm4_moe": lambda: Glm4MoeConfig(**ROUTED, topk_group=1, head_dim=8),
+    "ernie4_5_moe": lambda: Ernie4_5_MoeConfig(**GQA, moe_num_experts=4, moe_k=2, moe_intermediate_size=32),
+}
 
 METHODS = {
     "full": Full,
@@ -106,7 +128,7 @@ def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
 def build(family: str, seed: int = 0):
     """A tiny random model in eval mode."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    return AutoModelForCausalLM.from_config((FAMILIES | MOE)[family]()).eval()
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
