@@ -51,7 +51,7 @@ def find_rotation(engine: Engine) -> Rotation:
     cache.begin_prefill([8])
     feed = Feed([8], prefill=True, last=True, prompt=[8])
     engine.forward(cache, torch.full((1, 8), 3, device=engine.device), feed, 1)
-    keys = cache.layers[0].keys[0, :, :8].float()
+    keys = cache.lead.keys[0, :, :8].float()
     seven = torch.full(keys.shape[:1], 7, device=keys.device)
     for inv_freq in _frequencies(model):
         for interleaved in (False, True):

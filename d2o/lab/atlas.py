@@ -80,7 +80,7 @@ class Drawing:
         if when == "empty":
             for layer in cache.layers:
                 layer.around_absorb = self.merges.absorb
-        elif when != "question" and self.first is None and not cache.layers[0].pending:
+        elif when != "question" and self.first is None and not cache.lead.pending:
             self.first = snapshot(cache)
 
 
