@@ -22,8 +22,8 @@ class KVCache(Cache):
     so that two caches can take turns on one model and a cache can be forked.
 
     `method()` gives a new `KVLayer` for every layer that attends to all of the text; a layer that slides has no budget
-    and no method, it holds the window that `windows` names for it. `expanded` is how many copies of each KV head the model hands over (Falcon's new
-    decoder architecture repeats them to the number of query heads; one copy is stored).
+    and no method, it holds the window that `windows` names for it. `expanded` is how many copies of each KV head the
+    model hands over (Falcon's new decoder architecture repeats them to the number of query heads; one copy is stored).
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from d2o.budget import UNLIMITED
 from d2o.errors import InputError
 
 HINT = "see README.md for the families that work"
@@ -51,6 +52,11 @@ def windows(config: Any, longest: int | None = None) -> list[int | None]:
         return [None] * layers
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def mixes(config: Any) -> bool:
+    """Whether some of the layers would slide over a text that is long enough, and others would not."""
+    return len(set(windows(config, UNLIMITED))) > 1
 
 
 def check_plain(config: Any, sliding: bool, method: str) -> None:
