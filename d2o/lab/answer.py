@@ -83,7 +83,7 @@ class Survivors:
             self.held = None  # of a text that is read again, what the last reading holds
             for layer in cache.layers:
                 layer.merge_log = [] if layer.merges else None
-        elif self.held is None and not cache.layers[0].pending:
+        elif self.held is None and not cache.lead.pending:
             self.held = [layer.positions[0].clone().cpu() for layer in cache.layers]
             self.merged = [_merged(layer.merge_log) for layer in cache.layers]
             for layer in cache.layers:

@@ -12,6 +12,7 @@ from typing import Any
 from d2o.engine.engine import Engine
 from d2o.engine.generation import Generation, generate
 from d2o.engine.start import open_engine
+from d2o.errors import InputError
 from d2o.lab import force, race
 from d2o.lab.answer import Answer, Asked, Completion, Span, Survivors, as_row
 from d2o.lab.likelihood import Scored, likelihoods
@@ -20,13 +21,15 @@ from d2o.layer import KeepAll, KVLayer
 from d2o.models.chat import Messages, render
 from d2o.models.loading import LoadedModel
 from d2o.models.prompt import Encoded, encode, encode_apart, encode_parts, stop_at, tokenise
+from d2o.models.support import mixes
 from d2o.models.thinking import read_answer
 from d2o.stop import Stop
 
 
 class Lab:
     """`longest`: the longest text that will be fed, in tokens, where it is less than the model's window; to be set
-    before anything is measured. `graph`: decode steps are replayed from a CUDA graph."""
+    before anything is measured. Where only some layers slide, they do if the window lets a text be that long: what is
+    kept must not hang on which samples are left to do. `graph`: decode steps are replayed from a CUDA graph."""
 
     def __init__(
         self,
@@ -44,13 +47,24 @@ class Lab:
 
     @cached_property
     def engine(self) -> Engine:
-        """The model under the method."""
-        return open_engine(self.loaded.model, *self._asked, window=self.longest, graph=self._graph, **self._options)
+        """The model under the method. InputError where every layer slides, so that none would take the budget."""
+        engine = open_engine(self.loaded.model, *self._asked, window=self._reach, graph=self._graph, **self._options)
+        if all(engine.windows) and not engine.budget.whole:
+            span = engine.windows[0]
+            what = f"every layer of {self.loaded.name} has a sliding window of {span} tokens: none takes a budget"
+            raise InputError(what, f"keep texts within the window: model.window={span}; or type method=full")
+        return engine
 
     @cached_property
     def full(self) -> Engine:
         """The same model with the full cache."""
-        return open_engine(self.loaded.model, KeepAll, 1.0, window=self.longest, **self._options)
+        return open_engine(self.loaded.model, KeepAll, 1.0, window=self._reach, **self._options)
+
+    @property
+    def _reach(self) -> int | None:
+        """Tokens that decide whether layers slide."""
+        mixed = mixes(self.loaded.model.config)
+        return max(self.window, self.longest or 0) if mixed else self.longest
 
     @property
     def evicts(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from d2o.errors import InputError
 from d2o.models.loading import LoadedModel, chatting, check_folder, finish
+from d2o.models.support import mixes
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -16,7 +17,7 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class Outline:
     """`loaded.model` lies on the meta device: it has a shape and no weights. `token_bytes`: keys and values of one
-    token in all layers; None where the config does not say it."""
+    token in all layers; None where the config does not say it, or where layers that slide hold fewer tokens."""
 
     loaded: LoadedModel
     token_bytes: int | None
@@ -92,7 +93,7 @@ def _random(node: Mapping[str, Any], dtype: str, device: str) -> Outline:
 def _bytes(config: Any, size: int) -> int | None:
     text = config.get_text_config()
     heads, layers = getattr(text, "num_key_value_heads", None), getattr(text, "num_hidden_layers", None)
-    if not heads or not layers:
+    if not heads or not layers or mixes(text):
         return None
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * layers * heads * width * size
