@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
-from eval.config import schema, targets
+from eval.config import ranges, schema, targets
 from eval.config.words import Words
 
 FEW_NAMES = 30  # names that still make a readable hint
@@ -79,8 +79,10 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
         if override not in choices:
             _check_type(override.key_or_group, cfg, plain)
     targets.check_config(cfg)
-    schema.check_ranges(cfg, {o.key_or_group: o.input_line for o in overrides})
-    return Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
+    ranges.check_ranges(cfg, {o.key_or_group: o.input_line for o in overrides})
+    composed = Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
+    ranges.check_names(composed)
+    return composed
 
 
 def _called(names: dict[str, str], cfg: DictConfig, plain: DictConfig) -> dict[str, str]:
@@ -102,6 +104,9 @@ def _check_form(override: Override) -> None:
     word = override.input_line
     if not override.key_or_group:
         raise InputError(f"cannot read {word!r}", "write key=value, for example budget=0.2")
+    last = override.key_or_group.split(".")[-1]
+    if last != "_target_" and last.startswith("_") and last.endswith("_"):
+        raise InputError(f"{word!r} says how something is called, not what it is", "leave it out")
     if override.key_or_group.startswith("hydra"):
         raise InputError(f"{word!r} is a setting of Hydra, which this command does not read", "leave it out")
     if override.is_delete():
@@ -143,7 +148,7 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
     """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
-    may also be a size, which schema.check_ranges reads.
+    may also be a size, which ranges.check_ranges reads.
     """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
     if key == "budget" or after is None or before is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.config.compose import compose_cell, configs
-from eval.config.words import Word, Words
+from eval.config.words import Word, Words, check_words
 from eval.run.board import Line
 
 HINT = "type that command yourself if you trust it"
@@ -58,6 +58,7 @@ def read_command(command: str) -> Words:
         raise InputError(f"its command {command!r} cannot be read: {error}", HINT) from error
     if start != ["python", "run_pred.py"]:
         raise InputError(f"its command {command!r} is not one of run_pred.py", HINT)
+    check_words(words)
     for word in words.parsed:
         _check(word)
     return words
