@@ -99,6 +99,10 @@ def unpack(archive: Path, folder: Path) -> tuple[int, int]:
         raise InputError(f"{archive} is no whole zip file: {error}", "delete it and run again") from error
     except (NotImplementedError, RuntimeError) as error:  # a way of packing that Python does not know; a password
         raise InputError(f"cannot unpack {archive}: {error}", "give the official data.zip") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's
+            raise
+        raise InputError(f"{archive} is no whole zip file: {error}", "delete it and run again") from error
     if not written + there:
         raise InputError(f"{archive} holds no LongBench set", "give the official data.zip")
     return written, there

@@ -75,19 +75,25 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
     for config in (cfg, plain):
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-    for override in overrides:
-        if override not in choices:
-            _check_type(override.key_or_group, cfg, plain)
-    targets.check_config(cfg)
-    ranges.check_ranges(cfg, {o.key_or_group: o.input_line for o in overrides})
-    composed = Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
-    ranges.check_names(composed)
+    try:
+        _check_values(cfg, plain, [o for o in overrides if o not in choices])
+        composed = Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
+        ranges.check_names(composed)
+    except OmegaConfBaseException as error:  # of what stands in ${}
+        raise InputError(f"cannot use {' '.join(words)}: {_first_line(error)}", "write the value itself") from error
     return composed
+
+
+def _check_values(cfg: DictConfig, plain: DictConfig, settings: Sequence[Override]) -> None:
+    for override in settings:
+        _check_type(override.key_or_group, cfg, plain)
+    targets.check_config(cfg)
+    ranges.check_ranges(cfg, {o.key_or_group: o.input_line for o in settings})
 
 
 def _called(names: dict[str, str], cfg: DictConfig, plain: DictConfig) -> dict[str, str]:
     """The choices; one that was given another target is called by that, so that its rows have a folder of their own."""
-    turned = [group for group in GROUPS if cfg[group]._target_ != plain[group]._target_]
+    turned = [group for group in GROUPS if cfg[group].get("_target_") != plain[group].get("_target_")]
     return names | {group: str(cfg[group]._target_) for group in turned}
 
 
