@@ -9,6 +9,7 @@ python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FI
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -117,9 +118,15 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Whole or not at all."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):  # of a command that was killed
+        left.unlink(missing_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def note(text: str) -> None:

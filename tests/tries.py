@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from scripts import command
+
 LONG = "n" * 300
 LEAST = {"model": ["model=random_llama"], "method": ["method=random"],
          "task": ["task=mini_single", "task.length=256"], "limit": ["limit=1"]}  # fmt: skip
@@ -15,6 +17,12 @@ def two_lines(code: int, out: str, err: str) -> tuple[str, str]:
     assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: "), err
     assert len(lines[0]) > 12 and len(lines[1]) > 8, err
     return lines[0].removeprefix("error: "), lines[1].removeprefix("hint: ")
+
+
+def end(work, capsys) -> tuple[str, str]:
+    """(error, hint) of a script that does this work."""
+    code = command.answer(lambda words: work() and None, "", [])
+    return two_lines(code, *capsys.readouterr())
 
 
 def with_the_rest(words: list[str]) -> list[str]:

@@ -100,6 +100,6 @@ def _check(word: Word) -> None:
 
 def _kept_in(composed: Composed, results_dir: Path, cwd: Path | None) -> Words:
     """The words, with rows going to the folder that was asked for, wherever the file says that they should."""
-    words, target = Words(composed.words), results_dir.resolve()
-    said = (cwd or Path.cwd()) / composed.cfg.results_dir
-    return words if said.resolve() == target else words.with_("results_dir", target)
+    words, target = Words(composed.words), os.path.realpath(results_dir)
+    said = os.path.join(cwd or os.getcwd(), composed.cfg.results_dir)
+    return words if os.path.realpath(said) == target else words.with_("results_dir", target)
