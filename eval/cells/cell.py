@@ -76,6 +76,10 @@ class Cell:
             file.close()
             raise
         done = sum(i in file.rows or i in elsewhere for i in ids)
+        if file.readonly and done < len(ids):
+            file.close()
+            what = f"{file.path} cannot be written, and {len(ids) - done} of {len(ids)} rows are missing"
+            raise InputError(what, "name another folder with results_dir=")
         whole = len(ids) if whole is None else whole
         return cls(path, file, done, len(ids), notes, shard, whole, elsewhere, command)
 
@@ -108,7 +112,9 @@ class Cell:
         self.done += 1
 
     def status(self, state: str, error: str | None = None) -> None:
-        """state: queued | running | done | failed."""
+        """state: queued | running | done | failed; not said of a whole cell that lies where nothing can be written."""
+        if self.file.readonly:
+            return
         rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
         place = status_file(self.path, self.shard)
         status = {"done": self.done, "total": self.total, "whole": self.whole, "rows_per_second": round(rate, 4)}

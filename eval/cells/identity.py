@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def describe(composed: Composed) -> dict[str, Any]:
 def model_name(node: Mapping[str, Any], choice: str) -> str:
     """The name a config gives itself, else the last part of its path, else its hub id, else the config file's name."""
     path = node.get("path")
-    name = node.get("name") or (path and Path(str(path)).resolve().name) or node.get("id") or choice
+    name = node.get("name") or (path and os.path.basename(os.path.realpath(str(path)))) or node.get("id") or choice
     return re.sub(r"[^\w.\-]", "_", str(name).replace("/", "--"))
 
 

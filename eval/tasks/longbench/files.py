@@ -53,7 +53,7 @@ def _entry(path: Path, set_name: str, kind: type, prompts_dir: str | None) -> An
         raise InputError(f"no prompt file {path}", hint)
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not JSON: {error}", "fetch it again with `python scripts/prepare_data.py`"
         ) from error
@@ -72,6 +72,9 @@ def data_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            if not rows and line.lstrip().startswith(b"["):
+                hint = "take it apart, an object per line: `jq -c '.[]'` does so"
+                raise InputError(f"{path} is a JSON array, and not JSON lines", hint)
             rows.append(_row(line, f"{path}, line {number}", needs_classes, needs_length))
     if not rows:
         raise InputError(f"{path} holds no rows", "copy or download the file again")
@@ -81,7 +84,7 @@ def data_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[
 def _row(line: bytes, where: str, needs_classes: bool, needs_length: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise InputError(
             f"{where}: not a whole line of JSON ({error})", "the file is torn: copy or download it again"
         ) from error
