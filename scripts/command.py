@@ -75,9 +75,9 @@ def read(
     return SimpleNamespace(**found, words=left) if others else SimpleNamespace(**found)
 
 
-def call(words: Sequence[str], cwd: Path | str | None = None) -> int:
+def call(words: Sequence[str], cwd: Path | str | None = None, env: Mapping[str, str] | None = None) -> int:
     """Run this Python on `words` and return the exit code; told to end, this process tells that one, and waits."""
-    with subprocess.Popen([sys.executable, *words], cwd=cwd) as process:
+    with subprocess.Popen([sys.executable, *words], cwd=cwd, env=env) as process:
         try:
             return process.wait()
         except Terminated:  # Ctrl-C reaches both at once

@@ -7,6 +7,8 @@ python scripts/status.py --rerun failed --start hydra/launcher=slurm hydra.launc
 
 stale: it says that it runs, but its process, its job or its sign of life is gone.
 missing: a sweep named it, and nobody began it.
+What a folder says of its commands is data: its words are checked one by one, and those that could run code
+(model.trust_remote_code, plugins, a _target_, a launcher) are refused.
 Exit codes: 0 nothing to mend, 1 a cell failed, is stale or missing, 2 bad input.
 """
 
@@ -23,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
 from eval.cells.files import read_json
+from eval.exits import report
 from eval.run.backends import slurm_jobs
-from eval.run.board import Line, board_text, read_board
+from eval.run.board import board_text, read_board
+from eval.run.rerun import Again, checked, environment
 from scripts.command import ROOT, call, read, run
 
 KEYS = {"results_dir": "results", "rerun": str, "start": False}
@@ -38,22 +42,25 @@ def main(words: list[str]) -> int:
     if args.rerun is None:
         print(board_text(lines, args.results_dir))
         return int(any(line.state in MENDED for line in lines))
-    chosen = [line for line in lines if line.state in args.rerun and line.command]
-    for line in lines:
-        if line.state in args.rerun and not line.command:
+    asked = [line for line in lines if line.state in args.rerun]
+    for line in asked:
+        if not line.command:
             print(f"note: nothing says what command made {line.path}", file=sys.stderr)
-    if not args.start:
-        print("\n".join(shlex.join([*shlex.split(line.command), *args.words]) for line in chosen))
-        return 0
-    return int(any([start(line, args.words) for line in chosen]))
+    refused: list[InputError] = []
+    found = checked([line for line in asked if line.command], args.results_dir, ROOT / "configs", refused.append)
+    codes = [report(error) for error in refused]
+    for again in found:
+        if args.start:
+            codes.append(min(1, start(again, args.words)))
+        else:
+            print(shlex.join(["python", "run_pred.py", *again.words, *args.words]))
+    return max(codes, default=0)
 
 
-def start(line: Line, words: Sequence[str]) -> int:
-    """The cell's own command again, where it was given."""
-    again = [str(ROOT / "run_pred.py"), *shlex.split(line.command)[2:], *words]
-    print(f"{line.state}: {line.path}", file=sys.stderr, flush=True)
-    cwd = line.cwd if line.cwd and Path(line.cwd).is_dir() else None
-    return call(again, cwd=cwd)
+def start(again: Again, words: Sequence[str]) -> int:
+    """The cell's own words again, where they were given."""
+    print(f"{again.line.state}: {again.line.path}", file=sys.stderr, flush=True)
+    return call([str(ROOT / "run_pred.py"), *again.words, *words], cwd=again.cwd, env=environment())
 
 
 def has_jobs(results_dir: Path) -> bool:

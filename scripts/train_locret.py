@@ -19,12 +19,16 @@ def main(words: list[str]) -> None:
     cfg = composed(words, "train_locret")
     from hydra.utils import instantiate
 
+    from eval.config.build import build
+    from eval.config.targets import find_target
+
+    find_target(cfg.train, "train")
     device = cfg.device
     if device == "auto" and "LOCAL_RANK" in os.environ:
         import torch
 
         device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
-    instantiate(cfg.train)(instantiate(cfg.model, dtype=cfg.dtype, device=device))
+    instantiate(cfg.train)(build(cfg.model, "model", dtype=cfg.dtype, device=device))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from d2o.errors import InputError
+from eval.config.targets import find_target
 
 
 def check_given(node: DictConfig, group: str) -> None:
@@ -18,14 +20,14 @@ def check_given(node: DictConfig, group: str) -> None:
         raise InputError(f"{group}.{name} is not given", f"write {group}.{name}=...")
 
 
-def build(node: DictConfig, group: str, **more: Any) -> Any:
+def build(node: DictConfig, group: str, plugins: Sequence[str] | None = None, **more: Any) -> Any:
     """The object, or a functools.partial of it where the node says `_partial_: true`.
 
-    Raises InputError for a missing value and for a name that the constructor does not have, and the constructor's own
-    InputError as it is.
+    Raises InputError for a missing value, for a target that is neither ours nor of `plugins` (eval/config/targets.py),
+    for a name that the constructor does not have, and the constructor's own InputError as it is.
     """
     check_given(node, group)
-    target = get_object(node["_target_"])
+    target = find_target(node, group, plugins or ())
     parameters = inspect.signature(target).parameters
     for name in node:
         if name not in parameters and not str(name).startswith("_"):

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
-from eval.config import schema
+from eval.config import schema, targets
 from eval.config.words import Words
 
 FEW_NAMES = 30  # names that still make a readable hint
@@ -65,8 +65,10 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
     for override in choices:
         _check_choice(override, config_dir)
     plain = _plain(tuple(o.input_line for o in choices)).copy()
+    named = {o.key_or_group.split(".")[0] for o in overrides if o.key_or_group.endswith("._target_")}
     for override in overrides:
-        if override not in choices:
+        own = override.is_add() and override.key_or_group.split(".")[0] in named  # a plugin has knobs of its own
+        if override not in choices and not own:
             _check_key(override.key_or_group, override.input_line, plain)
     cfg = _compose([o.input_line for o in overrides])
     names = {group: cfg.hydra.runtime.choices[group] for group in GROUPS}
@@ -76,8 +78,15 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
     for override in overrides:
         if override not in choices:
             _check_type(override.key_or_group, cfg, plain)
+    targets.check_config(cfg)
     schema.check_ranges(cfg, {o.key_or_group: o.input_line for o in overrides})
-    return Composed(cfg, plain, names, tuple(words))
+    return Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
+
+
+def _called(names: dict[str, str], cfg: DictConfig, plain: DictConfig) -> dict[str, str]:
+    """The choices; one that was given another target is called by that, so that its rows have a folder of their own."""
+    turned = [group for group in GROUPS if cfg[group]._target_ != plain[group]._target_]
+    return names | {group: str(cfg[group]._target_) for group in turned}
 
 
 def _override(word: str) -> Override:

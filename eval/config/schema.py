@@ -52,6 +52,7 @@ class RunConfig:
     results_dir: str = "results"
     scorer: str = "official"
     atlas: Any = None
+    plugins: list[str] | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

@@ -21,6 +21,7 @@ from eval.text import clock
 STATES = ("done", "running", "queued", "failed", "stale", "missing")
 STALE = 6 * BEAT  # seconds without a sign of life
 SWEEPS = ".jobs/sweeps"
+MOST = 1 << 53  # what JSON can count
 
 
 @dataclass
@@ -45,11 +46,8 @@ def read_board(results_dir: Path, alive: set[str] | None = None) -> list[Line]:
     if not results_dir.is_dir():
         raise InputError(f"no folder results_dir={results_dir}", "name the folder that run_pred.py writes to")
     found = {(line.path, line.shard): line for line in _begun(results_dir, alive)}
-    for cell in _named(results_dir):
-        shard = parse(cell["shard"])
-        path = results_dir / cell["path"]
-        line = Line(path, shard, "missing", command=cell["command"], cwd=cell["cwd"])
-        found.setdefault((path, shard), line)
+    for line in _named(results_dir):
+        found.setdefault((line.path, line.shard), line)
     if not found:
         raise InputError(f"no cells under results_dir={results_dir}", "run `python run_pred.py` first")
     return sorted(found.values(), key=lambda line: (STATES.index(line.state), str(line.path), str(line.shard)))
@@ -77,18 +75,31 @@ def _line(folder: Path, shard: Shard | None, alive: set[str] | None) -> Line:
         state, told = "stale", reason
     if state not in STATES:
         state, told = "stale", f"in state {state}"
-    counts = status.get("done") or 0, status.get("total")
-    rate = status.get("rows_per_second") or 0.0
-    return Line(folder, shard, state, *counts, rate, told, status.get("command"), status.get("cwd"))
+    done, total = _count(status.get("done")) or 0, _count(status.get("total"))
+    rate = status.get("rows_per_second")
+    rate = float(rate) if type(rate) in (int, float) and 0 < rate < MOST else 0.0
+    told = " ".join(str(told).split())
+    return Line(folder, shard, state, done, total, rate, told, _text(status, "command"), _text(status, "cwd"))
+
+
+def _count(value: Any) -> int | None:
+    """A number of rows, None for what is none: the file may be anyone's."""
+    return value if type(value) is int and 0 <= value < MOST else None
+
+
+def _text(of: dict[str, Any], key: str) -> str | None:
+    value = of.get(key)
+    return value if isinstance(value, str) and value.isprintable() else None
 
 
 def _dead(folder: Path, shard: Shard | None, status: dict[str, Any], alive: set[str] | None) -> str | None:
     """Why a cell that says it runs or waits does not; None where it may. A living job is believed."""
     job = read_json(job_file(folder, shard)) or {}
-    if job.get("launcher") == "slurm" and alive is not None:
-        if job["id"] in alive:
+    identifier, log = _text(job, "id"), _text(job, "log")
+    if job.get("launcher") == "slurm" and alive is not None and identifier:
+        if identifier in alive:
             return None
-        return error_line(Path(job["log"])) or f"job {job['id']} is gone, its log is {job['log']}"
+        return (error_line(Path(log)) if log else None) or f"job {identifier} is gone, its log is {log}"
     if status.get("host") == socket.gethostname() and status["state"] == "running" and not _lives(status.get("pid")):
         return f"process {status.get('pid')} is gone"
     age = time.time() - status_file(folder, shard).stat().st_mtime
@@ -96,16 +107,34 @@ def _dead(folder: Path, shard: Shard | None, status: dict[str, Any], alive: set[
 
 
 def _lives(pid: Any) -> bool:
+    if type(pid) is not int or pid < 1:
+        return False
     try:
-        os.kill(int(pid), 0)
-    except (OSError, ValueError, TypeError):
+        os.kill(pid, 0)
+    except (OSError, OverflowError):
         return False
     return True
 
 
-def _named(results_dir: Path) -> list[dict[str, Any]]:
-    sweeps = [read_json(file) or {} for file in sorted((results_dir / SWEEPS).glob("*.json"))]
-    return [cell for sweep in sweeps for cell in sweep.get("cells", [])]
+def _named(results_dir: Path) -> list[Line]:
+    """The cells that sweeps named; what is no cell under this folder is no line of ours, whatever the file says."""
+    found = []
+    for file in sorted((results_dir / SWEEPS).glob("*.json")):
+        cells = (read_json(file) or {}).get("cells")
+        for cell in cells if isinstance(cells, list) else ():
+            if not isinstance(cell, dict) or (place := _text(cell, "path")) is None or not _is_inside(place):
+                continue
+            try:
+                shard = parse(cell.get("shard"))
+            except InputError:
+                continue
+            command, cwd = _text(cell, "command"), _text(cell, "cwd")
+            found.append(Line(results_dir / place, shard, "missing", command=command, cwd=cwd))
+    return found
+
+
+def _is_inside(place: str) -> bool:
+    return not os.path.isabs(place) and ".." not in Path(place).parts
 
 
 def _shard_of(status: Path) -> Shard | None:

@@ -23,6 +23,7 @@ from eval.config.compose import compose_cell, configs
 from eval.exits import report
 from eval.run.plan import Plan
 
+LOG_END = 1 << 20
 RunCell = Callable[[Composed], tuple[Path, str]]  # a cell's folder, and what to say at its end
 
 
@@ -94,17 +95,21 @@ def last_error(plan: Plan) -> str:
     """Why a cell is not done, as far as anything says."""
     status = read_json(status_file(plan.path, plan.shard)) or {}
     if status.get("state") == "failed" and status.get("error"):
-        return status["error"]
+        return str(status["error"])
     job = read_json(job_file(plan.path, plan.shard)) or {}
-    told = error_line(Path(job["log"])) if "log" in job else None
+    told = error_line(Path(str(job["log"]))) if "log" in job else None
     return told or f"ended in state {status.get('state', 'unknown')}, its log is {job.get('log', 'nowhere')}"
 
 
 def error_line(log: Path) -> str | None:
-    """The last `error:` line of a log."""
+    """The last `error:` line of a log, looked for in its last megabyte; None where there is no such file."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        if not log.is_file():  # a pipe or a device has no end
+            return None
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_END))
+            lines = file.read(LOG_END).decode("utf-8", "replace").splitlines()
+    except (OSError, ValueError):
         return None
     found = [line for line in lines if line.startswith(("error:", "slurmstepd: error:", "srun: error:"))]
     return found[-1] if found else None

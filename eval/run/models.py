@@ -47,7 +47,7 @@ def load_model(cfg: Any) -> LoadedModel:
         hub_logging.set_verbosity_error()
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        _last[key] = build(cfg.model, "model", dtype=cfg.engine.dtype, device=cfg.engine.device)
+        _last[key] = build(cfg.model, "model", cfg.plugins, dtype=cfg.engine.dtype, device=cfg.engine.device)
     return _last[key]
 
 

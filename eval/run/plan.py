@@ -56,7 +56,7 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
     `read`: the rows of tasks that other cells of the same command have planned before, filled here.
     """
     cfg = composed.cfg
-    task = build(cfg.task, "task")
+    task = build(cfg.task, "task", cfg.plugins)
     read = {} if read is None else read
     asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
     if asked not in read:
@@ -71,7 +71,7 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
 
 def settle(composed: Composed) -> Callable[..., Any]:
     """The method; one that evicts nothing has one budget, 1. Raises InputError."""
-    method = build(composed.cfg.method, "method")
+    method = build(composed.cfg.method, "method", composed.cfg.plugins)
     if not method().budgeted:
         composed.cfg.budget = 1.0
     return method

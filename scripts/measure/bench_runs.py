@@ -69,8 +69,10 @@ def build_model(name: str | None, longest: int):
         from d2o.models.random import random_llama
 
         return random_llama(hidden=512, layers=4, heads=8, kv_heads=2, window=2 * longest, dtype="float32").model
-    node = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")
-    return instantiate(node).model
+    known = sorted(path.stem for path in (ROOT / "configs/model").glob("*_random.yaml"))
+    if name not in known:
+        raise InputError(f"--model {name} is no random model", f"one of: {', '.join(known)}")
+    return instantiate(OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")).model
 
 
 def runners(model, stock, options, point: Point) -> dict:
