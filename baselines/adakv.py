@@ -22,6 +22,7 @@ from torch import Tensor
 from baselines.snapkv import SnapKV
 from d2o.errors import InputError
 from d2o.ragged import RaggedLayer
+from d2o.shares import whole_shares
 
 
 class AdaKV(RaggedLayer, SnapKV):
@@ -44,8 +45,4 @@ class AdaKV(RaggedLayer, SnapKV):
         best = flat.sort(descending=True, stable=True).indices[: heads * share]
         own = torch.bincount(best // scores.shape[1], minlength=heads).tolist()
         exact = [(1 - self.floor_alpha) * n + self.floor_alpha * share for n in own]
-        given = [int(x + 1e-9) for x in exact]
-        by_remainder = sorted(range(heads), key=lambda h: (given[h] - exact[h], h))
-        for head in by_remainder[: heads * share - sum(given)]:
-            given[head] += 1
-        return [window + n for n in given]
+        return [window + n for n in whole_shares(exact, heads * share)]

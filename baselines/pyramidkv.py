@@ -19,6 +19,7 @@ from __future__ import annotations
 from baselines.snapkv import SnapKV
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError, choice
+from d2o.shares import whole_shares
 
 
 class PyramidKV(SnapKV):
@@ -63,8 +64,4 @@ class PyramidKV(SnapKV):
         if self.variant == "kvcf":
             return [window + most - layer * ((most - least) // (layers - 1)) for layer in range(layers)]
         exact = [most - layer * (most - least) / (layers - 1) for layer in range(layers)]
-        given = [int(x + 1e-9) for x in exact]
-        by_remainder = sorted(range(layers), key=lambda layer: (given[layer] - exact[layer], layer))
-        for layer in by_remainder[: share * layers - sum(given)]:
-            given[layer] += 1
-        return [window + x for x in given]
+        return [window + x for x in whole_shares(exact, share * layers)]

@@ -42,6 +42,7 @@ class KVCache(Cache):
             layer.budget = self.budget
             layer.unlimited = budget.whole
         self.prompt: list[int] = []
+        self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
         self.ledgers: list[Ledger] = []
 
     def __deepcopy__(self, memo: dict) -> KVCache:

@@ -9,6 +9,14 @@ class InputError(ValueError):
         self.hint = hint
 
 
+class NotFinite(InputError):
+    """What a model computed for row `row` of a batch is not a number, or infinite."""
+
+    def __init__(self, row: int, what: str, hint: str) -> None:
+        super().__init__(what, hint)
+        self.row = row
+
+
 def choice(of: str, name: str, value: object, *allowed: str) -> None:
     """Raises InputError where the knob `name` of the method `of` is not one of the `allowed` values."""
     if value not in allowed:

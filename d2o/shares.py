@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from d2o.budget import Budget
 from d2o.errors import InputError
@@ -33,11 +34,18 @@ def realised_slots(
             f"or type {hint}",
         )
     exact = _water_fill({layer: weights[layer] for layer in free}, total, least, length)
-    slots = {layer: math.floor(value + 1e-9) for layer, value in exact.items()}
-    by_remainder = sorted(free, key=lambda layer: (slots[layer] - exact[layer], layer))
-    for layer in by_remainder[: total - sum(slots.values())]:
-        slots[layer] += 1
+    slots = dict(zip(free, whole_shares([exact[layer] for layer in free], total), strict=True))
     return [length if layer in protected else slots[layer] for layer in range(layers)]
+
+
+def whole_shares(exact: Sequence[float], total: int) -> list[int]:
+    """Whole numbers near the `exact` ones that add up to `total`: rounded down, and one more for those with the largest
+    remainders, the first of equals."""
+    given = [math.floor(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (given[i] - exact[i], i))
+    for i in by_remainder[: total - sum(given)]:
+        given[i] += 1
+    return given
 
 
 def _water_fill(weights: dict[int, float], total: int, least: int, most: int) -> dict[int, float]:

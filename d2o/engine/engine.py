@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ from d2o.attention import forward_context
 from d2o.budget import Budget
 from d2o.cache import KVCache
 from d2o.engine.graph import StepGraph, is_static
+from d2o.engine.switch import Switch
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KVLayer
+from d2o.models.finite import not_finite
 from d2o.models.support import expanded_heads
 
 
@@ -48,6 +51,7 @@ class Engine:
         self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
         self.device = next(model.parameters()).device
         self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys, for slots as positions
+        self.switch: Switch | None = None  # of a rotation that depends on the length of the text
         self.captured: StepGraph | None = None
 
     def new_cache(self, method: Callable[[], KVLayer] | None = None, budget: Budget | None = None) -> KVCache:
@@ -65,7 +69,8 @@ class Engine:
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
         """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
         cache.feed = feed
-        with forward_context(self.model), cache.layers[0].around_forward(self.model, cache.layers, feed):
+        around = cache.layers[0].around_forward(self.model, cache.layers, feed)
+        with forward_context(self.model), self.turning(cache), around:
             out = self.model(
                 input_ids=ids,
                 position_ids=self._position_ids(cache, ids, feed),
@@ -80,6 +85,24 @@ class Engine:
                 "take another method where the prompt itself is scored",
             )
         return out.logits[:, -keep:]
+
+    def turning(self, cache: KVCache) -> AbstractContextManager[None]:
+        """Around a forward pass: every row is turned by the rotation of its own text."""
+        return self.switch.turning(cache) if self.switch else nullcontext()
+
+    def steps_near(self, text: int, most: int) -> int:
+        """How many of `most` tokens that follow a text are chosen before the model's rotation changes."""
+        return self.switch.steps_near(text, most) if self.switch else most
+
+    def is_far(self, text: int) -> bool:
+        """Whether a text of so many tokens is turned by the rotation of the long ones."""
+        return self.switch is not None and text > self.switch.at
+
+    def begin(self, cache: KVCache, prompt: list[int], whole: Sequence[int]) -> None:
+        """Before the first chunk of prompts of `prompt[b]` tokens, of texts that will have `whole[b]` in the end."""
+        if self.switch:
+            cache.far = self.switch.far_rows(whole, self.device)
+        cache.begin_prefill(prompt)
 
     def _position_ids(self, cache: KVCache, ids: Tensor, feed: Feed) -> Tensor:
         """`[B, n]`; after the prefill from what the device knows, so that a step copies nothing to it."""
@@ -98,11 +121,13 @@ class Engine:
         reserve: int = 0,
         every: Callable[[int, Tensor], None] | None = None,
         begun: Callable[[KVCache], None] | None = None,
+        whole: Sequence[int] | None = None,
     ) -> tuple[KVCache, Tensor]:
         """The cache of `prompts` after eviction, and the logits `[B, vocab]` of their last tokens.
 
         `reserve` is how many tokens will follow. `every(start, logits)` is shown all logits of a forward, and how many
-        tokens of the first prompt came before it; `begun` is shown the cache while it is empty.
+        tokens of the first prompt came before it; `begun` is shown the cache while it is empty. `whole[b]`: tokens that
+        row b will have been fed in the end, where that is less than its prompt and `reserve`.
         """
         lengths = [len(p) for p in prompts]
         if not lengths or min(lengths) == 0:
@@ -110,7 +135,7 @@ class Engine:
         cache, done = self.new_cache(), [0] * len(prompts)
         if begun:
             begun(cache)
-        cache.begin_prefill(lengths)
+        self.begin(cache, lengths, whole or [n + reserve for n in lengths])
         for fed in cache.layers[0].pieces(lengths, self.chunk):
             parts = [p[d : d + m] for p, d, m in zip(prompts, done, fed, strict=True)]
             width, start = max(fed), done[0]
@@ -120,8 +145,15 @@ class Engine:
             logits = self.forward(cache, ids.to(self.device), feed, width if every else 1)
             if every:
                 every(start, logits)
+        self._check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
         cache.finish_prefill(reserve)
         return cache, logits[:, -1]
+
+    def _check_finite(self, logits: Tensor, lengths: list[int]) -> None:
+        """NotFinite for the first row of `logits [B, vocab]` that is not. Waits for the device, once a prefill."""
+        for row, good in enumerate(logits.isfinite().all(dim=-1).tolist()):
+            if not good:
+                raise not_finite(self.model, row, f"the logits after token {lengths[row] - 1} of the text")
 
     @torch.inference_mode()
     def extend(self, cache: KVCache, ids: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
-from d2o.errors import InputError
+from d2o.errors import InputError, NotFinite
 from d2o.ledger import Ledger
+from d2o.models.finite import not_finite
 from d2o.stop import NEVER, Stop
 
 Ids = Sequence[int]
@@ -31,12 +32,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What holds for every row of a call; the words of `generate`."""
+    """What holds for every row of a call; the words of `generate`. `said`: how a row's answer begins, already fed."""
 
     most: int
     stop: Stop
     again: bool
     watch: Watch | None
+    said: tuple[int, ...] = ()
 
     def complete(self, tokens: list[int]) -> bool:
         return len(tokens) == self.most or self.stop.at(tokens)
@@ -70,34 +72,56 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
     asked = _Asked(max_new_tokens, stop, again and questions is None, watch)
-    if questions is None:
-        return _greedy(engine, prompts, [()] * len(prompts), asked)
-    groups: dict[int, list[int]] = {}
-    for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
-        groups.setdefault(len(question), []).append(row)
+    questions = [()] * len(prompts) if questions is None else questions
+    prompts = [engine.prototype.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for row, (prompt, question) in enumerate(zip(prompts, questions, strict=True)):
+        near = engine.steps_near(len(prompt) + len(question), max_new_tokens)
+        groups.setdefault((len(question), near, row if near < max_new_tokens else -1), []).append(row)
     done: dict[int, Generation] = {}
-    for rows in groups.values():
-        answers = _greedy(engine, [prompts[b] for b in rows], [questions[b] for b in rows], asked)
+    for (_, near, _), rows in groups.items():
+        texts = [prompts[b] for b in rows], [questions[b] for b in rows]
+        try:
+            answers = _greedy(engine, *texts, asked) if near == max_new_tokens else _across(engine, *texts, asked, near)
+        except NotFinite as error:
+            error.row = rows[error.row]
+            raise
         done |= zip(rows, answers, strict=True)
     return [done[row] for row in range(len(prompts))]
+
+
+def _across(
+    engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked, near: int
+) -> list[Generation]:
+    """One row, at whose token `near` the model's rotation changes: the stock model then reads everything again. So do
+    we: the prompt is evicted as before, and what was said so far is fed behind it, as a question is."""
+    (begun,) = _greedy(engine, prompts, questions, replace(asked, most=near))
+    if asked.complete(begun.tokens):
+        return [begun]
+    asked = replace(asked, said=tuple(begun.tokens))
+    (ended,) = _greedy(engine, prompts, [(*questions[0], *begun.tokens)], asked)
+    ended.prefill_s, ended.decode_s = ended.prefill_s + begun.prefill_s, ended.decode_s + begun.decode_s
+    return [ended]
 
 
 @torch.inference_mode()
 def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> list[Generation]:
     """One batch whose questions are of one length."""
     began = engine.clock()
-    prompts = [engine.prototype.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
     cache, logits = _read(engine, prompts, questions, asked)
     prefilled = engine.clock()
     banned = torch.tensor(sorted(asked.stop.ids), dtype=torch.long, device=engine.device)
-    tokens: list[list[int]] = [[] for _ in prompts]
+    tokens = [list(asked.said) for _ in prompts]
     ledgers: list[Ledger | None] = [None] * len(prompts)
-    for count in range(1, asked.most + 1):
+    for count in range(len(asked.said) + 1, asked.most + 1):
         if count <= asked.stop.least:
             logits = logits.index_fill(1, banned, float("-inf"))
         chosen = logits.argmax(dim=-1)
-        for b, token in enumerate(chosen.tolist()):
+        for b, token in enumerate(_checked(logits, chosen).tolist()):
             if ledgers[b] is None:
+                if token < 0:
+                    said = len(prompts[b]) + len(questions[b]) + len(tokens[b]) - len(asked.said)
+                    raise not_finite(engine.model, b, f"the logits after token {said - 1} of the text")
                 tokens[b].append(token)
                 if asked.complete(tokens[b]):
                     ledgers[b] = cache.close_ledger(b)
@@ -110,10 +134,18 @@ def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], as
     return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
 
 
+def _checked(logits: Tensor, chosen: Tensor) -> Tensor:
+    """The tokens `chosen [B]` of `logits [B, vocab]`, -1 in rows whose logits are not finite: argmax takes what is not
+    a number for the largest. The tokens go to the host anyway, so this is told without waiting for the device again."""
+    return chosen.where(logits.gather(1, chosen.unsqueeze(1)).squeeze(1).isfinite(), -1)
+
+
 def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> tuple[KVCache, Tensor]:
     """The cache that has read prompts and questions, and the logits `[B, vocab]` of the first token of the answers."""
     begun = partial(asked.show, "empty")
-    cache, logits = engine.prefill(prompts, reserve=asked.most + len(questions[0]), begun=begun)
+    follows = asked.most + len(questions[0]) - len(asked.said)
+    whole = [len(prompt) + follows - 1 for prompt in prompts]  # the last token is chosen and never fed
+    cache, logits = engine.prefill(prompts, follows, begun=begun, whole=whole)
     asked.show("prefill", cache)
     if len(questions[0]):
         logits = engine.extend(cache, torch.tensor(questions, device=engine.device))[:, -1]

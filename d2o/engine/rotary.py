@@ -18,6 +18,7 @@ from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KeepAll
+from d2o.models.window import rope_type, rotations
 
 MOVING_FREQUENCIES = ("dynamic", "longrope")  # frequencies that depend on the length of the text: no fixed turn
 
@@ -42,11 +43,13 @@ class Rotation:
 def find_rotation(engine: Engine) -> Rotation:
     """The rotation of the engine's model, or an InputError that names the model where none fits."""
     model = engine.model
-    parameters = getattr(model.config, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type", "default")
+    parts = rotations(model.config.get_text_config())
     name, hint = model.config.model_type, "use method.positions=original with this model"
-    if kind in MOVING_FREQUENCIES:
-        raise InputError(f"{name}: slot positions need fixed RoPE frequencies, not rope_type={kind}", hint)
+    for kind in map(rope_type, parts):
+        if kind in MOVING_FREQUENCIES:
+            raise InputError(f"{name}: slot positions need fixed RoPE frequencies, not rope_type={kind}", hint)
+    if any(part != parts[0] for part in parts):
+        raise InputError(f"{name}: slot positions need one rotation, its kinds of layers have {len(parts)}", hint)
     cache = engine.new_cache(KeepAll, FULL)
     cache.begin_prefill([8])
     feed = Feed([8], prefill=True, last=True, prompt=[8])

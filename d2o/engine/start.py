@@ -13,9 +13,11 @@ from d2o.engine import probe
 from d2o.engine.engine import Engine
 from d2o.engine.graph import check_graph
 from d2o.engine.rotary import find_rotation
+from d2o.engine.switch import find_switch
 from d2o.errors import InputError
 from d2o.layer import KVLayer
 from d2o.models.support import check_config
+from d2o.models.window import own_window
 
 
 def open_engine(
@@ -42,10 +44,15 @@ def open_engine(
     engine = Engine(model.eval(), method, wanted, chunk=chunk, seed=seed, graph=graph)
     if graph:
         check_graph(engine.device, engine.prototype)
-    if not is_attached(model):
-        expected = probe.stock_logits(model)
+    expected = None if is_attached(model) else probe.stock_logits(model)
+    engine.switch = find_switch(model)
+    longest = window or own_window(model.config)
+    if engine.switch:
+        engine.switch.check(longest)
+    if expected is not None:
         attach(model)
         probe.check(engine, expected)
+    probe.check_rotation(engine, longest)
     if not engine.prototype.budgeted:
         engine.budget = FULL
     elif wanted.size:

@@ -77,6 +77,7 @@ class Survivors:
 
     def __call__(self, when: str, cache: KVCache) -> None:
         if when == "empty":
+            self.held = None  # of a text that is read again, what the last reading holds
             for layer in cache.layers:
                 layer.merge_log = [] if layer.merges else None
         elif self.held is None and not cache.layers[0].pending:

@@ -77,7 +77,8 @@ class Drawing:
 
     def __call__(self, when: str, cache: KVCache) -> None:
         self.cache = cache
-        if when == "empty":
+        if when == "empty":  # twice for a text that is read again
+            self.merges, self.first = Merges(), None
             for layer in cache.layers:
                 layer.around_absorb = self.merges.absorb
         elif when != "question" and self.first is None and not cache.layers[0].pending:

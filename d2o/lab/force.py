@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from d2o.engine.engine import Engine
+from d2o.models.finite import not_finite
 
 
 @dataclass
@@ -47,6 +49,8 @@ def force(engine: Engine, full: Engine | None, ids: Sequence[int], prefill: int,
         found.held_most = max(found.held_most, *(max(layer.held) for layer in cache.layers))
         log_probs = _shifted(last, logits)
         found.nll += _nll(log_probs, fed[0])
+        if any(math.isnan(value) for value in found.nll[start - prefill :]):
+            raise not_finite(engine.model, 0, f"logits after token {start - 1} of the text")
         last = logits[-1:]
         if full:
             logits = full.extend(twin, fed)[0]

@@ -6,6 +6,7 @@ Continuations that share a context share its prefill: the cache is forked for ea
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
-from d2o.errors import InputError
+from d2o.errors import InputError, NotFinite
+from d2o.models.finite import not_finite
 
 Ids = Sequence[int]
 PIECE = 512  # tokens fed at once: their logits are held in full
@@ -62,10 +64,12 @@ def nll(engine: Engine, text: Ids, prefill: int | None = None) -> Tensor:
     size = engine.chunk or PIECE
     for start in range(first, len(text), size):
         score(start, engine.extend(cache, target[None, start : start + size]))
-    return torch.cat(found).cpu()
+    lost = torch.cat(found).cpu()
+    if lost.isnan().any():
+        raise not_finite(engine.model, 0, f"the logits after token {int(lost.isnan().float().argmax())} of the text")
+    return lost
 
 
-@torch.inference_mode()
 def likelihoods(
     engine: Engine, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool = False
 ) -> list[Scored]:
@@ -73,12 +77,41 @@ def likelihoods(
 
     `continuations[b]`: those of context b, none of them empty. `again`: the last token of the context is read again
     after the eviction (Engine.read_again); otherwise the first token of a continuation is judged by logits of the
-    prefill, which saw everything.
+    prefill, which saw everything. A context some of whose continuations reach beyond the length at which the model's
+    rotation changes is read twice, since its keys are others in the longer texts.
     """
-    began = engine.clock()
     contexts = [engine.prototype.rewrite(context, ()) for context in contexts]
+    far = [
+        [engine.is_far(len(c) + len(ids) - 1) for ids in of_row]
+        for c, of_row in zip(contexts, continuations, strict=True)
+    ]
+    jobs = [(b, side) for b, sides in enumerate(far) for side in sorted(set(sides))]
+    asked = [[ids for ids, at in zip(continuations[b], far[b], strict=True) if at == side] for b, side in jobs]
+    try:
+        found = dict(zip(jobs, _likelihoods(engine, [contexts[b] for b, _ in jobs], asked, again), strict=True))
+    except NotFinite as error:
+        error.row = jobs[error.row][0]
+        raise
+    return [_joined([found[b, side] for b, side in jobs if b == row], sides) for row, sides in enumerate(far)]
+
+
+def _joined(parts: list[Scored], far: list[bool]) -> Scored:
+    """A context's continuations in their order, of one reading or two; the ledger of the last reading."""
+    if len(parts) == 1:
+        return parts[0]
+    of_side = [iter(part.continuations) for part in parts]
+    spent = {name: round(sum(part.row[name] for part in parts), 6) for name in ("prefill_s", "decode_s")}
+    return Scored([next(of_side[side]) for side in far], {**parts[-1].row, **spent})
+
+
+@torch.inference_mode()
+def _likelihoods(
+    engine: Engine, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool
+) -> list[Scored]:
+    began = engine.clock()
     longest = max(len(ids) for of_row in continuations for ids in of_row)
-    cache, first = engine.prefill(contexts, reserve=longest)
+    whole = [len(c) + max(map(len, of_row)) - 1 for c, of_row in zip(contexts, continuations, strict=True)]
+    cache, first = engine.prefill(contexts, reserve=longest, whole=whole)
     if again:
         first = engine.read_again(cache, torch.tensor([c[-1] for c in contexts], device=engine.device))
     prefilled = engine.clock()
@@ -117,4 +150,8 @@ def _teacher_force(engine: Engine, cache: KVCache, first: Tensor, column: Sequen
     for start in range(0, width - 1, PIECE):
         score(engine.extend(cache, wanted[:, start : min(start + PIECE, width - 1)]), start + 1)
     rows = zip(torch.cat(logprobs, dim=1).tolist(), torch.cat(best, dim=1).tolist(), column, strict=True)
-    return [Likelihood(values[: len(ids)], all(hits[: len(ids)])) for values, hits, ids in rows]
+    found = [Likelihood(values[: len(ids)], all(hits[: len(ids)])) for values, hits, ids in rows]
+    for b, one in enumerate(found):
+        if any(math.isnan(value) for value in one.logprobs):
+            raise not_finite(engine.model, b, "the logits of a continuation")
+    return found

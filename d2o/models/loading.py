@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from d2o.models.window import own_window
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -123,7 +124,7 @@ def resolve_device(device: str) -> str:
 
 def finish(model: Any, tokenizer: Any, name: str, window: int | None) -> LoadedModel:
     """Put a model into inference and find out what ends its answers and how long its text may be."""
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    own = own_window(model.config)
     if window is not None and (window < 2 or (own and window > own)):
         raise InputError(f"model.window={window} is not between 2 and the model's own {own}", "leave model.window out")
     ends = model.generation_config.eos_token_id if model.generation_config else None

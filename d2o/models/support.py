@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from d2o.errors import InputError
+from d2o.models.window import own_window
 
 HINT = "see README.md for the families that work"
 
@@ -26,7 +27,7 @@ def check_config(config: Any, window: int | None = None) -> Any:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", "sliding_attention"}:
         raise InputError(f"{name}: hybrid layers {sorted(kinds)} are not supported", HINT)
-    sliding, longest = sliding_window(config), window or getattr(config, "max_position_embeddings", None)
+    sliding, longest = sliding_window(config), window or own_window(config)
     if sliding is not None and longest is not None and sliding < longest:
         raise InputError(
             f"{name}: a sliding window of {sliding} tokens, shorter than texts of up to {longest}",

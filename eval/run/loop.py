@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from d2o.errors import InputError
+from d2o.errors import InputError, NotFinite
 from eval.cells.cell import Cell
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
@@ -41,5 +41,8 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
                 seen(row)
             progress.advance(len(batch))
             cell.status("running")
+    except NotFinite as error:
+        own = [batch[error.row]] if task.prompted else batch  # else the task asked in rows of its own
+        raise InputError(f"row {' or '.join(repr(one.id) for one in own)}: {error}", error.hint) from error
     finally:
         progress.close()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from d2o.errors import InputError
+from d2o.errors import InputError, NotFinite
 from d2o.models.prompt import Encoded
 from eval.cells.cell import Cell
 from eval.run.loop import fill, lacking
@@ -71,3 +71,21 @@ def test_a_row_is_on_the_disk_before_the_next_is_made(tmp_path):
     with Cell.open(tmp_path, CONFIG, ["0", "1", "2"]) as cell:
         fill(cell, [sample(i) for i in range(3)], Slow(), "a lab", 2, seen.append)
     assert [(row["id"], row["there"]) for row in seen] == [("0", 0), ("1", 1), ("2", 2)]
+
+
+def test_the_row_that_is_not_finite_is_named_and_rows_so_far_are_kept(tmp_path):
+    class Fails(Task):
+        batched = prompted = True
+
+        def measure(self, samples, lab):
+            if samples[-1].id == "3":
+                raise NotFinite(1, "llama: no numbers", "another dtype")
+            yield from ({} for _ in samples)
+
+    with Cell.open(tmp_path, CONFIG, ["0", "1", "2", "3"]) as cell:
+        with pytest.raises(InputError, match="^row '3': llama: no numbers$") as error:
+            fill(cell, [sample(i) for i in range(4)], Fails(), "a lab", 2, lambda row: None)
+        assert error.value.hint == "another dtype" and cell.done == 2
+        Fails.prompted = False
+        with pytest.raises(InputError, match="^row '2' or '3': "):
+            fill(cell, [sample(2), sample(3)], Fails(), "a lab", 2, lambda row: None)
