@@ -78,7 +78,7 @@ STATUS = {
     "total": COUNT, "whole": COUNT, "rows_per_second": AMOUNT, "command": TEXT,
 }  # fmt: skip
 ROW = {
-    "prompt_tokens": COUNT, "question_tokens": COUNT, "new_tokens": COUNT, "truncated": TRUTH, "budget": BUDGET,
+    "length": COUNT, "prompt_tokens": COUNT, "question_tokens": COUNT, "new_tokens": COUNT, "truncated": TRUTH, "budget": BUDGET,
     "budget_realised": AMOUNT, "requested_slots": AMOUNTS, "held_prefill": AMOUNTS, "held_decode": AMOUNTS,
     "kv_bytes_prefill": COUNT, "kv_bytes_decode": COUNT, "prefill_s": AMOUNT, "decode_s": AMOUNT, "prompt_hash": TEXT,
     "needles": SPANS,
