@@ -33,7 +33,12 @@ def main(words: list[str]) -> None:
             check_target(key, Path(getattr(config, key)))
     if config.table is not None:
         print_table(config)
-        return
+    else:
+        score(config)
+
+
+def score(config: Any) -> None:
+    """The table of cells, or of a foreign folder, to the terminal, and what the JSON file gets."""
     table, record = score_preds(config) if config.preds is not None else score_results(config)
     print(table)
     if config.json is not None:

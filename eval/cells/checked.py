@@ -72,13 +72,14 @@ CELL = {"model": TEXT, "method": TEXT, "variant": TEXT, "budget": BUDGET, "task"
         "scorer_task": TEXT}  # fmt: skip
 PROTOCOL = {"metric": TEXT, "figures": TEXT, "first_line": TRUTH, "over_answers": WAY, "buckets": EDGES,
             "question": TEXT}  # fmt: skip
-NEEDED = {"cell": ("model", "method", "task")}
+NEEDED = {"cell": ("model", "method", "budget", "task")}
 STATUS = {
     "state": TEXT, "error": TEXT, "pid": COUNT, "host": TEXT, "job": TEXT, "cwd": TEXT, "updated": TEXT, "done": COUNT,
     "total": COUNT, "whole": COUNT, "rows_per_second": AMOUNT, "command": TEXT,
 }  # fmt: skip
 ROW = {
-    "length": COUNT, "prompt_tokens": COUNT, "question_tokens": COUNT, "new_tokens": COUNT, "truncated": TRUTH, "budget": BUDGET,
+    "length": COUNT, "prompt_tokens": COUNT, "question_tokens": COUNT, "new_tokens": COUNT, "truncated": TRUTH,
+    "budget": BUDGET,
     "budget_realised": AMOUNT, "requested_slots": AMOUNTS, "held_prefill": AMOUNTS, "held_decode": AMOUNTS,
     "kv_bytes_prefill": COUNT, "kv_bytes_decode": COUNT, "prefill_s": AMOUNT, "decode_s": AMOUNT, "prompt_hash": TEXT,
     "needles": SPANS,

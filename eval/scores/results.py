@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from d2o.budget import plain, read_budget
 from d2o.errors import InputError
 from eval.cells.checked import NUMBER, shortly
 from eval.cells.find import find_cells, read_config
@@ -69,12 +70,12 @@ def read_cell(folder: Path, name: str, scorer: str, note: Note, keep: bool = Fal
 
 
 def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, note: Note, keep: bool) -> CellResult:
-    cell, realised, ids = config["cell"], [], []
+    cell, realised, ids, budgets = config["cell"], [], [], {}
     task = cell.get("scorer_task") or cell.get("task")
     protocol = config.get("protocol")
     measures = bool(protocol and protocol.get("figures"))  # its rows hold readings, and a prediction only with a metric
     scored = not measures or bool(protocol.get("metric"))
-    rows = _tap(cell_rows(folder, note, scored), realised, ids)
+    rows = _tap(cell_rows(folder, note, scored), realised, ids, budgets)
     kept = KeptRows()
     if measures:
         rows = list(rows)
@@ -82,6 +83,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         rows = kept.through(rows)
     score = score_rows(str(task), rows, scorer, protocol) if scored else Score(None, len(rows))
     note_gaps(folder, len(ids), config.get("dataset_rows"), note)
+    _note_strangers(folder, cell, budgets, note)
     edges = (protocol or {}).get("buckets") or []
     return CellResult(
         folder=name,
@@ -99,6 +101,14 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
     )
 
 
+def _note_strangers(folder: Path, cell: Mapping[str, Any], budgets: Mapping[Any, int], note: Note) -> None:
+    """One line for rows that say they were made at another budget than the cell's."""
+    own = read_budget(cell.get("budget") or 1.0)
+    for budget, rows in budgets.items():
+        if read_budget(budget) != own:
+            note(f"{folder}: {rows} rows were made at budget {budget}, and its config.json says {plain(own)}")
+
+
 def _readings(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """`readings` and `columns` of a task that measures."""
     module = readings_module(protocol)
@@ -109,9 +119,13 @@ def _readings(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str,
     return {"readings": found, "columns": shown}
 
 
-def _tap(rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any]) -> Iterator[dict[str, Any]]:
-    """The same rows; their realised budgets and ids are noted as they pass."""
+def _tap(
+    rows: Iterable[dict[str, Any]], realised: list[float], ids: list[Any], budgets: dict[Any, int]
+) -> Iterator[dict[str, Any]]:
+    """The same rows; their realised budgets, their ids and how many have which budget are noted as they pass."""
     for row in rows:
+        if row.get("budget") is not None:
+            budgets[row["budget"]] = budgets.get(row["budget"], 0) + 1
         if isinstance(row.get("budget_realised"), int | float):
             realised.append(row["budget_realised"])
         ids.append(row.get("id"))

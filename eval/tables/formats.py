@@ -83,10 +83,10 @@ def render(filled: Filled, form: str) -> str:
 
 
 def _text(filled: Filled, cell: Callable[[Entry, int, bool], str]) -> str:
-    parts = [visible(filled.table.title)]
+    parts = [in_markdown(filled.table.title)]
     for grid in grids(filled):
-        parts.append(f"{visible(grid.title)}\n\n{_lines(grid, cell)}")
-    return "\n\n".join([*parts, "\n".join(f"- {visible(note)}" for note in notes(filled))])
+        parts.append(f"{in_markdown(grid.title)}\n\n{_lines(grid, cell)}")
+    return "\n\n".join([*parts, "\n".join(f"- {in_markdown(note)}" for note in notes(filled))])
 
 
 def _lines(grid: Grid, cell: Callable[[Entry, int, bool], str]) -> str:
