@@ -33,7 +33,12 @@ def main(words: list[str]) -> None:
             check_target(key, Path(getattr(config, key)))
     if config.table is not None:
         print_table(config)
-        return
+    else:
+        score(config)
+
+
+def score(config: Any) -> None:
+    """The table of cells, or of a foreign folder, to the terminal, and what the JSON file gets."""
     table, record = score_preds(config) if config.preds is not None else score_results(config)
     print(table)
     if config.json is not None:
@@ -75,10 +80,13 @@ def score_results(config: Any) -> tuple[str, dict[str, Any]]:
 
 def draw_all(results: list[Any], config: Any) -> None:
     """The report and the figures, which keep protocols apart; then the printed tables do so too."""
+    from eval.plots.pictures import drawable
     from eval.scores.labels import load_cells
 
     folder = Path(config.results_dir)
-    cells = load_cells(results, folder)
+    cells = drawable(load_cells(results, folder), note)
+    if results and not cells:
+        raise InputError(f"no cell under results_dir={folder} can be drawn", "leave report= and plots= out")
     if config.report:
         from eval.plots.report import write_report
 
@@ -89,7 +97,7 @@ def draw_all(results: list[Any], config: Any) -> None:
         from eval.plots.pictures import write_plots
 
         target = folder / "plots" if config.plots is True else Path(config.plots)
-        files = write_plots(cells, target)
+        files = write_plots(cells, target, note)
         note(f"wrote {len(files)} files to {target}")
     for cell in cells:
         cell.result.protocol_label = cell.protocol_label
@@ -122,7 +130,9 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def note(text: str) -> None:
     """One line to stderr, beside the table."""
-    print(f"note: {text}", file=sys.stderr)
+    from eval.text import visible
+
+    print(f"note: {visible(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

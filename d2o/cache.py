@@ -124,7 +124,7 @@ class KVCache(Cache):
             requested = [float(min(layer.slots[b], seen)) for layer in self.layers]
             windowed = [i for i, span in enumerate(self.windows) if span is not None]
             ledger = Ledger(self.budget, seen, requested, self._held(b), windowed=windowed)
-            ledger.kv_bytes_prefill = self._bytes()
+            ledger.kv_bytes_prefill = self._bytes(b)
             ledger.check(self.lead.nominal)
             self.ledgers.append(ledger)
 
@@ -133,7 +133,7 @@ class KVCache(Cache):
         if not self.ledgers:
             self.open_ledgers()  # a cache that compresses at the first decode step and never saw one
         ledger = self.ledgers[row]
-        ledger.held_decode, ledger.kv_bytes_decode = self._held(row), self._bytes()
+        ledger.held_decode, ledger.kv_bytes_decode = self._held(row), self._bytes(row)
         grown = self.seen[row] - self.prompt[row]
         ledger.check_decode([self._expected(layer, row, grown) for layer in self.layers])
         return ledger
@@ -148,6 +148,6 @@ class KVCache(Cache):
         """Filled slots per layer, mean over the heads, counted on the positions themselves."""
         return [float((layer.positions[row] >= 0).sum()) / layer.positions.shape[1] for layer in self.layers]
 
-    def _bytes(self) -> int:
-        """Bytes of the storages of keys and values, per row of the batch."""
-        return sum(layer.bytes() for layer in self.layers) // len(self.prompt)
+    def _bytes(self, row: int) -> int:
+        """Bytes of the storages of keys and values that `row` takes, whatever rows stand beside it."""
+        return sum(layer.row_bytes(row, self.prompt) for layer in self.layers)

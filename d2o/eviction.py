@@ -40,6 +40,7 @@ class Eviction(SlotStorage):
     """Slots under a budget: row b of the batch was given `slots[b]` slots in each head."""
 
     decode_eviction = True  # False: evicts once, after the prefill, and then grows by a slot a token
+    cut_late = False  # True: the first cut waits for the first decode step
     merges = False  # True: `absorb` is given what is evicted
     sinks = 0  # the first positions that never leave
 
@@ -143,6 +144,16 @@ class Eviction(SlotStorage):
         given, self.slots, self.spare = self.slots, slots, spare
         self.compress(0)
         self.slots, self.spare = given, 0
+
+    def row_bytes(self, row: int, prompt: list[int]) -> int:
+        """Of `bytes()`, what row `row` of a batch of prompts of `prompt[b]` tokens would take alone."""
+        held = [n + self.cut_late for n in prompt]
+        rooms = [self._capacity(min(h, s), s, self.reserve) for h, s in zip(held, self.slots, strict=True)]
+        if self.cut_late:  # the storage of the prompt has room for all that follows, and stays where nothing leaves
+            first = [n + max(1, self.reserve) for n in prompt]
+            rooms = [r if h > s else max(r, f) for r, f, h, s in zip(rooms, first, held, self.slots, strict=True)]
+        own = self.capacity - max(rooms) + rooms[row]
+        return self.bytes() * own // (self.capacity * len(prompt))
 
     def _capacity(self, held: int, slots: int, reserve: int) -> int:
         """Slots of storage for a row that holds `held`: one beyond `slots`, so that a step writes, attends, evicts."""

@@ -60,6 +60,11 @@ class KVLayer(Eviction):
         self.stats: RowStats | None = None  # of the block attended last, until it was observed
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
 
+    @property
+    def cut_late(self) -> bool:
+        """Whether the first cut waits for the first decode step."""
+        return self.compress_at == "first_decode"
+
     # ---- what a method says, besides `importance`, `recent` and `absorb`
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Update what is remembered per slot."""
@@ -161,7 +166,7 @@ class KVLayer(Eviction):
 
     def finish_prefill(self, reserve: int) -> None:
         """The whole model has seen the prompt: cut now, if that had to wait, or mark that the first step will."""
-        if self.compress_at == "first_decode":
+        if self.cut_late:
             self.pending = True
             self.arm()
         elif not self._cuts_at_once:
@@ -169,7 +174,7 @@ class KVLayer(Eviction):
             self.arm()
 
     def _first_capacity(self, feed: Feed) -> int:
-        if self.compress_at == "first_decode":
+        if self.cut_late:
             return max(feed.prompt) + max(1, feed.reserve)
         if not self.unlimited and (early := self.early(feed.prompt)):
             return min(max(feed.prompt), max(early) + max(feed.lengths))

@@ -149,6 +149,13 @@ class RaggedLayer(KVLayer):
         """Slots of the longest head, in the table of positions."""
         return self.positions.shape[2]
 
+    def row_bytes(self, row: int, prompt: list[int]) -> int:
+        """As for every method; heads with runs of their own take those."""
+        if self.runs is None:
+            return super().row_bytes(row, prompt)
+        rooms = [sum(room) for room in self.runs.room]
+        return self.bytes() * rooms[row] // sum(rooms)
+
     def compress(self, reserve: int) -> None:
         """Keep of every head its own number of slots, as `split` says."""
         if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):

@@ -10,6 +10,7 @@ import traceback
 from typing import Any, NoReturn
 
 from d2o.errors import InputError
+from eval.text import visible
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PLACES = {  # what is wrong with a place that the user named, and what helps
@@ -41,16 +42,10 @@ def report(error: BaseException) -> int:
     if code is None:
         traceback.print_exception(error)
         what, hint, code = f"{type(error).__name__}: {error}", "this is a fault of the program; rows so far are kept", 1
-    print(f"error: {_line(what)}", file=sys.stderr)
+    print(f"error: {visible(' '.join(what.split()))}", file=sys.stderr)
     if hint:
-        print(f"hint: {_line(hint)}", file=sys.stderr, flush=True)
+        print(f"hint: {visible(' '.join(hint.split()))}", file=sys.stderr, flush=True)
     return code
-
-
-def _line(text: str) -> str:
-    """One line that can be printed: what a file or a word says may hold anything."""
-    plain = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in plain)
 
 
 def explain(error: BaseException) -> tuple[str, str, int | None]:

@@ -1,16 +1,47 @@
-"""Numbers, clocks and Markdown tables as text."""
+"""Numbers, clocks, Markdown tables and names that others chose, as text that is safe to show."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet computes where a cell begins with it
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Padded columns, the first `left` to the left, the others (numbers) to the right.
+
+def visible(text: str) -> str:
+    """A text in one line, of which a terminal obeys nothing: control characters, escapes, breaks of lines, marks that
+    turn the direction and halves of surrogate pairs are written out, \\x1b or \\u202e. Other texts are as they were."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _written_out(c) for c in text)
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def in_markdown(text: str) -> str:
+    """`visible`, and nothing in it ends a cell of a table or begins a tag."""
+    return visible(text).replace("|", "\\|").replace("<", "\\<")
+
+
+def in_csv(value: object) -> object:
+    """`visible` where it is a text, with a quote before what a spreadsheet would compute; a number as it is."""
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if shown.startswith(FORMULA) else shown
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, marked: bool = False) -> str:
+    """Padded columns, the first `left` to the left, the others (numbers) to the right. `marked`: the texts of `rows`
+    are Markdown already.
 
     By hand: tabulate's `pipe` and `github` write other rules ("|:----|") and read texts as numbers, and tables that
     were written before are to stay as they are.
     """
+    header = [in_markdown(name) for name in header]
+    rows = rows if marked else [[in_markdown(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import check_config
 from eval.cells.files import replace_json
 from eval.cells.names import first_identity, is_first
+from eval.cells.read import unscorable
 from eval.cells.rows import Busy, RowFile, is_held, read_rows
 from eval.cells.shards import Shard, named, row_file, row_files, status_file
-from eval.cells.status import Heartbeat, now, process
+from eval.cells.status import Heartbeat, now, process, read_status
 
 COMPARED = ("identity", "protocol_hash", "model_fingerprint")
 NOTED = ("versions", "device", "git")  # may move the last bits of a logit, and are no reason to begin again
@@ -72,6 +74,7 @@ class Cell:
         try:
             elsewhere = _others(path, shard)
             notes = _keep_config(path, config, bool(file.rows or elsewhere), named("", shard, ""))
+            _refuse_unscorable(file, config.get("protocol") or {})
         except BaseException:
             file.close()
             raise
@@ -146,6 +149,15 @@ def _others(path: Path, shard: Shard | None) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _refuse_unscorable(file: RowFile, protocol: dict[str, Any]) -> None:
+    """Before hours of making the others, not after. Rows of measurements have readings instead."""
+    if protocol.get("metric", "row") == "row" or protocol.get("figures"):
+        return
+    for identifier, row in file.rows.items():
+        if fault := unscorable(row):
+            raise InputError(f"{file.path}: row {identifier!r}: {fault[0]}", "delete its line, the row is made again")
+
+
 def _busy(path: Path, shard: Shard | None) -> InputError:
     part = f"shard {shard} of cell" if shard else "cell"
     what = f"{part} {path} is being written by {_writer(status_file(path, shard))}"
@@ -163,9 +175,12 @@ def _keep_config(path: Path, config: dict[str, Any], has_rows: bool, tag: str) -
         return []
     try:
         before = json.loads(place.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         what = f"{place} is not JSON: {error}"
         raise InputError(what, "put the file back, or name another folder with results_dir=") from error
+    if not isinstance(before, dict):
+        raise InputError(f"{place} is no JSON object", "put the file back, or name another folder with results_dir=")
+    check_config(before, place)
     if not has_rows:
         replace_json(place, config, tag)
         return []
@@ -192,7 +207,7 @@ def _differences(before: dict[str, Any], new_config: dict[str, Any], keys: tuple
     for key in keys:
         old, new = before.get(key), new_config.get(key)
         if isinstance(new, dict):
-            old = old or {}
+            old = old if isinstance(old, dict) else {}
             for name in sorted({*old, *new}):
                 if old.get(name) != new.get(name):
                     found.append(f"{name}={old.get(name)}, and this run has {name}={new.get(name)}")
@@ -203,9 +218,9 @@ def _differences(before: dict[str, Any], new_config: dict[str, Any], keys: tuple
 
 def _writer(status: Path) -> str:
     """Who holds the lock, as far as status.json knows: it is written just after the lock is taken."""
+    pid = read_status(status)[0].get("pid")
     try:
-        pid = json.loads(status.read_text(encoding="utf-8"))["pid"]
         os.kill(pid, 0)
-    except (OSError, ValueError, KeyError):
+    except (OSError, TypeError, OverflowError):
         return "another process"
     return f"process {pid}"

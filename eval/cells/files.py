@@ -27,9 +27,9 @@ def beside(path: Path, tag: str = "") -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: str | bytes, tag: str = "") -> None:
-    """Write a file whole or not at all; a text as UTF-8."""
+    """Write a file whole or not at all; a text as UTF-8, half of a surrogate pair in it as \\ud800, as JSON has it."""
     with beside(path, tag) as new:
-        new.write_bytes(data.encode() if isinstance(data, str) else data)
+        new.write_bytes(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
 
 
 def replace_json(path: Path, value: Any, tag: str = "") -> None:
@@ -41,6 +41,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """None where there is no such file, or it holds no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

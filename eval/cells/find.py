@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import check_config
 from eval.cells.files import read_json
 from eval.cells.names import read_protocol
 from eval.cells.shards import FILE
@@ -32,10 +33,12 @@ def cell_folders(results_dir: Path) -> list[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """A cell's config.json; None where there is none with a cell in it."""
+    """A cell's config.json; None where there is none with a cell in it. Raises InputError for a field that is not what
+    a config writes there."""
     config = read_json(folder / "config.json")
     if config is None or not isinstance(config.get("cell"), dict):
         return None
+    check_config(config, folder / "config.json")
     if isinstance(config.get("protocol"), dict):
         config["protocol"] = read_protocol(config["protocol"])
     return config

@@ -12,11 +12,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import ROW, shortly, wrong
 
 # json leaves these three as they are, and str.splitlines() would break a row at them.
 _ESCAPES = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -28,19 +29,21 @@ ROW_HINT = "each line is one JSON object with pred (or prediction), answers, all
 @dataclass(frozen=True)
 class Refusal:
     """What, and hint, of a `broken` line and of an id that comes `double` in a file; `needs_id`: a row without one is
-    broken too."""
+    broken too; `ours`: so is a row with a field that is not what we write there."""
 
     broken: tuple[str, str]
     double: tuple[str, str]
     needs_id: bool = False
+    ours: bool = True
 
 
 MAKING = Refusal(
-    ("{path}: line {number} is no row", "delete that line, its row is made again"),
+    ("{path}: line {number} is no row: {why}", "delete that line, its row is made again"),
     ("{path}: line {number} repeats id {id!r}", "delete one of the two lines"),
     needs_id=True,
 )
 SCORING = Refusal(("{path}, line {number}: {why}", "{mend}"), ("two rows have the id {id!r}", "delete one of them"))
+FOREIGN = replace(SCORING, ours=False)  # made by someone else, whose other fields are their own business
 ACROSS = ("{folder}: row {id!r} is in {other} and in {name}", "delete the line from one of them")  # two files of a cell
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -106,23 +109,25 @@ def stream_rows(
 
     torn: given, the last line may be what a killed run leaves, no whole line or no JSON object: it is left out, and
     `torn` is told how many bytes come before it. held: {id: its file} of the rows so far, filled here; None where ids
-    are not looked at. Raises InputError, in the words of `refusal`, for any other line that is no row and for an id
-    that is held.
+    are not looked at. Raises InputError, in the words of `refusal`, for any other line that is no row, for a field of
+    another kind than ours, and for an id that is held.
     """
     with path.open("rb") as file:
         number, at, line = 0, 0, file.readline()
         while line:
             number, following = number + 1, file.readline()
-            row, why, mend = _decode(line)
-            if torn is not None and not following and (row is None or not line.endswith(b"\n")):
-                torn(at)
-                return
-            if row is not None:
-                if held is not None:
-                    _hold(row.get("id"), path, number, held, refusal)
-                yield number, row
-            elif line.strip():
-                raise _error(refusal.broken, path=path, number=number, why=why, mend=mend)
+            whole = line.endswith(b"\n")
+            if line.strip() or not whole:
+                row, why, mend = _decode(line, refusal.ours)
+                if torn is not None and not following and (row is None or not whole):
+                    torn(at)
+                    return
+                if why and line.strip():
+                    raise _error(refusal.broken, path=path, number=number, why=why, mend=mend)
+                if row is not None:
+                    if held is not None:
+                        _hold(row.get("id"), path, number, held, refusal)
+                    yield number, row
             at, line = at + len(line), following
 
 
@@ -166,19 +171,30 @@ def encode_row(row: dict[str, Any]) -> bytes:
     return text + b"\n"
 
 
-def _decode(line: bytes) -> tuple[dict[str, Any] | None, str, str]:
-    """The row of a line; or None, why there is none, and what to do about it."""
+def _decode(line: bytes, ours: bool) -> tuple[dict[str, Any] | None, str, str]:
+    """The row of a line, None where there is none; what is wrong, "" where nothing is, and what to do about it."""
+    constants: list[str] = []
+
+    def number(name: str) -> float:
+        constants.append(name)
+        return float(name)
+
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=number)
+    except RecursionError:
+        return None, "lists or objects within one another without end", ROW_HINT
     except ValueError as error:
         return None, f"not a whole line of JSON ({error})", "the file is torn: copy it again"
-    return (row, "", "") if isinstance(row, dict) else (None, f"a {type(row).__name__}, not an object", ROW_HINT)
+    if not isinstance(row, dict):
+        return None, f"a {type(row).__name__}, not an object", ROW_HINT
+    fault = f"it holds {constants[0]}, which is no number of JSON" if constants else wrong(row, ROW)
+    return (row, fault, "delete that line, its row is made again") if ours and fault else (row, "", "")
 
 
 def _hold(identifier: Any, path: Path, number: int, held: dict[Any, Path], refusal: Refusal) -> None:
     """Note which file has this row. Raises InputError for an id that is none, or that another line has."""
-    if not isinstance(identifier, str) and (refusal.needs_id or isinstance(identifier, list | dict)):
-        what = {"why": f"id is {identifier!r}", "mend": "id is a string"}
+    if not isinstance(identifier, str) and (refusal.needs_id or not isinstance(identifier, int | None)):
+        what = {"why": f"id is {shortly(identifier)}", "mend": "id is a string"}
         raise _error(refusal.broken, path=path, number=number, **what)
     if identifier in held:
         other = held[identifier]

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from eval.cells.checked import STATUS, Kind, shortly
+from eval.cells.files import read_json
+
 BEAT = 20.0  # seconds between two signs of life: the time stamp of status.json
 
 
@@ -22,6 +25,19 @@ def process() -> dict[str, Any]:
 def now() -> str:
     """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_status(place: Path) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a status.json that are what they have to be, and what is wrong with each other one; nothing where
+    there is no such file. Rows are the truth: a status that says nonsense costs no row."""
+    found, faults = {}, []
+    for key, value in (read_json(place) or {}).items():
+        kind: Kind | None = STATUS.get(key)
+        if kind is None or value is None or kind.holds(value):
+            found[key] = value
+        else:
+            faults.append(f"{place}: {key} is {shortly(value)}, not {kind.words}")
+    return found, faults
 
 
 class Heartbeat:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import FAULTS, is_count
 from eval.cells.files import read_json, write_whole
 from eval.tasks.sample import Sample
 
 FILE = "atlas.json"
+MOST = 1 << 30  # positions of all layers and heads: a picture of more is none
 DROPPED, MERGED, LEFT_LATER, HELD = range(4)  # what became of a position, in the order in which a picture explains it
 NAMES = ("dropped", "merged into another", "held after the prefill, left later", "held to the end")
 
@@ -36,7 +38,19 @@ def write_atlas(cell: Path, sample_id: str, atlas: Mapping[str, Any]) -> Path:
 def read_atlas(cell: Path) -> dict[str, Any] | None:
     """The atlas of a cell, None where there is none or not a whole one."""
     atlas = read_json(cell / FILE)
-    return atlas if atlas and atlas.get("version") == 1 else None
+    try:
+        return atlas if atlas and atlas.get("version") == 1 and _is_whole(atlas) else None
+    except FAULTS:
+        return None
+
+
+def _is_whole(atlas: Mapping[str, Any]) -> bool:
+    """Whether all that is drawn of an atlas is there; FAULTS where it is not."""
+    sizes = [atlas[key] for key in ("layers", "heads", "seen", "prompt_tokens")]
+    if not all(is_count(size) for size in sizes) or sizes[0] * sizes[1] * sizes[2] > MOST:
+        return False
+    largest_targets(atlas)
+    return isinstance(atlas["id"], str) and fates(atlas).size > 0
 
 
 def fates(atlas: Mapping[str, Any]) -> Any:

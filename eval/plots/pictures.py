@@ -6,19 +6,22 @@ A figure is drawn when it is asked for, inside `style`; drawing needs nothing bu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2o.budget import budget_name
+from d2o.errors import InputError
+from eval.cells.checked import reading
 from eval.plots import atlas as plot_atlas
 from eval.plots import budget as plot_budget
 from eval.plots import efficiency as plot_efficiency
 from eval.plots import held as plot_held
 from eval.plots import needle as plot_needle
 from eval.plots import ppl as plot_ppl
-from eval.plots.atlas_file import read_atlas
+from eval.plots.atlas_file import FILE, read_atlas
 from eval.plots.style import save, style
 from eval.scores.cell_data import CellData
 from eval.scores.result import CellResult
@@ -140,16 +143,38 @@ def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list
     return found
 
 
-def write_plots(cells: Sequence[CellData], folder: Path) -> list[Path]:
-    """Every picture as SVG and PNG in `folder`; the files, sorted."""
+@contextmanager
+def noted(note: Callable[[str], None]) -> Iterator[None]:
+    """An InputError inside costs a note, and what it was raised of is left out."""
+    try:
+        yield
+    except InputError as error:
+        note(f"left out: {error}")
+
+
+def drawable(cells: Sequence[CellData], note: Callable[[str], None]) -> list[CellData]:
+    """The cells whose rows hold what their pictures read; each of the others costs a note."""
+    found = []
+    for cell in cells:
+        with noted(note), reading(f"{cell.path}"):
+            pictures([cell])
+            found.append(cell)
+        if (cell.path / FILE).exists() and read_atlas(cell.path) is None:
+            note(f"left out: {cell.path / FILE} is no atlas")
+    return found
+
+
+def write_plots(cells: Sequence[CellData], folder: Path, note: Callable[[str], None]) -> list[Path]:
+    """Every picture as SVG and PNG in `folder`; the files, sorted. One that cannot be drawn costs a note."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for picture in pictures(cells):
-        with style():
+        with style(), noted(note), reading(f"the figure {picture.title!r}"):
             figure = picture.draw()
             for ending in ("svg", "png"):
-                files.append(folder / f"{file_name(picture.name)}.{ending}")
-                save(figure, files[-1])
+                file = folder / f"{file_name(picture.name)}.{ending}"
+                save(figure, file)
+                files.append(file)
     return sorted(files)
 
 
@@ -168,7 +193,7 @@ def cell_figures(config: Mapping[str, Any], rows: Sequence[dict[str, Any]], path
     result = CellResult(str(path), names, Score(None, 0), {}, None, None, config.get("protocol_hash"))
     label = str(names.get("method"))
     cell = CellData(path, result, dict(config), list(rows), label)
-    with style():
+    with style(), reading(f"the rows of {path}"):
         return {file_name(one.name): one.draw() for one in pictures([cell])}
 
 

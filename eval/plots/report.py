@@ -9,11 +9,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from eval.cells.files import read_json, write_whole
+from eval.cells.checked import reading
+from eval.cells.files import write_whole
+from eval.cells.status import read_status
 from eval.plots.atlas_file import read_atlas
-from eval.plots.pictures import ATLASES, pictures
+from eval.plots.pictures import ATLASES, noted, pictures
 from eval.plots.report_items import Table
 from eval.plots.report_tables import (
     all_cells_table,
@@ -26,6 +29,7 @@ from eval.plots.report_tables import (
 from eval.plots.style import style
 from eval.plots.svg import Sheet
 from eval.scores.cell_data import CellData
+from eval.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = {
@@ -84,7 +88,9 @@ def render_page(
     with style(page=True):
         for picture in pictures(cells):
             if not picture.sheet:
-                sections[picture.kind].figures.append((picture.title, sheet.svg(picture.draw(), picture.title)))
+                with noted(note), reading(f"the figure {picture.title!r}"):
+                    drawn = sheet.svg(picture.draw(), picture.title)
+                    sections[picture.kind].figures.append((picture.title, drawn))
     scored = [cell for cell in cells if cell.result.score.value is not None]
     sections["scores"].tables = score_tables(scored)
     for key, table in readings_tables(cells):
@@ -98,18 +104,23 @@ def render_page(
     sections["cells"].tables = [all_cells_table(cells, links)]
     sections["provenance"].tables = provenance_tables(cells)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                              undefined=StrictUndefined)  # fmt: skip
+                              undefined=StrictUndefined, finalize=_shown)  # fmt: skip
     facts = _facts(cells, scorer)
     shown = [section for section in sections.values() if section.figures or any(t.rows for t in section.tables)]
     return environment.get_template("report.html").render(sections=shown, facts=facts, css=sheet.css())
 
 
+def _shown(value: Any) -> Any:
+    """Texts as a page may show them; what is markup already stays as it is."""
+    return visible(value) if type(value) is str else value
+
+
 def _link(folder: Path, home: Path) -> str:
-    return quote(os.path.relpath(folder.resolve(), home.resolve()).replace(os.sep, "/"))
+    return quote(os.fsencode(os.path.relpath(folder.resolve(), home.resolve()).replace(os.sep, "/")))
 
 
 def _facts(cells: Sequence[CellData], scorer: str) -> list[tuple[str, str]]:
-    updated = [time for cell in cells if (time := (read_json(cell.path / "status.json") or {}).get("updated"))]
+    updated = [time for cell in cells if (time := read_status(cell.path / "status.json")[0].get("updated"))]
     unfinished = sum(r.total is not None and r.score.n < r.total for r in (cell.result for cell in cells))
     facts = {
         "cells": str(len(cells)),

@@ -14,9 +14,9 @@ from typing import Any
 from d2o.errors import InputError
 from eval.cells.files import read_json
 from eval.cells.shards import FILE, Shard, absent, parse, row_files, status_file
-from eval.cells.status import BEAT
+from eval.cells.status import BEAT, read_status
 from eval.run.job import error_line, job_file
-from eval.text import clock
+from eval.text import clock, visible
 
 STATES = ("done", "running", "queued", "failed", "stale", "missing")
 STALE = 6 * BEAT  # seconds without a sign of life
@@ -67,8 +67,9 @@ def _begun(results_dir: Path, alive: set[str] | None) -> list[Line]:
 
 
 def _line(folder: Path, shard: Shard | None, alive: set[str] | None) -> Line:
-    status = read_json(status_file(folder, shard))
-    if status is None:
+    place = status_file(folder, shard)
+    status, faults = read_status(place)
+    if not status and not faults:
         return Line(folder, shard, "stale", told="rows without a status")
     state, told = status.get("state"), status.get("error") or ""
     if state in ("running", "queued") and (reason := _dead(folder, shard, status, alive)):
@@ -78,7 +79,7 @@ def _line(folder: Path, shard: Shard | None, alive: set[str] | None) -> Line:
     done, total = _count(status.get("done")) or 0, _count(status.get("total"))
     rate = status.get("rows_per_second")
     rate = float(rate) if type(rate) in (int, float) and 0 < rate < MOST else 0.0
-    told = " ".join(str(told).split())
+    told = " ".join((faults[0].removeprefix(f"{folder}/") if faults else told).split())
     return Line(folder, shard, state, done, total, rate, told, _text(status, "command"), _text(status, "cwd"))
 
 
@@ -151,6 +152,7 @@ def board_text(lines: Sequence[Line], results_dir: Path) -> str:
         left = clock((line.total - line.done) / line.rate) if running else ""
         name = str(line.path.relative_to(results_dir)) + (f" shard {line.shard}" if line.shard else "")
         table.append((line.state, rows, f"{line.rate:.2f}" if line.rate else "", left, name, line.told))
+    table = [tuple(map(visible, row)) for row in table]
     widths = [max(len(row[i]) for row in table) for i in range(5)]
     text = ["  ".join([*(c.ljust(w) for c, w in zip(row[:5], widths, strict=True)), row[5]]).rstrip() for row in table]
     states, done = Counter(line.state for line in lines), sum(line.done for line in lines)

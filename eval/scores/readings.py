@@ -12,11 +12,31 @@ Such a module reads a cell's rows, dicts as they lie on the disk, and offers
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import reading
 from eval.cells.names import module_of, read_protocol
+
+
+class Readings:
+    """A module of readings, whose functions raise InputError for rows that are none of its task's."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        self._name, self._module = name, module
+
+    def __getattr__(self, part: str) -> Any:
+        found = getattr(self._module, part)
+        if not callable(found):
+            return found
+
+        def read(*given: Any) -> Any:
+            with reading(f"{part} of {self._name!r}"):
+                return found(*given)
+
+        return read
 
 
 def columns_of(module: Any, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
@@ -27,9 +47,12 @@ def columns_of(module: Any, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, s
 def readings_module(protocol: Mapping[str, Any] | None) -> Any:
     """The module that reads the rows of a measuring task, None for any other. Raises InputError for an unknown one."""
     name = read_protocol(protocol or {}).get("figures")
-    if name is None:
-        return None
-    module = module_of(str(name), "readings")
-    if module is None:
+    return None if name is None else _module(str(name))
+
+
+@functools.cache
+def _module(name: str) -> Readings:
+    module = module_of(name, "readings")
+    if not all(hasattr(module, part) for part in ("readings", "report", "records")):
         raise InputError(f"the figures of {name!r} are unknown", "the cell was written by another version")
-    return module
+    return Readings(name, module)

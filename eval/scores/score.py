@@ -9,11 +9,13 @@ metric of a task that has scored its rows itself: their field `score`, 0..1.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import FAULTS
 from eval.cells.names import module_of, read_protocol
 
 Metric = Callable[[str, str, list[str] | None], float]
@@ -44,7 +46,7 @@ def score_rows(
     `scoring_protocol`). Raises InputError for an unknown scorer, task or metric and for a row that the metric cannot
     read.
     """
-    protocol = protocol if protocol and "metric" in protocol else protocol_of(task_name)
+    protocol = protocol if protocol and protocol.get("metric") else protocol_of(task_name)
     module = scorer_module(scorer)
     metric = None if protocol["metric"] == "row" else metric_named(protocol["metric"], module)
     first_line = module.first_line if protocol.get("first_line") else None
@@ -53,8 +55,13 @@ def score_rows(
     for number, row in enumerate(rows, 1):
         try:
             one = row["score"] if metric is None else _row_score(row, metric, first_line, mean_answers)
+            if not 0 <= one <= 1:
+                raise InputError(f"score is {one}", "a score lies between 0 and 1")
         except InputError as error:
             raise InputError(f"{task_name}, row {number}: {error}", error.hint) from error
+        except FAULTS as error:
+            what = f"{task_name}, row {number}: cannot be scored ({type(error).__name__}: {error})"
+            raise InputError(what, "the row is not what its task writes") from error
         total += one
         score.per_row.append(one)
         score.lengths.append(row.get("length"))
@@ -93,7 +100,7 @@ def metric_named(name: str, module: Any) -> Metric:
     name = read_protocol({"metric": name})["metric"]
     task, colon, function = name.rpartition(":")
     metric = getattr(module_of(task, "metrics") if colon else module, function, None)
-    if not callable(metric):
+    if not inspect.isfunction(metric) or len(inspect.signature(metric).parameters) != 3:
         hint = "the cell was written by another version: score it with that"
         raise InputError(f"the metric {name!r} is unknown", hint)
     return metric

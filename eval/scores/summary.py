@@ -12,6 +12,8 @@ from eval.scores.readings import columns_of, readings_module
 from eval.scores.score import score_rows
 from eval.text import clock
 
+SUMMED = ("prompt_tokens", "new_tokens", "prefill_s", "decode_s", "truncated")  # a row of an older version may lack one
+
 
 def cell_readings(rows: list[Mapping[str, Any]], task: str, scorer: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """score (x100, None without rows), realised budget (mean over rows), tokens, and the seconds spent on them; the
@@ -23,11 +25,7 @@ def cell_readings(rows: list[Mapping[str, Any]], task: str, scorer: str, protoco
         "rows": len(rows),
         **(module.readings(rows) if module else {}),
         "budget_realised": average(row.get("budget_realised") for row in rows),
-        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
-        "new_tokens": sum(row["new_tokens"] for row in rows),
-        "prefill_s": sum(row["prefill_s"] for row in rows),
-        "decode_s": sum(row["decode_s"] for row in rows),
-        "truncated": sum(row["truncated"] for row in rows),
+        **{key: sum(row.get(key) or 0 for row in rows) for key in SUMMED},
     }
 
 

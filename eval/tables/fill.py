@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from eval.scores.compare import compare_with_full
 from eval.scores.holds_more import mark_holds_more
 from eval.scores.means import average, mean
 from eval.scores.result import CellResult
-from eval.scores.results import Note, read_cell
+from eval.scores.results import Note, read_cells
 from eval.scores.score import Score
 from eval.tables.match import Found, match
 from eval.tables.spec import Slot, TableSpec
@@ -66,11 +65,7 @@ def fill(
 ) -> Filled:
     """Only the rows of cells that belong into the table are read. Raises InputError for two cells where one belongs,
     and for protocols that differ within a task unless told to mix them."""
-    found = []
-    for path in cell_folders(results_dir):
-        config = read_config(path)
-        if config is not None:
-            found.append(Found(path, config["cell"], config.get("identity") or {}))
+    found = _found(results_dir, note)
     if not found:
         note(f"no cells under results_dir={results_dir}: what is published stands alone")
     placed, missed = match(table, found, where, config_dir)
@@ -78,8 +73,8 @@ def fill(
         note(f"not in the table: {line}")
     if len(missed) > FEW:
         note(f"{len(missed) - FEW} more cells are not in the table")
-    read = functools.cache(lambda path: read_cell(path, str(path.relative_to(results_dir)), scorer, note))
-    results = {key: result for key, one in placed.items() if (result := read(one.path)) is not None}
+    read = read_cells({one.path: str(one.path.relative_to(results_dir)) for one in placed.values()}, scorer, note)
+    results = {key: read[one.path] for key, one in placed.items() if one.path in read}
     if not mix_protocols:
         _refuse_mixed(results)
     distinct = [*{id(result): result for result in results.values()}.values()]
@@ -92,6 +87,26 @@ def fill(
         for one in table.means:
             filled.means[*key, one.label] = _mean_value([filled.values[*key, label] for label in one.over], one.bucket)
     return filled
+
+
+def _found(results_dir: Path, note: Note) -> list[Found]:
+    """The cells on the disk. Raises InputError where there are some, and none says what it is."""
+    found, errors = [], []
+    for path in cell_folders(results_dir):
+        try:
+            config = read_config(path)
+        except InputError as error:
+            errors.append(error)
+        else:
+            if config is None:
+                errors.append(InputError(f"{path}: no config.json with a cell in it", "put the file back"))
+            else:
+                found.append(Found(path, config["cell"], config.get("identity") or {}))
+    if errors and not found:
+        raise errors[0]
+    for error in errors:
+        note(f"left out: {error}")
+    return found
 
 
 def _refuse_mixed(results: dict[tuple, CellResult]) -> None:

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from d2o.budget import plain
 from eval.scores.bootstrap import Interval
 from eval.tables.fill import Filled, Value
 from eval.tables.grid import BEST, SECOND, Entry, Grid, grids, notes
-from eval.text import markdown
+from eval.text import in_csv, in_markdown, markdown, visible
 
 ANSI = {BEST: "\033[1m", SECOND: "\033[4m"}
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
 FIELDS = ("table", "model", "method", "budget", "task", "published", "source", "measured", "low", "high", "difference",
           "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven",
           "protocol_hash", "folder")  # fmt: skip
@@ -40,20 +41,20 @@ def as_csv(filled: Filled) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(FIELDS)
     for key, value in (*filled.values.items(), *filled.means.items()):
-        writer.writerow("" if one is None else one for one in _record(filled, key, value))
+        writer.writerow("" if one is None else in_csv(one) for one in _record(filled, key, value))
     return out.getvalue()
 
 
 def as_latex(filled: Filled) -> str:
     """A booktabs tabular per model."""
-    parts = ["\n".join(["% \\usepackage{booktabs}", *(f"% {note}" for note in notes(filled))])]
+    parts = ["\n".join(["% \\usepackage{booktabs}", *(f"% {visible(note)}" for note in notes(filled))])]
     for grid in grids(filled):
         align = "l" * grid.left + "r" * (len(grid.header) - grid.left)
-        lines = [f"% {grid.title}", f"\\begin{{tabular}}{{{align}}}", "\\toprule"]
-        lines.append(" & ".join(map(_escaped, grid.header)) + r" \\")
+        lines = [f"% {visible(grid.title)}", f"\\begin{{tabular}}{{{align}}}", "\\toprule"]
+        lines.append(_line(map(_escaped, grid.header)))
         for i, row in enumerate(grid.rows):
             lines += ["\\midrule"] if i in grid.rules else []
-            lines.append(" & ".join(map(_latex, row)) + r" \\")
+            lines.append(_line(map(_latex, row)))
         parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}"]))
     return "\n\n".join(parts)
 
@@ -64,7 +65,8 @@ def as_html(filled: Filled) -> str:
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        finalize=html.escape,  # every value; jinja's own escapes write quotes in another way than pages made before
+        # every value; jinja's own escapes write quotes in another way than pages made before
+        finalize=lambda value: html.escape(visible(value)),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
@@ -81,15 +83,15 @@ def render(filled: Filled, form: str) -> str:
 
 
 def _text(filled: Filled, cell: Callable[[Entry, int, bool], str]) -> str:
-    parts = [filled.table.title]
+    parts = [in_markdown(filled.table.title)]
     for grid in grids(filled):
-        parts.append(f"{grid.title}\n\n{_lines(grid, cell)}")
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(filled))])
+        parts.append(f"{in_markdown(grid.title)}\n\n{_lines(grid, cell)}")
+    return "\n\n".join([*parts, "\n".join(f"- {in_markdown(note)}" for note in notes(filled))])
 
 
 def _lines(grid: Grid, cell: Callable[[Entry, int, bool], str]) -> str:
     plain = [[_marked(entry) for entry in row] for row in grid.rows]
-    head, rule, *_ = markdown(grid.header, plain, grid.left).split("\n")
+    head, rule, *_ = markdown(grid.header, plain, grid.left, marked=True).split("\n")
     widths = [len(part) - 2 for part in rule.strip("|").split("|")]
     lines = []
     for row in grid.rows:
@@ -99,12 +101,14 @@ def _lines(grid: Grid, cell: Callable[[Entry, int, bool], str]) -> str:
 
 
 def _marked(entry: Entry) -> str:
-    return {BEST: f"**{entry.text}**", SECOND: f"<u>{entry.text}</u>"}.get(entry.mark, entry.text)
+    text = in_markdown(entry.text)
+    return {BEST: f"**{text}**", SECOND: f"<u>{text}</u>"}.get(entry.mark, text)
 
 
 def _ansi(entry: Entry, width: int, left: bool) -> str:
-    shown = f"{ANSI[entry.mark]}{entry.text}\033[0m" if entry.mark else entry.text
-    return _pad(entry.text, width, left).replace(entry.text, shown) if entry.text else " " * width
+    text = in_markdown(entry.text)
+    shown = f"{ANSI[entry.mark]}{text}\033[0m" if entry.mark else text
+    return _pad(text, width, left).replace(text, shown) if text else " " * width
 
 
 def _pad(text: str, width: int, left: bool) -> str:
@@ -130,5 +134,11 @@ def _latex(entry: Entry) -> str:
     return f"\\{command}{{{_escaped(entry.text)}}}" if command else _escaped(entry.text)
 
 
+def _line(cells: Iterable[str]) -> str:
+    """A line of a tabular; what begins with [ or * would be read by the line break above it."""
+    text = " & ".join(cells)
+    return f"{'{}' if text.startswith(('[', '*')) else ''}{text} \\\\"
+
+
 def _escaped(text: str) -> str:
-    return "".join(LATEX.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    return "".join(LATEX.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in visible(text))

@@ -18,14 +18,14 @@ from eval.scores.holds_more import footnote, mark_holds_more
 from eval.scores.labels import load_cells
 from eval.scores.means import average
 from eval.scores.result import CellResult
-from eval.scores.results import read_cell
+from eval.scores.results import read_cells
 from eval.tables.text import AGAINST, COLUMNS, against, cell_names, interval, mean_realised, realised, row_count
 from eval.text import markdown, number
 
 
 def group_table(folders: Sequence[Path], scorer: str, note: Callable[[str], None]) -> str:
     """Scores per task beside the compared method's, with the paired interval of the difference, and their means."""
-    results = [result for folder in folders if (result := read_cell(folder, str(folder), scorer, note)) is not None]
+    results = [*read_cells({folder: str(folder) for folder in folders}, scorer, note).values()]
     compare_with_full(results)
     mark_holds_more(results)
     labels = {id(cell.result): cell.label for cell in load_cells(results, Path())}

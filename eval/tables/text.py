@@ -13,7 +13,7 @@ from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.score import rounded
 from eval.tasks.longbench.means import longbench_e_means, longbench_means
-from eval.text import markdown, number, span
+from eval.text import in_markdown, markdown, number, span
 
 AGAINST = ("vs full", "95 % interval")  # of the paired difference, eval/scores/bootstrap.py
 COLUMNS = ("model", "method", "variant", "budget")
@@ -38,7 +38,7 @@ def cells_table(results: Sequence[CellResult]) -> str:
             for r in group
         ]
         header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *shown]
-        parts.append(f"{title}\n\n" + markdown(header, rows, left=3) + footnote(group))
+        parts.append(f"{in_markdown(title)}\n\n" + markdown(header, rows, left=3) + footnote(group))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
 

@@ -129,3 +129,15 @@ def test_bytes_that_buy_no_token_are_refused_before_anything_is_written(task, tm
     error, hint = capsys.readouterr().err.strip().split("\n")
     assert error == "error: budget 10B is less than one token takes in all layers, 2048 bytes"
     assert hint == "hint: write budget=2048B or more" and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bytes_of_a_row_are_its_own(name):
+    """Whatever stands beside it in the batch, cut or not: what it takes alone."""
+    prompts = [prompt(n) for n in (90, 37, 24, 60)]
+    for budget in (0.3, 40, 1):
+        run = open_engine(model(), method(name), budget)
+        alone = [row.ledger for one in prompts for row in generate(run, [one], 6)]
+        found = [row.ledger for row in generate(run, prompts, 6)]
+        for key in ("kv_bytes_prefill", "kv_bytes_decode"):
+            assert [getattr(one, key) for one in found] == [getattr(one, key) for one in alone], (budget, key)

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from eval.cells.checked import TEXTS, is_count, shortly
 
 PREPARE = "run `python scripts/prepare_data.py`, or give task.data_dir=DIR and task.prompts_dir=DIR"
+HALF = re.compile("[\ud800-\udfff]")  # what is left of a character that was cut in UTF-16; no tokenizer takes it
 FIELDS = {"input": str, "context": str, "answers": list}
 
 
@@ -84,7 +87,10 @@ def data_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[
 def _row(line: bytes, where: str, needs_classes: bool, needs_length: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
+    except RecursionError as error:
+        what = f"{where}: lists or objects within one another without end"
+        raise InputError(what, "each line is one JSON object with LongBench's fields") from error
+    except ValueError as error:  # also UnicodeDecodeError
         raise InputError(
             f"{where}: not a whole line of JSON ({error})", "the file is torn: copy or download it again"
         ) from error
@@ -92,22 +98,29 @@ def _row(line: bytes, where: str, needs_classes: bool, needs_length: bool) -> di
         raise InputError(
             f"{where}: a {type(row).__name__}, not an object", "each line is one JSON object with LongBench's fields"
         )
-    for field, kind in FIELDS.items():
-        if not isinstance(row.get(field), kind):
-            raise InputError(f"{where}: no {field} ({kind.__name__})", f"each row needs {', '.join(FIELDS)}")
-    if not row["answers"] or not all(isinstance(answer, str) for answer in row["answers"]):
-        raise InputError(f"{where}: answers is {row['answers']!r}", "answers is a list of at least one string")
-    if not row["context"].strip():
-        raise InputError(f"{where}: the context is empty", "take the row out, or give it its context")
-    length = row.get("length")
-    if type(length) is not int and (needs_length or length is not None):
-        raise InputError(f"{where}: length is {length!r}", "length is a whole number; LongBench-E is scored by it")
-    if needs_classes and not _strings(row.get("all_classes")):
-        raise InputError(
-            f"{where}: all_classes is {row.get('all_classes')!r}", "a classification set needs the list of its classes"
-        )
+    if fault := _fault(row, needs_classes, needs_length):
+        raise InputError(f"{where}: {fault[0]}", fault[1])
     return row
 
 
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+def _fault(row: dict[str, Any], needs_classes: bool, needs_length: bool) -> tuple[str, str] | None:
+    """Why a row cannot be asked and scored, and a hint; None where it can."""
+    for field, kind in FIELDS.items():
+        if not isinstance(row.get(field), kind):
+            return f"no {field} ({kind.__name__})", f"each row needs {', '.join(FIELDS)}"
+    answers, classes, length = row["answers"], row.get("all_classes"), row.get("length")
+    if not answers or not TEXTS.holds(answers):
+        return f"answers is {shortly(answers)}", "answers is a list of at least one string"
+    if not row["context"].strip():
+        return "the context is empty", "take the row out, or give it its context"
+    if length is not None and not is_count(length) or length is None and needs_length:
+        return f"length is {shortly(length)}", "length is a whole number; LongBench-E is scored by it"
+    if needs_classes and not classes or classes is not None and not TEXTS.holds(classes):
+        return f"all_classes is {shortly(classes)}", "a classification set needs the list of its classes, others null"
+    named = {"context": [row["context"]], "input": [row["input"]], "answers": answers, "all_classes": classes or []}
+    named["_id"] = [one for one in (row.get("_id"),) if isinstance(one, str)]
+    for field, texts in named.items():
+        if half := next((found[0] for text in texts if (found := HALF.search(text))), None):
+            what = f"{field} holds {half!r}, half of a surrogate pair, which is no character"
+            return what, "write the whole character, or take the row out"
+    return None

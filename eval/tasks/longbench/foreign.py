@@ -11,7 +11,7 @@ from eval.scores.buckets import by_bucket
 from eval.scores.result import CellResult
 from eval.scores.results import Note
 from eval.scores.score import protocol_of, score_rows
-from eval.tasks.longbench.task import BUCKETS, SETS, SETS_E
+from eval.tasks.longbench.task import BUCKETS, ROWS, ROWS_E, SETS, SETS_E
 
 
 def score_folder(folder: Path, scorer: str, e: bool, edges: Sequence[int] | None, note: Note) -> list[CellResult]:
@@ -29,6 +29,9 @@ def score_folder(folder: Path, scorer: str, e: bool, edges: Sequence[int] | None
         task = f"longbench_{'e_' if is_e else ''}{set_name}"
         rows = foreign_rows(path)
         score = score_rows(task, rows, scorer, protocol_of(task))
+        whole = (ROWS_E if is_e else ROWS)[set_name]
+        if score.n != whole:
+            note(f"{path}: {score.n} rows, and the set has {whole}")
         buckets = by_bucket(score, edges or BUCKETS) if is_e or edges else {}
         results.append(CellResult(path.stem, {"task": task}, score, buckets, None, None, None))
     if not results:

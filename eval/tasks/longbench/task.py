@@ -58,6 +58,8 @@ SETS_E = (
     "lcc",
     "repobench-p",
 )
+ROWS = dict.fromkeys(SETS, 200) | {"multifieldqa_en": 150, "lcc": 500, "repobench-p": 500}  # of a whole set
+ROWS_E = dict.fromkeys(SETS_E, 300) | {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
 CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
 CATEGORIES = {
     "single-document QA": ("narrativeqa", "qasper", "multifieldqa_en", "multifieldqa_zh"),

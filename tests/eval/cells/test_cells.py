@@ -66,10 +66,12 @@ def test_whoever_reads_sees_the_same_rows(tmp_path):
     """One rule for torn lines and one for blank ones: a run that resumes and the scorer have the same rows."""
     path, cut = tmp_path / "predictions.jsonl", []
     whole = rows.encode_row(row(0)) + b"\n" + rows.encode_row(row(1))
-    for tail in (b'{"id": "2", "pr', b"\n", b"5\n", b"[]\n", b'{"id": "2"}'):
+    for tail in (b'{"id": "2", "pr', b"  ", b"5\n", b"[]\n", b'{"id": "2"}'):
         path.write_bytes(whole + tail)
         assert streamed(path, cut.append, {}) == list(rows.read_rows(path)[0]) == ["0", "1"]
         assert cut.pop() == rows.read_rows(path)[1] == len(whole) and cut == []
+    path.write_bytes(whole + b"\n \n")  # blank lines that end are no tear, and nothing is said of them
+    assert streamed(path, cut.append, {}) == list(rows.read_rows(path)[0]) == ["0", "1"] and cut == []
     path.write_bytes(whole + b'{"pred": "no id"}\n')  # a whole object is not what a killed run leaves
     with pytest.raises(InputError, match="line 4 is no row"):
         rows.read_rows(path)

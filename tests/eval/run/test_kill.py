@@ -1,6 +1,7 @@
 """Real processes on one cell: killed at any moment, interrupted, two at once, on a disk that fills up."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -10,6 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+
+from eval.cells.cell import Cell
+from eval.cells.rows import read_rows
+from eval.run.loop import fill, lacking
+from eval.tasks.sample import Sample
+from eval.tasks.task import Task
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -83,6 +90,71 @@ def test_killed_again_and_again_a_run_ends_with_the_rows_of_an_undisturbed_one(t
     assert timeless(killed) == timeless(undisturbed)
     assert json.loads((killed.parent / "status.json").read_text())["state"] == "done"
     assert sorted(p.name for p in killed.parent.iterdir()) == ["config.json", "predictions.jsonl", "status.json"]
+
+
+def forked(cell, rows, torn_at=None):
+    """A run of `rows` rows in a process of its own, which has nothing to import; its id. `torn_at`: it is killed with
+    half of its row of that number written."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        samples = [Sample(str(i), f"prompt {i}", ["a"], None, i) for i in range(rows)]
+        if torn_at is not None:
+            write, count = os.write, iter(range(torn_at))
+
+            def half(fd, data):
+                if next(count, None) is None:
+                    write(fd, data[: len(data) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return write(fd, data)
+
+            os.write = half
+        with Cell.open(cell, CONFIG, [sample.id for sample in samples]) as opened:
+            fill(opened, lacking(opened, samples), Quick(), None, 1, lambda row: None)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+class Quick(Task):
+    batched = True
+
+    def measure(self, samples, lab):
+        time.sleep(0.001)
+        for sample in samples:
+            yield {"pred": f"é {int(sample.id) * 7} " + "x" * 3000, "answers": ["a"], "budget": 0.2}
+
+
+CONFIG = {"identity": {}, "protocol_hash": "a", "model_fingerprint": "m", "versions": {}, "device": "cpu"}
+
+
+def test_70_kills_lose_double_and_change_no_row(tmp_path, capfd):
+    """50 at any moment, also while the cell is opened, and 20 in the middle of a row. After each, all whole rows of
+    before are there as they were, byte for byte."""
+    file, draw, rows = tmp_path / "cell" / "predictions.jsonl", random.Random(70), 900
+    file.parent.mkdir()
+    kills = [None] * 50 + [draw.randint(0, 9) for _ in range(20)]
+    draw.shuffle(kills)
+    before, torn = b"", 0
+    for torn_at in kills:
+        pid = forked(file.parent, rows, torn_at)
+        if torn_at is None:
+            time.sleep(draw.random() * 0.06)
+            os.kill(pid, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        now = file.read_bytes() if file.exists() else b""
+        torn += not now.endswith(b"\n") and bool(now)
+        whole = now[: now.rfind(b"\n") + 1]
+        assert whole.startswith(before)
+        before = whole
+    assert torn >= 20 and 20 < len(read_rows(file)[0]) < rows, (torn, before.count(b"\n"))
+    assert os.waitpid(forked(file.parent, rows), 0)[1] == 0
+    found = read(file)
+    wanted = [{"id": str(i), "pred": f"é {i * 7} " + "x" * 3000, "answers": ["a"], "budget": 0.2} for i in range(rows)]
+    assert file.read_bytes().startswith(before) and file.read_bytes().endswith(b"\n")
+    assert [{key: row[key] for key in wanted[0]} for row in found] == wanted
+    capfd.readouterr()
 
 
 def test_two_runs_on_one_cell_do_not_mix(tmp_path):

@@ -286,3 +286,19 @@ def test_the_contract_on_a_stored_run(shared, tmp_path):
     stored = json.loads((folder / "result.json").read_text())
     assert json.loads((tmp_path / "out.json").read_text()) == {"scores": stored}
     assert time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "whole"), [("qasper", 240, 200), ("lcc", 500, 500), ("multi_news_e", 164, 294)]
+)
+def test_a_foreign_file_with_other_rows_than_the_set_has_is_told(tmp_path, capsys, name, rows, whole):
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row(i, "red")) + "\n" for i in range(rows)))
+    run(f"preds={tmp_path}")
+    said = f"note: {file}: {rows} rows, and the set has {whole}\n"
+    assert capsys.readouterr().err == ("" if rows == whole else said)
+
+
+def test_the_stored_predictions_have_the_rows_of_their_sets(shared, capsys):
+    run(f"preds={shared / 'data/longbench/preds/qwen3-8b'}")
+    assert capsys.readouterr().err == ""
