@@ -9,7 +9,6 @@ python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FI
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
@@ -118,8 +117,9 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):  # of a command that was killed
-        left.unlink(missing_ok=True)
+    from eval.cells.files import sweep
+
+    sweep(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         beside.write_text(text, encoding="utf-8")
