@@ -48,7 +48,6 @@ def score(config: Any) -> None:
 
 def print_table(config: Any) -> None:
     """A table of configs/table, to the terminal or to out=FILE."""
-    from eval.cells.files import write_whole
     from eval.tables.fill import fill
     from eval.tables.formats import render
     from eval.tables.read import read_table
@@ -59,7 +58,7 @@ def print_table(config: Any) -> None:
     if config.out is None:
         print(text.rstrip("\n"))
     else:
-        write_whole(Path(config.out), text.rstrip("\n") + "\n", f".{os.getpid()}")
+        write_text(Path(config.out), text.rstrip("\n") + "\n")
         note(f"wrote {config.out}")
 
 
@@ -123,9 +122,15 @@ def check_target(key: str, path: Path) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """What json=FILE gets."""
-    from eval.cells.files import write_whole
+    write_text(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
-    write_whole(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n", f".{os.getpid()}")
+
+def write_text(path: Path, text: str) -> None:
+    """A file that the user named, whole or not at all; what killed commands left beside it goes."""
+    from eval.cells.files import sweep, write_whole
+
+    sweep(path.parent)
+    write_whole(path, text, f".{os.getpid()}")
 
 
 def note(text: str) -> None:

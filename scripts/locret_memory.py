@@ -50,21 +50,25 @@ def measure(length: int, method: str, budget: int, chunk: int, hidden: int) -> d
             "most_slots": most, "seconds": round(seconds, 1)}  # fmt: skip
 
 
-def main(words: list[str]) -> None:
-    """Print a line per length, each measured in a process of its own."""
+def main(words: list[str]) -> int:
+    """Print a line per length, each measured in a process of its own; the exit code of the first that fails."""
     given = read(words, KEYS)
     if given.method not in METHODS:
         raise InputError(f"method={given.method} is unknown", f"one of: {', '.join(METHODS)}")
     rest = {key: getattr(given, key) for key in ("method", "budget", "chunk", "hidden")}
     if given.one:
         print(json.dumps(measure(given.lengths[0], **rest)))
-        return
+        return 0
     for length in given.lengths:
         command = [sys.executable, __file__, "one=true", f"lengths={length}", *(f"{k}={v}" for k, v in rest.items())]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:  # it has said why
+            return done.returncode
+        found = json.loads(done.stdout)
         peak, kept = found["peak_bytes"] / 2**20, found["kv_bytes"] / 2**20
         print(f"{given.method} {length:6d} tokens: peak {peak:7.1f} MiB above the weights, cache {kept:6.1f} MiB, "
               f"at most {found['most_slots']} slots, {found['seconds']} s", flush=True)  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from eval.config.cards import cards, methods  # noqa: E402
+from scripts.command import run  # noqa: E402
 
 CONFIGS, PAGE = ROOT / "configs", ROOT / "docs" / "methods.md"
 HEAD = """# Methods
@@ -27,19 +28,11 @@ Goldens are tensors that the reference implementations gave; the tests named her
 
 def main(words: list[str]) -> int:
     """Print cards, or write the page."""
-    from eval.exits import report
-
-    if "-h" in words or "--help" in words:
-        print(__doc__)
-        return 0
     if words == ["--write"]:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page(), encoding="utf-8")
         return 0
-    try:
-        print(cards(words, CONFIGS))
-    except BaseException as error:
-        return report(error)
+    print(cards(words, CONFIGS))
     return 0
 
 
@@ -49,4 +42,4 @@ def page(names: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, __doc__)

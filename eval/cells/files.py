@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LEFT = re.compile(r"\..+\.([0-9]{1,9})\.new", re.ASCII)
 
 
 @contextmanager
@@ -35,6 +38,25 @@ def write_whole(path: Path, data: str | bytes, tag: str = "") -> None:
 def replace_json(path: Path, value: Any, tag: str = "") -> None:
     """A value as JSON, written whole."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", tag)
+
+
+def sweep(folder: Path) -> None:
+    """Take away the `.NAME.PROCESS.new` that commands left in a folder as they were killed; living ones keep theirs."""
+    for left in folder.glob(".*.new"):
+        found = LEFT.fullmatch(left.name)
+        if found and not lives(int(found[1])):
+            left.unlink(missing_ok=True)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
-from eval.cells.files import read_json
+from eval.cells.files import lives, read_json
 from eval.cells.shards import FILE, Shard, absent, parse, row_files, status_file
 from eval.cells.status import BEAT, read_status
 from eval.run.job import error_line, job_file
@@ -108,13 +108,7 @@ def _dead(folder: Path, shard: Shard | None, status: dict[str, Any], alive: set[
 
 
 def _lives(pid: Any) -> bool:
-    if type(pid) is not int or pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (OSError, OverflowError):
-        return False
-    return True
+    return type(pid) is int and pid > 0 and lives(pid)
 
 
 def _named(results_dir: Path) -> list[Line]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from d2o.errors import InputError
 from eval.cells.files import replace_json
+from eval.cells.files import sweep as clear
 from eval.cells.identity import Composed, digest, folder
 from eval.cells.provenance import command
 from eval.config.compose import compose_cell
@@ -86,8 +87,7 @@ def remember(composed: Sequence[Composed]) -> None:
         target = Path(place) / SWEEPS
         try:
             target.mkdir(parents=True, exist_ok=True)
-            for left in target.glob(".*.new"):  # of a command that was killed
-                left.unlink(missing_ok=True)
+            clear(target)
             replace_json(target / f"{digest(found)[:16]}.json", {"cells": found}, f".{os.getpid()}")
         except OSError as error:  # the cells will say it better
             print(f"note: no list of this sweep in {target}: {error.strerror}", file=sys.stderr)

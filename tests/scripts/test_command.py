@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from d2o.errors import InputError
+from eval.config import cards
 from scripts import command
 from scripts.train import config
 
@@ -44,14 +45,20 @@ def test_help_and_an_unknown_word(name, monkeypatch, capsys):
         assert code == 2 and error.startswith("error: ") and "nonsense" in error and hint.startswith("hint: "), err
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "methods"])  # which does nothing but print
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_an_interrupted_script_ends_quietly(name, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "read", stop)
     monkeypatch.setattr(config, "composed", stop)
+    monkeypatch.setattr(cards, "cards", stop)
     assert start(name, ["one"], monkeypatch, capsys) == (130, "", "error: interrupted\n")
+
+
+def test_a_command_within_one_that_fails_is_not_said_twice(monkeypatch, capsys):
+    code, out, err = start("locret_memory", ["hidden=3", "lengths=8"], monkeypatch, capsys)
+    assert code != 0 and out == "" and "Traceback" not in err  # the other process has said it on the real stderr
 
 
 def test_every_key_is_in_the_help():

@@ -118,6 +118,13 @@ def test_a_bad_row_is_named_with_file_and_line_before_any_sample(folder, case):
     assert "qasper.jsonl" in str(caught.value) and caught.value.hint
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_called_so(folder, indent):
+    (folder / "qasper.jsonl").write_text("\n" + json.dumps([ROW, ROW], indent=indent))
+    with pytest.raises(InputError, match="qasper.jsonl is a JSON array, and not JSON lines"):
+        list(task(folder).samples())
+
+
 def test_bytes_that_are_not_utf8(folder):
     (folder / "qasper.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xff\xfe\n")
     with pytest.raises(InputError, match="line 2"):
