@@ -39,6 +39,7 @@ class KVPress(KVLayer):
     """`press`: a class of kvpress, made with `press_args`."""
 
     needs_all_layers, decode_eviction = True, False  # the cut waits until the press has scored
+    plain_attention = True
 
     def __init__(
         self, press: str = "KnormPress", press_args: dict[str, Any] | None = None, ignore_pin: bool = False

@@ -47,6 +47,7 @@ class PyramidInfer(KVLayer):
     `interval`-th layer."""
 
     rows, decode_eviction = "last", False
+    plain_attention = True
 
     def __init__(
         self,

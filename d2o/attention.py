@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from d2o.kernels.logits import Logits, Scale
+
 NAME = "d2o_slots"
+UNSAID = 0  # a family that does not say whether a layer slides
 _hand_over = threading.local()
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -32,8 +35,11 @@ _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 class Attends(Protocol):
     """What a cache is to the attention function."""
 
-    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """`[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, the new tokens of a layer."""
+
+    def span(self, layer_idx: int) -> int | None:
+        """The most recent tokens that a layer sees, None: all that it holds."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens passed so far."""
@@ -67,7 +73,7 @@ def slot_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = UNSAID,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
@@ -75,22 +81,34 @@ def slot_attention(
     is_causal: bool | None = None,
     use_cache: bool | None = None,
     output_attentions: bool | None = None,
+    output_router_logits: bool | None = None,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `query [B, Hq, n, D]`, `key, value [B, Hkv, n, D]` -> `[B, n, Hq, D]`, None.
 
-    Every argument is named: what is not implemented raises instead of being dropped.
+    Every argument is named: what is not implemented raises instead of being dropped. `use_cache` and
+    `output_router_logits` (mixtures of experts) say nothing about attention.
     """
     cache, layer_idx = take(key)
-    unknown = {"attention_mask": attention_mask, "softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
-    for name, given in unknown.items():
+    for name, given in {"attention_mask": attention_mask, "position_bias": position_bias}.items():
         if given is not None:
             raise NotImplementedError(f"{type(module).__name__} passes {name}, which eviction does not support")
     if dropout or output_attentions or is_causal is False or getattr(module, "is_causal", True) is False:
         raise NotImplementedError(f"{type(module).__name__}: dropout, attention weights or a non-causal attention")
-    if sliding_window is not None and cache.get_seq_length(layer_idx) + key.shape[2] > sliding_window:
-        raise NotImplementedError(f"the text is longer than the sliding window of {sliding_window} tokens")
+    if sliding_window != UNSAID:
+        _check_window(cache, layer_idx, sliding_window, key.shape[2])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is not None or s_aux is not None:
+        scale = Logits(scale, softcap, s_aux)
     return cache.attend(layer_idx, query, key, value, scale).transpose(1, 2), None
+
+
+def _check_window(cache: Attends, layer_idx: int, sliding: int | None, new: int) -> None:
+    """Raise where a layer would slide otherwise than its model says."""
+    span = cache.span(layer_idx)
+    if span is not None and span != sliding:
+        raise NotImplementedError(f"layer {layer_idx} has a window of {sliding} tokens, not {span} as its config says")
+    if span is None and sliding is not None and cache.get_seq_length(layer_idx) + new > sliding:
+        raise NotImplementedError(f"the text is longer than the sliding window of {sliding} tokens")
 
 
 def attach(model: nn.Module) -> None:

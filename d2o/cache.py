@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -11,29 +11,33 @@ from transformers.cache_utils import Cache
 from d2o import attention
 from d2o.budget import UNLIMITED, Budget
 from d2o.feed import Feed
+from d2o.kernels.logits import Scale
 from d2o.layer import KVLayer
 from d2o.ledger import Ledger
+from d2o.window import WindowLayer
 
 
 class KVCache(Cache):
     """A transformers cache whose layers evict. Everything that a sequence needs is on this object, nothing on modules,
     so that two caches can take turns on one model and a cache can be forked.
 
-    `method()` gives a new `KVLayer`; `expanded` is how many copies of each KV head the model hands over (Falcon's new
-    decoder architecture repeats them to the number of query heads; one copy is stored).
+    `method()` gives a new `KVLayer` for every layer that attends to all of the text; a layer that slides has no budget
+    and no method, it holds the window that `windows` names for it. `expanded` is how many copies of each KV head the
+    model hands over (Falcon's new decoder architecture repeats them to the number of query heads; one copy is stored).
     """
 
     def __init__(
         self,
         method: Callable[[], KVLayer],
-        num_layers: int,
+        windows: Sequence[int | None],
         budget: Budget,
         *,
         seed: int = 0,
         rotation: Callable[[Tensor, Tensor], Tensor] | None = None,
         expanded: int = 1,
     ) -> None:
-        super().__init__(layers=[method() for _ in range(num_layers)])
+        super().__init__(layers=[method() if span is None else WindowLayer(span) for span in windows])
+        self.windows = list(windows)
         self.budget = budget
         self.rotation, self.expanded = rotation, expanded
         self.feed: Feed | None = None
@@ -63,7 +67,21 @@ class KVCache(Cache):
         attention.post(self, layer_idx, key_states)
         return key_states, value_states
 
-    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    @property
+    def budgeted(self) -> list[KVLayer]:
+        """The layers that the method has: those that do not slide."""
+        return [layer for layer, span in zip(self.layers, self.windows, strict=True) if span is None]
+
+    @property
+    def lead(self) -> KVLayer:
+        """The layer that is asked what holds for the whole cache: the first that the method has, if it has one."""
+        return next(iter(self.budgeted), self.layers[0])
+
+    def span(self, layer_idx: int) -> int | None:
+        """The window of a layer in tokens, None where it does not slide."""
+        return self.windows[layer_idx]
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """Attention output `[B, Hq, n, D]` of layer `layer_idx` for this forward pass; updates that layer's slots."""
         if self.feed is None:
             raise RuntimeError("this cache is driven by d2o.engine: call Engine.prefill or extend")
@@ -79,22 +97,24 @@ class KVCache(Cache):
     def begin_prefill(self, prompt: list[int]) -> None:
         """Before the first chunk of prompts of `prompt[b]` tokens: give the layers that can know them their slots."""
         self.prompt = prompt
-        if not self.layers[0].needs_all_layers:
+        if not self.lead.needs_all_layers:
             self._allocate()
 
     def finish_prefill(self, reserve: int) -> None:
         """After the last chunk: slots that depend on all layers, their eviction, and the ledger."""
-        if self.layers[0].needs_all_layers:
+        if self.lead.needs_all_layers:
             self._allocate()
         for layer in self.layers:
             layer.finish_prefill(reserve)
-        if not self.layers[0].pending:
+        if not self.lead.pending:
             self.open_ledgers()
 
     def _allocate(self) -> None:
-        slots = type(self.layers[0]).allocate(self.layers, self.budget, self.prompt)
-        for layer, given in zip(self.layers, slots, strict=True):
-            layer.slots = given
+        sliding = [layer for layer, span in zip(self.layers, self.windows, strict=True) if span is not None]
+        for group in (self.budgeted, sliding):
+            slots = type(group[0]).allocate(group, self.budget, self.prompt) if group else []
+            for layer, given in zip(group, slots, strict=True):
+                layer.slots = given
 
     def open_ledgers(self) -> None:
         """Write down, for every row, what each layer was given and what it holds now, and check it."""
@@ -102,8 +122,10 @@ class KVCache(Cache):
         for b in range(len(self.prompt)):
             seen = self.seen[b]
             requested = [float(min(layer.slots[b], seen)) for layer in self.layers]
-            ledger = Ledger(self.budget, seen, requested, self._held(b), kv_bytes_prefill=self._bytes(b))
-            ledger.check(self.layers[0].nominal)
+            windowed = [i for i, span in enumerate(self.windows) if span is not None]
+            ledger = Ledger(self.budget, seen, requested, self._held(b), windowed=windowed)
+            ledger.kv_bytes_prefill = self._bytes(b)
+            ledger.check(self.lead.nominal)
             self.ledgers.append(ledger)
 
     def close_ledger(self, row: int) -> Ledger:

@@ -27,6 +27,7 @@ from d2o.feed import Feed
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import RowStats, attend_block
 from d2o.kernels.fused import Fed
+from d2o.kernels.logits import Scale
 from d2o.rows import LastRows, PromptRows
 
 
@@ -43,11 +44,12 @@ class KVLayer(Eviction):
     nominal          True: the slots that `allocate` gives do not add up to the budget, by design
     compress_at      "first_decode": the first decode step still attends to the whole prompt
     slot_positions   True: keys are turned to the index of their slot before attention
+    plain_attention  True: cannot work beside layers that slide, nor with soft caps or sink logits
     """
 
     rows, window, stride = "none", 1, 1
     needs_all_layers, budgeted, nominal = False, True, False
-    compress_at, slot_positions = "prefill", False
+    compress_at, slot_positions, plain_attention = "prefill", False, False
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class KVLayer(Eviction):
         return self.keys[rows, :, :past]
 
     # ---- one forward pass
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of new tokens `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`; updates the slots."""
         if feed.prefill:
             return self._prefill(q, k, v, scale, feed)
@@ -126,7 +128,7 @@ class KVLayer(Eviction):
         steps = [self._step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
         return steps[0] if len(steps) == 1 else torch.cat(steps, dim=2)
 
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         if self.rows == "last" and not self.unlimited:
             tail = q if self.tail is None else torch.cat((self.tail, q), dim=2)
             self.tail = tail[:, :, -self.window :].clone()
@@ -179,14 +181,14 @@ class KVLayer(Eviction):
         slots = self.slots or [0] * len(feed.prompt)  # not known before all layers are seen: cut afterwards
         return max(max(n, self._capacity(n, s, feed.reserve)) for n, s in zip(feed.prompt, slots, strict=True))
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> Tensor:
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, lengths: list[int]) -> Tensor:
         past = list(self.held)
         self.append(k, v, lengths)
         self.now = self._position()
         return self._attend_block(q, k, v, scale, lengths, past)
 
     def _attend_block(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int], past: list[int]
+        self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, lengths: list[int], past: list[int]
     ) -> Tensor:
         self.stats = RowStats(self.stride) if self.rows == "all" and not self.unlimited else None
 
@@ -195,7 +197,7 @@ class KVLayer(Eviction):
 
         return attend_block(q, k, v, older, Fed(lengths, past), scale, self.stats)
 
-    def _window_rows(self, scale: float) -> LastRows:
+    def _window_rows(self, scale: Scale) -> LastRows:
         """The last `window` queries of every row over all its slots, whatever the chunks were."""
         queries, positions = self.tail, self.positions[:, :, : self.used]
         back = torch.arange(queries.shape[2] - 1, -1, -1, device=queries.device)
@@ -204,7 +206,7 @@ class KVLayer(Eviction):
         return LastRows(queries, self.keys[:, :, : self.used], visible.unsqueeze(2), scale)
 
     # ---- decoding, one token per row
-    def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         self.make_space(self.used + 1)
         self.now.add_(1)  # in place, as all that a step changes: a captured step is repeated on the same tensors
         self.write(k, v, self.now)
@@ -214,13 +216,13 @@ class KVLayer(Eviction):
         used = self.used
         keys, values = self.attention_keys(used), self.values[:, :, :used]
         visible = None if dense else (self.positions[:, :, :used] >= 0).unsqueeze(2)
-        out = attend_row(q, keys, values, scale, visible)
+        out = attend_row(q, keys, values, scale, visible, self.held)
         if self.rows != "none" and self.decode_eviction and not self.unlimited:
             self.observe(LastRows(q, keys, None if dense else visible.unsqueeze(2), scale))
         self.make_room(used)
         return out
 
-    def _again(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def _again(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """Attention of the newest token, computed anew, over the other slots and itself. Its own slot is hidden: that
         was filled when nothing had left yet, and would tell what it saw."""
         positions = self.positions[:, :, : self.used]

@@ -12,7 +12,8 @@ from d2o.budget import Budget
 class Ledger:
     """What one row asked for and what was held, per layer: mean over the KV heads, in slots; bytes from storages.
 
-    `requested` is what the method gave each layer out of the budget, at the end of the prefill.
+    `requested` is what the method gave each layer out of the budget, at the end of the prefill. The lists are over all
+    layers; those of `windowed` slide, hold their window and have no part in the budget, though they have in the bytes.
     """
 
     budget: Budget
@@ -22,11 +23,17 @@ class Ledger:
     held_decode: list[float] = field(default_factory=list)
     kv_bytes_prefill: int = 0
     kv_bytes_decode: int = 0
+    windowed: list[int] = field(default_factory=list)
+
+    @property
+    def held_budgeted(self) -> list[float]:
+        """`held_prefill` of the layers that have a budget; of all of them where every layer slides."""
+        return [x for i, x in enumerate(self.held_prefill) if i not in self.windowed] or self.held_prefill
 
     @property
     def realised(self) -> float:
-        """Slots held at the end of the prefill over slots of the full cache."""
-        return sum(self.held_prefill) / (len(self.held_prefill) * self.prompt_tokens)
+        """Slots held at the end of the prefill over slots of the full cache, in the layers that have a budget."""
+        return sum(self.held_budgeted) / (len(self.held_budgeted) * self.prompt_tokens)
 
     def check(self, nominal: bool) -> None:
         """Raise where a layer holds something else than it was given, or the layers together something else than
@@ -34,11 +41,13 @@ class Ledger:
         for layer, (asked, held) in enumerate(zip(self.requested, self.held_prefill, strict=True)):
             if abs(asked - held) > 1:
                 raise RuntimeError(f"layer {layer} was given {asked:g} slots per head and holds {held:g}")
-        layers, wanted = len(self.requested), min(self.prompt_tokens, self.budget.slots(self.prompt_tokens))
-        if not nominal and abs(sum(self.held_prefill) / layers - wanted) > 1:
+        if nominal or len(self.windowed) == len(self.requested):
+            return
+        layers, wanted = len(self.held_budgeted), min(self.prompt_tokens, self.budget.slots(self.prompt_tokens))
+        if abs(sum(self.held_budgeted) / layers - wanted) > 1:
             raise RuntimeError(
                 f"the budget {self.budget.value} of {self.prompt_tokens} tokens is {wanted:g} slots per layer and "
-                f"head, the {layers} layers hold {sum(self.held_prefill) / layers:g} on average"
+                f"head, the {layers} layers hold {sum(self.held_budgeted) / layers:g} on average"
             )
 
     def check_decode(self, expected: list[float]) -> None:
@@ -57,4 +66,5 @@ class Ledger:
             "held_decode": self.held_decode,
             "kv_bytes_prefill": self.kv_bytes_prefill,
             "kv_bytes_decode": self.kv_bytes_decode,
+            **({"windowed_layers": self.windowed} if self.windowed else {}),
         }

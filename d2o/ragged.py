@@ -17,6 +17,7 @@ from torch import Tensor
 from d2o.feed import Feed
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import causal
+from d2o.kernels.logits import Scale, of_heads
 from d2o.layer import KVLayer
 
 
@@ -73,7 +74,7 @@ class HeadRuns:
         self.place = torch.arange(filled.shape[0], device=device) * self.positions.shape[2] + filled
         self.now = torch.tensor(self.seen, dtype=torch.int32, device=device).view(-1, 1, 1) - 1
 
-    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """Write one token per row, `k, v [B, Hkv, 1, D]`, and attend: `[B, Hq, 1, D]` of `q [B, Hq, 1, D]`."""
         self._spare([1] * q.shape[0])
         self.now = self.now + 1
@@ -86,10 +87,10 @@ class HeadRuns:
         out, groups = q.new_empty(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1]
         for b, h, run in self._runs():
             heads = slice(h * groups, (h + 1) * groups)
-            out[b : b + 1, heads] = attend_row(q[b : b + 1, heads], *self._run(run), scale, None)
+            out[b : b + 1, heads] = attend_row(q[b : b + 1, heads], *self._run(run), of_heads(scale, heads), None)
         return out
 
-    def again(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def again(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """The newest token once more, over the other slots and itself; shapes as in `step`, nothing is written."""
         out, groups = q.new_empty(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1]
         for b, h, run in self._runs():
@@ -98,10 +99,10 @@ class HeadRuns:
             visible = torch.cat((others, others.new_ones(1))).view(1, 1, 1, -1)
             own = k[row, h : h + 1], v[row, h : h + 1]
             keys, values = (torch.cat(pair, dim=2) for pair in zip(self._run(run), own, strict=True))
-            out[row, heads] = attend_row(q[row, heads], keys, values, scale, visible)
+            out[row, heads] = attend_row(q[row, heads], keys, values, of_heads(scale, heads), visible)
         return out
 
-    def block(self, q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: list[int]) -> Tensor:
+    def block(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, lengths: list[int]) -> Tensor:
         """Write the last `lengths[b]` of n tokens, `k, v [B, Hkv, n, D]`, and attend: `[B, Hq, n, D]`."""
         self._spare(lengths)
         out, groups, n = q.new_zeros(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1], q.shape[2]
@@ -110,7 +111,8 @@ class HeadRuns:
             if m == 0:
                 continue
             key, value = k[row, h : h + 1, n - m :], v[row, h : h + 1, n - m :]
-            out[row, heads, n - m :] = causal(q[row, heads, n - m :], key, value, *self._run(run), scale)
+            own = of_heads(scale, heads)
+            out[row, heads, n - m :] = causal(q[row, heads, n - m :], key, value, *self._run(run), own)
             self.keys[run.stop : run.stop + m], self.values[run.stop : run.stop + m] = key[0, 0], value[0, 0]
             filled, seen = self.counts[b][h], self.seen[b]
             self.positions[b, h, filled : filled + m] = torch.arange(seen, seen + m, device=k.device)
@@ -180,7 +182,7 @@ class RaggedLayer(KVLayer):
         if self.runs is None:
             super().arm()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """As KVLayer.attend; once heads have runs of their own, over those."""
         runs = self.runs
         if runs is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from d2o.kernels.attend import row_probs
 from d2o.kernels.block import RowStats
+from d2o.kernels.logits import Scale
 from d2o.kernels.sums import column_sums, column_variance
 
 
@@ -27,7 +28,7 @@ class PromptRows:
     stats: RowStats
     past: list[int]
     lengths: list[int]
-    scale: float
+    scale: Scale
     whole: bool = False  # all rows of all prompts of the batch, which are of one length
 
     def column_sums(self, stride: int = 1, variance: Tensor | None = None) -> Tensor:
@@ -65,7 +66,7 @@ class LastRows:
     queries: Tensor  # [B, Hq, n, D]
     keys: Tensor  # [B, Hkv, used, D]
     visible: Tensor | None  # broadcasts to [B, Hkv, g, n, used], bool; None: everything
-    scale: float
+    scale: Scale
 
     def column_sums(self, stride: int = 1) -> Tensor:
         """`[B, Hq, used]`."""

@@ -36,6 +36,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   results_dir=  where the cells lie; the same command goes on where it stopped
   scorer=       official | fixed
   engine.*      chunk, dtype, device
+  plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
   wandb.*       mode (disabled | offline | online), project, group
   dry_run=      true: print rows, tokens, memory and time of every cell, and stop
   hydra/launcher=   local | joblib | slurm: every cell a job of its own; hydra.launcher.* are its knobs
@@ -87,7 +88,9 @@ def _methods(names: list[str], config_dir: Path) -> int:
 
 def _cells(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None) -> int:
     flags = _flags(argv)
-    from eval.config.words import Words
+    from eval.config.words import Words, check_words
+
+    check_words(flags.words)
     from eval.run.steps import run_command
 
     words = Words(flags.words)

@@ -13,6 +13,20 @@ from d2o.errors import InputError
 from eval.text import visible
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PLACES = {  # what is wrong with a place that the user named, and what helps
+    errno.ENAMETOOLONG: "a name has at most 255 bytes, a path 4,096: give a shorter one",
+    errno.ELOOP: "symbolic links lead in a circle: name the place itself",
+    errno.EACCES: "give yourself the right to it, or name another place",
+    errno.EPERM: "give yourself the right to it, or name another place",
+    errno.EROFS: "nothing can be written there: name a place that can be written to",
+    errno.ENOTDIR: "a part of the path is a file where a folder has to be: name another place",
+    errno.EISDIR: "it is a folder, and a file has to be there: name another place",
+    errno.EEXIST: "something else lies there already: name another place",
+    errno.ENOENT: "name a place that is there",
+    errno.ENOTEMPTY: "something else lies there already: name another place",
+    errno.ENXIO: "it is no plain file: name another place",
+    errno.EINVAL: "it is no plain file or folder: name another place",
+}
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,9 +58,18 @@ def explain(error: BaseException) -> tuple[str, str, int | None]:
         return str(error), error.hint, 2
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"the disk is full: {error}", "free some space; the same command goes on where this one stopped", 1
+    if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+        return f"cannot use {_shown(name)}: {error.strerror}", PLACES[error.errno], 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {str(error).split('. ')[0]}", "try a smaller batch_size= or engine.chunk=1024", 1
     return str(error), "", None
+
+
+def _shown(name: str) -> str:
+    """A path as a terminal can show it: bytes that are not UTF-8, and the middle of a long one, are left out."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return name if len(name) <= 200 else f"{name[:100]}...{name[-80:]} ({len(name)} characters)"
 
 
 def end_on_sigterm() -> None:

@@ -14,15 +14,26 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
+    Cohere2Config,
+    Ernie4_5_MoeConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    Glm4MoeConfig,
     GPTNeoXConfig,
+    GptOssConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Phi3Config,
+    PhimoeConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from baselines.adakv import AdaKV
@@ -59,9 +70,22 @@ FAMILIES = {
     "qwen3": lambda: Qwen3Config(**GQA, head_dim=8),
     "gemma": lambda: GemmaConfig(**GQA, head_dim=8),
     "gpt_neox": lambda: GPTNeoXConfig(**SMALL, rotary_pct=0.25),  # nobody's code knows it: the interface serves it
-    "gemma2": lambda: Gemma2Config(**GQA, head_dim=8),  # refused: soft cap
 }
-SUPPORTED = [name for name in FAMILIES if name != "gemma2"]
+SUPPORTED = list(FAMILIES)
+
+# mixtures of experts attend as the others do and pass one argument more: a few methods on each, test_moe.py
+EXPERTS = GQA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ROUTED = GQA | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1}
+MOE = {
+    "mixtral": lambda: MixtralConfig(**GQA, num_local_experts=4, sliding_window=None),
+    "qwen2_moe": lambda: Qwen2MoeConfig(**EXPERTS, shared_expert_intermediate_size=32),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**EXPERTS, head_dim=8),
+    "olmoe": lambda: OlmoeConfig(**GQA, num_experts=4, num_experts_per_tok=2),
+    "phimoe": lambda: PhimoeConfig(**GQA, num_local_experts=4, sliding_window=None),
+    "granitemoe": lambda: GraniteMoeConfig(**GQA, num_local_experts=4, num_experts_per_tok=2),
+    "glm4_moe": lambda: Glm4MoeConfig(**ROUTED, topk_group=1, head_dim=8),
+    "ernie4_5_moe": lambda: Ernie4_5_MoeConfig(**GQA, moe_num_experts=4, moe_k=2, moe_intermediate_size=32),
+}
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "method"
 NEEDS_A_PACKAGE = ("kvpress",)
@@ -133,11 +157,26 @@ def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
 def build(family: str, seed: int = 0):
     """A tiny random model in eval mode."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    return AutoModelForCausalLM.from_config((FAMILIES | MOE | WINDOWED)[family]()).eval()
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+# layers that slide over 24 tokens: test_windows.py
+SLIDING, FULL = "sliding_attention", "full_attention"
+SPAN, MIXED = 24, [SLIDING, FULL, SLIDING, FULL]
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SLIDES = GQA | {"sliding_window": SPAN, "num_hidden_layers": 4}
+WINDOWED = {
+    "mistral_v1": lambda: MistralConfig(**SLIDES),
+    "phi3_slides": lambda: Phi3Config(**SLIDES, original_max_position_embeddings=1024),
+    "qwen2_slides": lambda: Qwen2Config(**SLIDES, use_sliding_window=True, max_window_layers=2),
+    "gemma3": lambda: Gemma3TextConfig(**SLIDES, head_dim=8, layer_types=MIXED),
+    "cohere2": lambda: Cohere2Config(**SLIDES, layer_types=MIXED),
+    "gemma2": lambda: Gemma2Config(**SLIDES, head_dim=8, layer_types=MIXED, attn_logit_softcapping=2.0),
+    "gpt_oss": lambda: GptOssConfig(**SLIDES, head_dim=8, layer_types=MIXED, num_local_experts=4, rope_parameters=ROPE),
+}
 
 
 class Oracle:
@@ -153,14 +192,17 @@ class Oracle:
             AttentionInterface.register("oracle", self.interface)
             model.set_attn_implementation("oracle")
 
-    def interface(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
-        return self.eager(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+    def interface(self, module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
+        return self.eager(module.layer_idx, query, key, value, scaling, softcap, s_aux).transpose(1, 2), None
 
-    def eager(self, layer, query, key, value, scale):
+    def eager(self, layer, query, key, value, scale, cap=None, sinks=None):
         heads = query.shape[1]
         key, value, mask = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (key, value, self.masks[layer]))
         logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        return torch.softmax(logits.masked_fill(~mask, float("-inf")).float(), dim=-1).to(value.dtype) @ value
+        logits = (logits if cap is None else torch.tanh(logits / cap) * cap).masked_fill(~mask, float("-inf"))
+        if sinks is not None:
+            logits = torch.cat((logits, sinks.view(1, -1, 1, 1).expand(*logits.shape[:3], 1)), dim=-1)
+        return torch.softmax(logits.float(), dim=-1)[..., : key.shape[2]].to(value.dtype) @ value
 
     @contextlib.contextmanager
     def falcon_sdpa(self):
@@ -188,21 +230,27 @@ def visible_now(cache, row: int = 0) -> list[Tensor]:
     """Per layer `[Hkv, positions so far + 1]` bool: what the next token will see, itself included."""
     seen = cache.seen[row]
     masks = []
-    for layer in cache.layers:
+    for layer, span in zip(cache.layers, cache.windows, strict=True):
         mask = torch.zeros(layer.positions.shape[1], seen + 1, dtype=torch.bool)
         for head, positions in enumerate(layer.positions[row].long()):
             mask[head, positions[positions >= 0]] = True
         mask[:, seen] = True
+        mask[:, : 0 if span is None else max(0, seen - span + 1)] = False  # the oldest, that the next token replaces
         masks.append(mask)
     return masks
 
 
-def masks_of_run(prompt_length: int, steps: list[list[Tensor]]) -> list[Tensor]:
-    """Masks `[Hkv, T, T]` per layer: causal over the prompt, then what each step saw (`visible_now` before it)."""
+def masks_of_run(prompt_length: int, steps: list[list[Tensor]], spans: Iterable[int | None] = ()) -> list[Tensor]:
+    """Masks `[Hkv, T, T]` per layer: causal over the prompt, then what each step saw (`visible_now` before it).
+
+    `spans`: per layer the window in which it slides over the prompt, None where it does not."""
+    spans = list(spans)
     total, layers = prompt_length + len(steps), len(steps[0])
     masks = []
     for layer in range(layers):
         mask = torch.ones(total, total, dtype=torch.bool).tril().repeat(steps[0][layer].shape[0], 1, 1)
+        if spans and spans[layer] is not None:
+            mask &= torch.ones(total, total, dtype=torch.bool).triu(1 - spans[layer])
         for i, step in enumerate(steps):
             row = step[layer]
             mask[:, prompt_length + i] = False

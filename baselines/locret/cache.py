@@ -64,6 +64,7 @@ class Locret(KVLayer):
     none is named, are put before it too."""
 
     state, decode_eviction = ("scores",), False
+    plain_attention = True
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class Lesson:
 class Recorder(KeepAll):
     """Keeps everything, and the projections of the prompt and the labels by which later queries rate it."""
 
+    plain_attention = True
+
     def __init__(self, kind: str = "logit") -> None:
         super().__init__()
         self.kind = kind

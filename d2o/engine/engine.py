@@ -23,7 +23,7 @@ from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KVLayer
 from d2o.models.finite import not_finite
-from d2o.models.support import expanded_heads
+from d2o.models.support import expanded_heads, windows
 
 
 class Engine:
@@ -32,6 +32,8 @@ class Engine:
     Made by d2o.engine.start.open_engine, which checks the model, makes it attend through our caches, and fills in
     `rotation` and what a token takes, where they are needed. `prototype` is one layer of the method, to be asked and
     never fed.
+    `longest`: of the texts that will be fed, in tokens; default: the model's own limit. Layers whose window is shorter
+    slide.
     `graph`: decode steps are replayed from a CUDA graph as soon as the cache is at its budget.
     """
 
@@ -44,11 +46,13 @@ class Engine:
         chunk: int | None = None,
         seed: int = 0,
         graph: bool = False,
+        longest: int | None = None,
     ) -> None:
         self.model, self.method, self.prototype, self.budget = model, method, method(), budget
         self.chunk, self.seed, self.graph = chunk, seed, graph
         config = model.config.get_text_config()
         self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
+        self.windows = windows(config, longest)  # per layer; None: it does not slide
         self.device = next(model.parameters()).device
         self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys, for slots as positions
         self.switch: Switch | None = None  # of a rotation that depends on the length of the text
@@ -58,7 +62,7 @@ class Engine:
         """An empty cache for one batch."""
         return KVCache(
             method or self.method,
-            self.layers,
+            self.windows,
             budget or self.budget,
             seed=self.seed,
             rotation=self.rotation,
@@ -69,7 +73,7 @@ class Engine:
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
         """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
         cache.feed = feed
-        around = cache.layers[0].around_forward(self.model, cache.layers, feed)
+        around = cache.lead.around_forward(self.model, cache.layers, feed)
         with forward_context(self.model), self.turning(cache), around:
             out = self.model(
                 input_ids=ids,
@@ -81,7 +85,7 @@ class Engine:
         cache.feed = None
         if out.logits.shape[1] < keep:
             raise InputError(
-                f"{type(cache.layers[0]).__name__} drops tokens inside the model: not all of the prompt has logits",
+                f"{type(cache.lead).__name__} drops tokens inside the model: not all of the prompt has logits",
                 "take another method where the prompt itself is scored",
             )
         return out.logits[:, -keep:]
@@ -136,7 +140,7 @@ class Engine:
         if begun:
             begun(cache)
         self.begin(cache, lengths, whole or [n + reserve for n in lengths])
-        for fed in cache.layers[0].pieces(lengths, self.chunk):
+        for fed in cache.lead.pieces(lengths, self.chunk):
             parts = [p[d : d + m] for p, d, m in zip(prompts, done, fed, strict=True)]
             width, start = max(fed), done[0]
             ids = torch.tensor([[p[0]] * (width - len(x)) + list(x) for p, x in zip(prompts, parts, strict=True)])

@@ -66,7 +66,7 @@ def generate(
     comes from the cache too; otherwise it comes from the prefill, which saw everything. Not with questions.
 
     `watch(when, cache)` is shown each cache "empty" before the prefill, where it may tell the layers to report, and
-    after the "prefill", the "question" and every "step". The first eviction is over once `cache.layers[0].pending` is
+    after the "prefill", the "question" and every "step". The first eviction is over once `cache.lead.pending` is
     false. It may not change what the cache holds.
     """
     if max_new_tokens < 1:

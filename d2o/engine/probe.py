@@ -117,8 +117,8 @@ class _Enough(Exception):  # noqa: N818 - it ends a forward pass whose keys are 
 
 
 def token_bytes(engine: Engine) -> int:
-    """Bytes of the keys and values of one token in all layers, read off a cache that was fed one."""
+    """Bytes of the keys and values of one token in all layers that have a budget, read off a cache that was fed one."""
     cache = engine.new_cache(KeepAll, FULL)
     cache.begin_prefill([1])
     engine.forward(cache, _ids(engine.model)[:, :1], Feed([1], prefill=True, last=True, prompt=[1]), 1)
-    return sum(x[:, :, :1].nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+    return sum(x[:, :, :1].nbytes for layer in cache.budgeted or cache.layers for x in (layer.keys, layer.values))

@@ -48,13 +48,15 @@ def find_rotation(engine: Engine) -> Rotation:
     for kind in map(rope_type, parts):
         if kind in MOVING_FREQUENCIES:
             raise InputError(f"{name}: slot positions need fixed RoPE frequencies, not rope_type={kind}", hint)
-    if any(part != parts[0] for part in parts):
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"] * engine.layers
+    evicting = {kind for kind, window in zip(types, engine.windows, strict=True) if window is None}
+    if len(evicting) > 1 and any(part != parts[0] for part in parts):
         raise InputError(f"{name}: slot positions need one rotation, its kinds of layers have {len(parts)}", hint)
     cache = engine.new_cache(KeepAll, FULL)
     cache.begin_prefill([8])
     feed = Feed([8], prefill=True, last=True, prompt=[8])
     engine.forward(cache, torch.full((1, 8), 3, device=engine.device), feed, 1)
-    keys = cache.layers[0].keys[0, :, :8].float()
+    keys = cache.lead.keys[0, :, :8].float()
     seven = torch.full(keys.shape[:1], 7, device=keys.device)
     for inv_freq in _frequencies(model):
         for interleaved in (False, True):

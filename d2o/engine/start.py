@@ -16,7 +16,7 @@ from d2o.engine.rotary import find_rotation
 from d2o.engine.switch import find_switch
 from d2o.errors import InputError
 from d2o.layer import KVLayer
-from d2o.models.support import check_config
+from d2o.models.support import check_config, check_plain
 from d2o.models.window import own_window
 
 
@@ -40,8 +40,10 @@ def open_engine(
     if chunk is not None and chunk < 1:
         raise InputError(f"prefill chunk of {chunk} tokens", "type engine.chunk=1024, or leave it out")
     wanted = Budget(budget)
-    check_config(model.config, window)
-    engine = Engine(model.eval(), method, wanted, chunk=chunk, seed=seed, graph=graph)
+    check_config(model.config)
+    engine = Engine(model.eval(), method, wanted, chunk=chunk, seed=seed, graph=graph, longest=window)
+    if engine.prototype.plain_attention:
+        check_plain(model.config, any(engine.windows), type(engine.prototype).__name__.lower())
     if graph:
         check_graph(engine.device, engine.prototype)
     expected = None if is_attached(model) else probe.stock_logits(model)

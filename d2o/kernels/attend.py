@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from d2o.kernels.logits import Logits, Scale, scaled, sinks_of
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
@@ -27,11 +32,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=groups > 1)
 
 
-def attend_row(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+def attend_row(
+    q: Tensor, k: Tensor, v: Tensor, scale: Scale, visible: Tensor | None, held: Sequence[int] | None = None
+) -> Tensor:
     """Attention of one query per head over all keys, `visible [B, Hkv, 1, T]` bool (None: all of them).
 
     The query heads of a group are handed over as rows over the same keys, so that a key is read once.
+    `held`: where known, that row b sees its first `held[b]` keys and no others. In half precision on a CPU rows then
+    attend one by one: over keys that end elsewhere the kernel rounds otherwise, and a row would owe its answer to the
+    rows beside it.
     """
+    if visible is not None and held is not None and q.device.type == "cpu" and q.dtype in HALF:
+        rows = (slice(b, b + 1) for b in range(q.shape[0]))
+        parts = [attend_row(q[b], k[b, :, :n], v[b, :, :n], scale, None) for b, n in zip(rows, held, strict=True)]
+        return torch.cat(parts)
+    if isinstance(scale, Logits):
+        probs = row_probs(q, k, scale, None if visible is None else visible.unsqueeze(2)).to(v.dtype)
+        return torch.matmul(probs.reshape(q.shape[0], k.shape[1], -1, k.shape[2]), v).view(*q.shape[:3], v.shape[3])
     packed = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     out = F.scaled_dot_product_attention(packed, k, v, attn_mask=visible, scale=scale)
     return out.reshape(*q.shape[:3], v.shape[3])
@@ -64,7 +81,7 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     return out_a * weight_a + out_b * weight_b, lse
 
 
-def row_probs(q: Tensor, k: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+def row_probs(q: Tensor, k: Tensor, scale: Scale, visible: Tensor | None) -> Tensor:
     """Softmax rows `[B, Hq, n, T]` float32 of a few queries; `visible` broadcasts to `[B, Hkv, g, n, T]`, bool.
 
     A query that sees nothing gives a row of zeros. Memory is n x T: for windows and decode steps, not for prompts.
@@ -72,14 +89,19 @@ def row_probs(q: Tensor, k: Tensor, scale: float, visible: Tensor | None) -> Ten
     batch, heads, n, dim = q.shape
     groups = heads // k.shape[1]
     packed = q.reshape(batch, k.shape[1], groups * n, dim)
-    logits = torch.matmul(packed, k.transpose(-1, -2)).float().mul_(scale)
+    logits = scaled(torch.matmul(packed, k.transpose(-1, -2)).float(), scale)
     logits = logits.view(batch, k.shape[1], groups, n, -1)
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
+    sinks = sinks_of(scale)
+    if sinks is not None:
+        logits = torch.cat((logits, sinks.view(1, k.shape[1], groups, 1, 1).expand(*logits.shape[:-1], 1)), dim=-1)
     probs = torch.softmax(logits, dim=-1)
+    if sinks is not None:
+        probs = probs[..., :-1]
     if visible is not None:
         probs = probs.nan_to_num(0.0)
-    return probs.view(batch, heads, n, -1)
+    return probs.reshape(batch, heads, n, -1)
 
 
 def triton_serves(x: Tensor) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2o.kernels import fused
 from d2o.kernels.attend import attend, attend_lse, merge_attention
 from d2o.kernels.fused import Fed
+from d2o.kernels.logits import Logits, Scale, attend_logits, bands
 
 
 @dataclass
@@ -33,7 +36,7 @@ def attend_block(
     v: Tensor,
     older: Callable[[slice, int], tuple[Tensor, Tensor]],
     fed: Fed,
-    scale: float,
+    scale: Scale,
     stats: RowStats | None,
 ) -> Tensor:
     """`[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, of which `fed` says what belongs to each row;
@@ -41,7 +44,7 @@ def attend_block(
     n = q.shape[2]
     if len(set(fed.past)) == 1 and min(fed.lengths) == n:
         return causal(q, k, v, *older(slice(None), fed.past[0]), scale, stats)
-    if stats and fused.serves(q):
+    if stats and _in_one_pass(q, scale):
         return _summed_rows(q, k, v, older(slice(None), max(fed.past)), fed, scale, stats)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
     for b, (m, p) in enumerate(fed.rows()):
@@ -71,11 +74,14 @@ def _summed_rows(
 
 
 def causal(
-    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: float, stats: RowStats | None = None
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: Scale, stats: RowStats | None = None
 ) -> Tensor:
     """`[B, Hq, n, D]` of one block whose rows are alike, as `attend_block` has it, with its older keys and values
     `past_k, past_v [B, Hkv, P, D]`; what statistics need is added to `stats`."""
-    if stats and fused.serves(q):
+    if isinstance(scale, Logits):
+        out, lse = attend_logits(q, torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2), scale)
+        sums = None
+    elif stats and fused.serves(q):
         out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, scale, stats.stride)
     elif past_k.shape[2]:
         out, lse = merge_attention(*attend_lse(q, past_k, past_v, scale, False), *attend_lse(q, k, v, scale, True))
@@ -87,3 +93,24 @@ def causal(
     if stats:
         stats.add(lse, sums)
     return out
+
+
+def attend_band(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, scale: Scale, span: int
+) -> Tensor:
+    """`[B, Hq, n, D]` of a block `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]` behind `past_k, past_v [B, Hkv, P, D]`; a
+    token sees `span` keys at most, the last its own."""
+    if past_k.shape[2] + k.shape[2] <= span:
+        return causal(q, k, v, past_k, past_v, scale)
+    k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
+    if isinstance(scale, Logits):
+        return attend_logits(q, k, v, scale, span)[0]
+    out, grouped = q.new_empty(*q.shape[:3], v.shape[3]), q.shape[1] > k.shape[1]
+    for rows, seen, visible in bands(q.shape[2], k.shape[2], span, q.device):
+        own = q[:, :, rows], k[:, :, seen], v[:, :, seen]
+        out[:, :, rows] = F.scaled_dot_product_attention(*own, attn_mask=visible, scale=scale, enable_gqa=grouped)
+    return out
+
+
+def _in_one_pass(q: Tensor, scale: Scale) -> bool:
+    return fused.serves(q) and not isinstance(scale, Logits)

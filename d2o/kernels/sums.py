@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from d2o.kernels.attend import repeat_heads, triton_serves
+from d2o.kernels.logits import Logits, Scale, scaled
 from d2o.kernels.threads import in_threads
 
 TILE = 256  # rows and keys of one CPU tile: 4 query heads of it are 1 MB, which stays in a core's L2
@@ -23,7 +24,7 @@ def column_sums(
     q: Tensor,
     k: Tensor,
     lse: Tensor,
-    scale: float,
+    scale: Scale,
     past: int = 0,
     stride: int = 1,
     variance: Tensor | None = None,
@@ -41,12 +42,13 @@ def column_sums(
         q, lse = q.index_select(2, rows), lse.index_select(2, rows)
     out = torch.zeros(q.shape[0], q.shape[1], k.shape[2], dtype=torch.float32, device=q.device)
     first = int(past + (n - 1) % stride)  # the key index that row 0 of the strided rows may still see
-    if triton_serves(q):
+    if triton_serves(q) and not isinstance(scale, Logits):
         from d2o.kernels.triton import sums_into
 
         sums_into(q, k, lse, scale, first, stride, out, variance)
     else:
-        taken = _sums_cpu if q.device.type == "cpu" else sums_plain
+        plain = q.device.type != "cpu" or isinstance(scale, Logits)
+        taken = sums_plain if plain else _sums_cpu
         taken(q, k, lse, scale, first, stride, out)
         if variance is not None:
             variance.copy_(column_variance(out))
@@ -101,9 +103,10 @@ def _sums_cpu(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, strid
     in_threads(job, q.shape[0], q.shape[1], groups, q.shape[2] * k.shape[2])
 
 
-def sums_plain(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stride: int, out: Tensor) -> None:
+def sums_plain(q: Tensor, k: Tensor, lse: Tensor, scale: Scale, first: int, stride: int, out: Tensor) -> None:
     """Add to `out [B, Hq, T]`: blocks of rows of `q [B, Hq, n, D]` over the keys `k [B, Hkv, T, D]` that they see, all
-    heads at once; `lse [B, Hq, n]`. The Triton kernel's twin, and what runs on an accelerator without Triton."""
+    heads at once; `lse [B, Hq, n]`. The Triton kernel's twin, and what runs on an accelerator without Triton, and where
+    logits are more than scaled products."""
     batch, heads, n, dim = q.shape
     groups = heads // k.shape[1]
     keys = k.transpose(-1, -2)
@@ -112,7 +115,7 @@ def sums_plain(q: Tensor, k: Tensor, lse: Tensor, scale: float, first: int, stri
         q1 = min(q0 + height, n)
         seen = min(k.shape[2], first + (q1 - 1) * stride + 1)
         rows = q[:, :, q0:q1].reshape(batch, k.shape[1], groups * (q1 - q0), dim)
-        tile = torch.matmul(rows, keys[..., :seen]).float().mul_(scale).view(batch, heads, q1 - q0, seen)
+        tile = scaled(torch.matmul(rows, keys[..., :seen]).float(), scale).view(batch, heads, q1 - q0, seen)
         tile.sub_(lse[:, :, q0:q1].unsqueeze(-1))
         row_index = first + stride * torch.arange(q0, q1, device=q.device).unsqueeze(1)
         tile.masked_fill_(torch.arange(seen, device=q.device) > row_index, float("-inf"))

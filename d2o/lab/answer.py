@@ -32,7 +32,8 @@ class Asked:
 
 @dataclass
 class Answer:
-    """What was generated; `row` is the ledger's part of a row, and the seconds.
+    """What was generated; `row` is the ledger's part of a row, and the seconds; `raw`: the text with the model's
+    thoughts, where some were taken out of it (d2o/models/thinking.py).
 
     held: `[Hkv, C]` positions per layer right after the eviction, -1 for an empty slot; merges: per layer the positions
     `[Hkv, n]` that left into a kept slot then, -1 for those that did not.
@@ -43,6 +44,7 @@ class Answer:
     row: dict[str, Any]
     held: list[Tensor]
     merges: list[Tensor | None]
+    raw: str | None = None
 
     def survival(self, spans: Sequence[Span]) -> dict[str, list[float]]:
         """Per layer: the share of the slots of these positions that is held (`survival`) or merged into one that is
@@ -62,11 +64,12 @@ class Answer:
 
 @dataclass
 class Completion:
-    """What was generated, with what ended it; `row` as in Answer."""
+    """What was generated, with what ended it; `row` and `raw` as in Answer."""
 
     text: str
     tokens: list[int]
     row: dict[str, Any]
+    raw: str | None = None
 
 
 class Survivors:
@@ -80,7 +83,7 @@ class Survivors:
             self.held = None  # of a text that is read again, what the last reading holds
             for layer in cache.layers:
                 layer.merge_log = [] if layer.merges else None
-        elif self.held is None and not cache.layers[0].pending:
+        elif self.held is None and not cache.lead.pending:
             self.held = [layer.positions[0].clone().cpu() for layer in cache.layers]
             self.merged = [_merged(layer.merge_log) for layer in cache.layers]
             for layer in cache.layers:

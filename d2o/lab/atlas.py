@@ -81,7 +81,7 @@ class Drawing:
             self.merges, self.first = Merges(), None
             for layer in cache.layers:
                 layer.around_absorb = self.merges.absorb
-        elif when != "question" and self.first is None and not cache.layers[0].pending:
+        elif when != "question" and self.first is None and not cache.lead.pending:
             self.first = snapshot(cache)
 
 

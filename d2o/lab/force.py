@@ -19,8 +19,8 @@ class Forced:
     """Per forced token, in order: `nll` under the method, `full_nll` with the full cache, `kl` = KL(full || method),
     all in nats, and `agree`, whether both find the same token most likely; None without the full cache.
 
-    pieces: (tokens, seconds of the method) of everything fed after the prefill; held_most: most slots that a layer held
-    after any of them; row: the ledger's fields and the seconds.
+    pieces: (tokens, seconds of the method) of everything fed after the prefill; held_most: most slots that a layer
+    with a budget held after any of them; row: the ledger's fields and the seconds.
     """
 
     nll: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ def force(engine: Engine, full: Engine | None, ids: Sequence[int], prefill: int,
         began = engine.clock()
         logits = engine.extend(cache, fed)[0]
         found.pieces.append((fed.shape[1], engine.clock() - began))
-        found.held_most = max(found.held_most, *(max(layer.held) for layer in cache.layers))
+        found.held_most = max(found.held_most, *(max(layer.held) for layer in cache.budgeted or cache.layers))
         log_probs = _shifted(last, logits)
         found.nll += _nll(log_probs, fed[0])
         if any(math.isnan(value) for value in found.nll[start - prefill :]):

@@ -10,21 +10,26 @@ from functools import cached_property
 from typing import Any
 
 from d2o.engine.engine import Engine
-from d2o.engine.generation import generate
+from d2o.engine.generation import Generation, generate
 from d2o.engine.start import open_engine
+from d2o.errors import InputError
 from d2o.lab import force, race
 from d2o.lab.answer import Answer, Asked, Completion, Span, Survivors, as_row
 from d2o.lab.likelihood import Scored, likelihoods
 from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
+from d2o.models.chat import Messages, render
 from d2o.models.loading import LoadedModel
-from d2o.models.prompt import Encoded, decode, encode, encode_apart, encode_parts, stop_at
+from d2o.models.prompt import Encoded, encode, encode_apart, encode_parts, stop_at, tokenise
+from d2o.models.support import mixes
+from d2o.models.thinking import read_answer
 from d2o.stop import Stop
 
 
 class Lab:
     """`longest`: the longest text that will be fed, in tokens, where it is less than the model's window; to be set
-    before anything is measured. `graph`: decode steps are replayed from a CUDA graph."""
+    before anything is measured. Where only some layers slide, they do if the window lets a text be that long: what is
+    kept must not hang on which samples are left to do. `graph`: decode steps are replayed from a CUDA graph."""
 
     def __init__(
         self,
@@ -42,13 +47,24 @@ class Lab:
 
     @cached_property
     def engine(self) -> Engine:
-        """The model under the method."""
-        return open_engine(self.loaded.model, *self._asked, window=self.longest, graph=self._graph, **self._options)
+        """The model under the method. InputError where every layer slides, so that none would take the budget."""
+        engine = open_engine(self.loaded.model, *self._asked, window=self._reach, graph=self._graph, **self._options)
+        if all(engine.windows) and not engine.budget.whole:
+            span = engine.windows[0]
+            what = f"every layer of {self.loaded.name} has a sliding window of {span} tokens: none takes a budget"
+            raise InputError(what, f"keep texts within the window: model.window={span}; or type method=full")
+        return engine
 
     @cached_property
     def full(self) -> Engine:
         """The same model with the full cache."""
-        return open_engine(self.loaded.model, KeepAll, 1.0, window=self.longest, **self._options)
+        return open_engine(self.loaded.model, KeepAll, 1.0, window=self._reach, **self._options)
+
+    @property
+    def _reach(self) -> int | None:
+        """Tokens that decide whether layers slide."""
+        mixed = mixes(self.loaded.model.config)
+        return max(self.window, self.longest or 0) if mixed else self.longest
 
     @property
     def evicts(self) -> bool:
@@ -74,14 +90,22 @@ class Lab:
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text, nothing around it."""
-        return self.loaded.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return self.begin(text, False)
+
+    def begin(self, text: str, opened: bool = True) -> list[int]:
+        """Ids of the beginning of a text: `d2o.models.prompt.tokenise`."""
+        return tokenise(self.loaded.tokenizer, text, opened)
+
+    def render(self, messages: Messages, answer: bool = True) -> str:
+        """Turns as the model's chat template writes them: `d2o.models.chat.render`."""
+        return render(self.loaded.tokenizer, messages, self.loaded.chat_options, answer)
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
         return len(self.ids(text))
 
     def prompt(self, context: str, question: str, spans: Sequence[Span], chat: bool = False) -> Asked:
-        """A prompt in two parts, each tokenised by itself; `spans` are characters [start, end) of the context."""
+        """A prompt in two parts, tokenised as a whole; `spans` are characters [start, end) of the context."""
         parts = encode_parts(self.loaded, context, question, chat, spans)
         return Asked(parts.context, parts.question, parts.spans)
 
@@ -100,10 +124,9 @@ class Lab:
         """Greedy answers of a batch. `when`: the question was read "before" the eviction; "again", the same, and the
         last token of the prompt is read once more, from the cache; "after" it."""
         questions = [prompt.question for prompt in prompts] if when == "after" else None
-        texts = [prompt.ids for prompt in prompts]
-        ends = stop_at(self.loaded, stop)
+        texts, ends = [prompt.ids for prompt in prompts], stop_at(self.loaded, stop)
         found = generate(self.engine, texts, max_new_tokens, ends, questions, again=when == "again")
-        return [Completion(decode(self.loaded, one.tokens), one.tokens, as_row(one)) for one in found]
+        return self._completions(texts if questions is None else questions, found)
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
@@ -113,7 +136,8 @@ class Lab:
         (prompt, question), seen = asked.parts(late), Survivors()
         questions, ends = [question] if late else None, stop_at(self.loaded, stop)
         (found,) = generate(self.engine, [prompt], max_new_tokens, ends, questions, again, watch=seen)
-        return Answer(decode(self.loaded, found.tokens), found.tokens, as_row(found), seen.held, seen.merged)
+        text, raw = read_answer(self.loaded, question if late else prompt, found.tokens)
+        return Answer(text, found.tokens, as_row(found), seen.held, seen.merged, raw)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, until: Sequence[str], again: bool = False
@@ -127,7 +151,11 @@ class Lab:
         reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
         stop = Stop(self.loaded.eos_ids, ended=ended if until else None)
         found = generate(self.engine, prompts, max_new_tokens, stop, again=again and self.evicts)
-        return [Completion(decode(self.loaded, one.tokens), one.tokens, as_row(one)) for one in found]
+        return self._completions(prompts, found)
+
+    def _completions(self, prompts: Sequence[Sequence[int]], found: Sequence[Generation]) -> list[Completion]:
+        texts = [read_answer(self.loaded, prompt, one.tokens) for prompt, one in zip(prompts, found, strict=True)]
+        return [Completion(text, one.tokens, as_row(one), raw) for (text, raw), one in zip(texts, found, strict=True)]
 
     def likelihoods(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], again: bool = False

@@ -93,12 +93,12 @@ class SelfCheck:
         run = open_engine(self.model, factory, budget)
         alone = [self.forced(run, b) for b in range(len(LENGTHS))]
         logits, cache, steps = alone[0]
-        plain = type(cache.layers[0]).around_forward is KVLayer.around_forward and len(
-            cache.layers[0].pieces([LENGTHS[0]], None)
+        plain = type(cache.lead).around_forward is KVLayer.around_forward and len(
+            cache.lead.pieces([LENGTHS[0]], None)
         ) == 1 and not any(layer.merges or layer.slot_positions for layer in cache.layers)  # fmt: skip
         found: dict[str, float | None] = {"mask": None}
         if plain:
-            expected = self.oracle.logits(self.texts[0], run_masks(LENGTHS[0], steps))[LENGTHS[0] - 1 :]
+            expected = self.oracle.logits(self.texts[0], run_masks(LENGTHS[0], steps, run.windows))[LENGTHS[0] - 1 :]
             found["mask"] = self.differ("mask", logits, expected)
         pairs = zip(self.batch(run), alone, strict=True)
         found["batch"] = max(self.differ("batch", a, b, row) for row, (a, (b, _, _)) in enumerate(pairs))
@@ -116,7 +116,8 @@ class SelfCheck:
         cache, first = run.prefill([text[:n]], len(text) - n)
         logits, steps = [first[0]], []
         for position in range(n, len(text)):
-            steps.append([seen_by(layer.positions[0], position) for layer in cache.layers])
+            layers = zip(cache.layers, cache.windows, strict=True)
+            steps.append([seen_by(layer.positions[0], position, span) for layer, span in layers])
             logits.append(run.step(cache, torch.tensor([text[position]], device=self.device))[0])
         return torch.stack(logits), cache, steps
 
@@ -150,7 +151,7 @@ class SelfCheck:
         """The checks `held` and `bytes` of a cache whose steps are done."""
         ledger, layers = cache.close_ledger(0), cache.layers
         wanted = min(LENGTHS[0], run.budget.slots(LENGTHS[0]))
-        mean = sum(ledger.held_prefill) / len(layers)
+        mean = sum(ledger.held_budgeted) / len(ledger.held_budgeted)
         slot = [sum(x.shape[-1] * x.element_size() for x in (layer.keys, layer.values)) for layer in layers]
         heads = layers[0].positions.shape[1]
         needed = sum(h * heads * s for h, s in zip(ledger.held_decode, slot, strict=True))
@@ -158,7 +159,7 @@ class SelfCheck:
         self.where["held"] = f"{wanted} slots were asked for, the layers hold {ledger.held_prefill}"
         self.where["bytes"] = f"{needed:g} are needed, {ledger.kv_bytes_decode} are held"
         off = max(0.0, ledger.kv_bytes_decode - spare - needed, needed - ledger.kv_bytes_decode) / needed
-        free = layers[0].nominal or not layers[0].budgeted
+        free = cache.lead.nominal or not cache.lead.budgeted
         return {"held": None if free else abs(mean - wanted), "bytes": off}
 
     def scores(self, factory: Callable[[], KVLayer]) -> float:
@@ -168,9 +169,12 @@ class SelfCheck:
         share of the largest score; infinite where a protected slot left.
         """
         prompt, worst = LENGTHS[0] // 3, 0.0  # short, so that what the steps add decides
-        _, cache, steps = self.forced(open_engine(self.model, factory, BUDGETS[0]), 0, prompt)
-        self.oracle.logits(self.texts[0], run_masks(prompt, steps))
+        run = open_engine(self.model, factory, BUDGETS[0])
+        _, cache, steps = self.forced(run, 0, prompt)
+        self.oracle.logits(self.texts[0], run_masks(prompt, steps, run.windows))
         for index, (layer, probs) in enumerate(zip(cache.layers, self.oracle.probs, strict=True)):
+            if run.windows[index]:
+                continue
             received = probs.unflatten(0, (layer.positions.shape[1], -1)).sum(1).cpu()  # [Hkv, T, T]
             recent = layer.recent(layer.slots[0])
             for i in range(len(steps)):  # after the prompt, then after each step but the last

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
+from d2o.models.chat import checked_options
 from d2o.models.window import own_window
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -22,13 +23,16 @@ EDGE = 1 << 20  # bytes of each end of a weight file that go into the fingerprin
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`window`: most tokens of prompt and answer together. `eos_ids`: tokens that end an answer."""
+    """`window`: most tokens of prompt and answer together. `eos_ids`: tokens that end an answer. `chat_options`: for
+    the tokenizer's chat template; `strip_thinking`: an answer is what is behind the model's thoughts."""
 
     model: Any
     tokenizer: Any
     name: str
     window: int
     eos_ids: frozenset[int]
+    chat_options: dict[str, Any] = field(default_factory=dict)
+    strip_thinking: bool = True
 
 
 def load(
@@ -39,16 +43,20 @@ def load(
     window: int | None = None,
     device_map: Any = None,
     trust_remote_code: bool = False,
+    chat_options: Mapping[str, Any] | None = None,
+    strip_thinking: bool = True,
 ) -> LoadedModel:
     """A folder in Hugging Face's layout.
 
     dtype: auto (the checkpoint's) | float32 | bfloat16 | float16; device: auto | cpu | cuda | cuda:N, ignored where
-    `device_map` spreads the model. Raises InputError, naming the folder and what it lacks.
+    `device_map` spreads the model; chat_options, strip_thinking: as in LoadedModel. Raises InputError, naming the
+    folder and what it lacks.
     """
     folder = check_folder(path)
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     name = name or folder.resolve().name
-    return _load(str(folder), name, options, dtype, device, window, device_map)
+    loaded = _load(str(folder), name, options, dtype, device, window, device_map)
+    return chatting(loaded, chat_options, strip_thinking)
 
 
 def load_hub(
@@ -60,10 +68,19 @@ def load_hub(
     window: int | None = None,
     device_map: Any = None,
     trust_remote_code: bool = False,
+    chat_options: Mapping[str, Any] | None = None,
+    strip_thinking: bool = True,
 ) -> LoadedModel:
     """A model of the hub by its id, downloaded on first use; otherwise as `load`."""
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return _load(id, name or id.replace("/", "--"), options, dtype, device, window, device_map)
+    loaded = _load(id, name or id.replace("/", "--"), options, dtype, device, window, device_map)
+    return chatting(loaded, chat_options, strip_thinking)
+
+
+def chatting(loaded: LoadedModel, chat_options: Mapping[str, Any] | None, strip_thinking: bool = True) -> LoadedModel:
+    """The model with options for its chat template. Raises InputError for one that the template does not read."""
+    options = checked_options(loaded.tokenizer, chat_options)
+    return replace(loaded, chat_options=options, strip_thinking=strip_thinking)
 
 
 def check_folder(path: str) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.loading import LoadedModel, check_folder, finish
+from d2o.models.loading import LoadedModel, chatting, check_folder, finish
+from d2o.models.support import mixes
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -15,7 +17,7 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class Outline:
     """`loaded.model` lies on the meta device: it has a shape and no weights. `token_bytes`: keys and values of one
-    token in all layers; None where the config does not say it."""
+    token in all layers; None where the config does not say it, or where layers that slide hold fewer tokens."""
 
     loaded: LoadedModel
     token_bytes: int | None
@@ -43,7 +45,26 @@ def outline(node: Mapping[str, Any], dtype: str = "auto", device: str = "cpu") -
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     kind = str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype
-    return Outline(finish(model, tokenizer, str(node.get("name")), node.get("window")), _bytes(config, SIZES[kind]))
+    loaded = chatting(finish(model, tokenizer, str(node.get("name")), node.get("window")), node.get("chat_options"))
+    return Outline(loaded, _bytes(config, SIZES[kind]))
+
+
+def dtype_of(node: Mapping[str, Any], dtype: str, device: str) -> str | None:
+    """What a config node's model is loaded in, read off its config.json; None where that does not say it, or is on the
+    hub. Raises InputError for a folder that is no model's."""
+    if dtype != "auto" or "id" in node:
+        return None if dtype == "auto" else dtype
+    if "path" not in node:
+        return _random_dtype(node, device)
+    config = json.loads((check_folder(str(node["path"])) / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config")
+    places = (config, text if isinstance(text, dict) else {})
+    found = (one.get(key) for one in places for key in ("dtype", "torch_dtype"))
+    return next((str(kind).removeprefix("torch.") for kind in found if kind), None)
+
+
+def _random_dtype(node: Mapping[str, Any], device: str) -> str:
+    return "bfloat16" if "family" in node and device.startswith("cuda") else "float32"
 
 
 def _random(node: Mapping[str, Any], dtype: str, device: str) -> Outline:
@@ -65,14 +86,14 @@ def _random(node: Mapping[str, Any], dtype: str, device: str) -> Outline:
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    kind = dtype if dtype != "auto" else "bfloat16" if "family" in node and device.startswith("cuda") else "float32"
+    kind = _random_dtype(node, device) if dtype == "auto" else dtype
     return Outline(finish(model, tokenizer, str(node["name"]), None), _bytes(config, SIZES[kind]))
 
 
 def _bytes(config: Any, size: int) -> int | None:
     text = config.get_text_config()
     heads, layers = getattr(text, "num_key_value_heads", None), getattr(text, "num_hidden_layers", None)
-    if not heads or not layers:
+    if not heads or not layers or mixes(text):
         return None
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * layers * heads * width * size

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2o.errors import InputError
+from d2o.models.chat import render
 from d2o.models.loading import LoadedModel
 from d2o.stop import Stop
 
@@ -50,18 +51,19 @@ def encode(
     if room < 1:
         what = f"a window of {loaded.window} tokens has no room for a prompt and {max_new_tokens} new tokens"
         raise InputError(what, "take a model with a longer window")
-    ids = _wrap(tokenizer, prompt, chat)
+    ids = _wrap(loaded, prompt, chat)
     if len(ids) <= room:
         return Encoded(_known(ids, loaded), False)
     if truncate == "refuse":
         what = f"a prompt of {len(ids)} tokens does not fit: {max_new_tokens} new ones leave {room} of {loaded.window}"
         raise InputError(what, "this task may not truncate: take a model with a longer window")
-    return Encoded(_known(_cut_middle(tokenizer, prompt, chat, room), loaded), True)
+    return Encoded(_known(_cut_middle(loaded, prompt, chat, room), loaded), True)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A prompt in two parts, each tokenised by itself: what stands before the question, and the question.
+    """A prompt in two parts, what stands before the question, and the question: one after the other they are the ids
+    of the whole text, tokenised at once.
 
     `spans`: the positions [first, last + 1) of stretches of the context that were asked for.
     """
@@ -80,47 +82,59 @@ def encode_parts(
 ) -> Parts:
     """Ids of context and question. A chat template opens before the context and closes behind the question.
 
-    `spans`: characters [start, end) of the context. Raises InputError where the tokenizer cannot say which tokens they
-    became.
+    The whole text is tokenised, and cut where its ids leave those of the context tokenised alone. So the ids are those
+    of the whole text, whatever the tokenizer puts at a seam, and the context's are the beginning of its own: nothing of
+    the question is in them. A token with characters of both goes to the question, with the few before it that the
+    question has changed.
+
+    `spans`: characters [start, end) of the context; of a span that runs into the question what the context holds of it.
+    Raises InputError where the tokenizer cannot say which tokens they became.
     """
-    chat = chat and bool(loaded.tokenizer.chat_template)
-    before, after = _around(loaded.tokenizer, chat)
-    head = before + context
-    if not spans:
-        ids, found = _wrap_head(loaded.tokenizer, head, chat), []
-    else:
-        if not loaded.tokenizer.is_fast:
+    tokenizer, chat = loaded.tokenizer, chat and bool(loaded.tokenizer.chat_template)
+    before, after = _around(loaded, chat)
+    head, text = before + context, before + context + question + after
+    whole = tokenise(tokenizer, text, not chat)
+    cut = _shared(tokenise(tokenizer, head, not chat), whole)
+    found: list[tuple[int, int]] = []
+    if spans:
+        if not tokenizer.is_fast:
             hint = "the model's folder needs a tokenizer.json"
             raise InputError(f"the tokenizer of {loaded.name} does not say where its tokens stand", hint)
-        made = loaded.tokenizer(head, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
-        ids, shift = made.input_ids, len(before)
-        found = [_tokens_of(made.offset_mapping, a + shift, b + shift) for a, b in spans]
-        doubled = len(ids) - len(_wrap_head(loaded.tokenizer, head, chat))
-        ids, found = ids[doubled:], [(a - doubled, b - doubled) for a, b in found]
-    asked = loaded.tokenizer(question + after, add_special_tokens=False, verbose=False).input_ids
-    return Parts(ids, asked, found)
+        made = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
+        doubled = len(made.input_ids) - len(whole) - (0 if chat else _closing(tokenizer))
+        offsets, shift = made.offset_mapping[doubled:], len(before)
+        stretches = (_tokens_of(offsets, a + shift, b + shift) for a, b in spans)
+        found = [(a, min(b, cut) if a < cut else b) for a, b in stretches]
+    return Parts(whole[:cut], whole[cut:], found)
 
 
 def encode_apart(
     loaded: LoadedModel, context: str, question: str, max_new_tokens: int, chat: bool = False, truncate: str = "middle"
 ) -> Encoded:
     """As `encode`, for a question that is fed after the context was evicted: only the context is ever cut."""
-    chat = chat and bool(loaded.tokenizer.chat_template)
     parts = encode_parts(loaded, context, question, chat)
     room = loaded.window - max_new_tokens - len(parts.question)
     if not parts.question or not parts.context:
         raise InputError(f"a question {question[:20]!r} of no tokens, or no context", "write task.question=before")
-    if len(parts.context) > room:
+    truncated = len(parts.context) > room
+    if truncated:
         what = (
             f"a context of {len(parts.context)} tokens does not fit: what follows it leaves {room} of {loaded.window}"
         )
         hint = "this task may not truncate: take a model with a longer window"
         if truncate == "refuse" or room < 2:
             raise InputError(what, hint)
-        before, _ = _around(loaded.tokenizer, chat)
-        cut = _cut(loaded.tokenizer, before, context, chat, room)
-        return Encoded(_known(cut, loaded), True, _known(parts.question, loaded))
-    return Encoded(_known(parts.context, loaded), False, _known(parts.question, loaded))
+        parts = _cut_context(loaded, context, question, chat, room + len(parts.question))
+    return Encoded(_known(parts.context, loaded), truncated, _known(parts.question, loaded))
+
+
+def tokenise(tokenizer: Any, text: str, opened: bool = True) -> list[int]:
+    """Ids of a text that is to be gone on with. opened: behind what the tokenizer puts before a text, once where the
+    text brings a BOS of its own. What it puts behind a text, an EOS, is left out: it would end what only begins."""
+    if not opened:
+        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ids, bos = _unclosed(tokenizer, text), tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def stop_at(loaded: LoadedModel, texts: tuple[str, ...] = ()) -> Stop:
@@ -135,66 +149,71 @@ def decode(loaded: LoadedModel, tokens: list[int]) -> str:
     return loaded.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def _wrap(tokenizer: Any, text: str, chat: bool) -> list[int]:
+def _wrap(loaded: LoadedModel, text: str, chat: bool) -> list[int]:
     """Ids with whatever stands around the text. A template brings its own BOS, so the tokenizer adds none to it."""
-    if not chat:
-        ids = tokenizer(text, verbose=False).input_ids
-        bos = tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
-    return tokenizer(_render(tokenizer, text), add_special_tokens=False, verbose=False).input_ids
+    return tokenise(loaded.tokenizer, _render(loaded, text) if chat else text, not chat)
 
 
-def _render(tokenizer: Any, text: str) -> str:
-    message = [{"role": "user", "content": text}]
-    try:
-        return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template is a program of the model's authors and may raise anything
-        raise InputError(f"the chat template fails: {error}", "mend the tokenizer's chat template") from error
+def _render(loaded: LoadedModel, text: str) -> str:
+    return render(loaded.tokenizer, [{"role": "user", "content": text}], loaded.chat_options)
 
 
-def _cut_middle(tokenizer: Any, text: str, chat: bool, room: int) -> list[int]:
+def _cut_middle(loaded: LoadedModel, text: str, chat: bool, room: int) -> list[int]:
     """Cut text and not ids, as the reference does: both halves are decoded and tokenised again, so the seam and the
     template decide how many tokens come out. What is too many is taken off the next try, which ends by itself."""
-    ids = tokenizer(text, verbose=False).input_ids
-    keep = room
+    ids, keep = _unclosed(loaded.tokenizer, text), room
     while keep >= 2:
-        half = keep // 2
-        ends = (ids[:half], ids[-half:])
-        cut = _wrap(tokenizer, "".join(tokenizer.decode(end, skip_special_tokens=True) for end in ends), chat)
+        cut = _wrap(loaded, _ends(loaded.tokenizer, ids, keep), chat)
         if len(cut) <= room:
             return cut
         keep = min(keep - 1, keep - (len(cut) - room))
     raise InputError(f"{room} tokens are too few for the chat template alone", "take a model with a longer window")
 
 
-def _around(tokenizer: Any, chat: bool) -> tuple[str, str]:
+def _cut_context(loaded: LoadedModel, context: str, question: str, chat: bool, room: int) -> Parts:
+    """The first and the last half of a context, `room` tokens at most with all that stands around it."""
+    ids, keep = tokenise(loaded.tokenizer, context, False), room
+    while keep >= 2:
+        parts = encode_parts(loaded, _ends(loaded.tokenizer, ids, keep), question, chat)
+        over = len(parts.context) + len(parts.question) - room
+        if over <= 0 and parts.context:
+            return parts
+        keep = min(keep - 1, keep - over)
+    raise InputError(f"{room} tokens are too few for the chat template alone", "take a model with a longer window")
+
+
+def _ends(tokenizer: Any, ids: list[int], keep: int) -> str:
+    """The text of the first and the last `keep // 2` ids, without special tokens."""
+    half = keep // 2
+    return "".join(tokenizer.decode(end, skip_special_tokens=True) for end in (ids[:half], ids[-half:]))
+
+
+def _around(loaded: LoadedModel, chat: bool) -> tuple[str, str]:
     """What the chat template puts before and behind a message; nothing without one."""
     if not chat:
         return "", ""
-    before, mark, after = _render(tokenizer, MARK).partition(MARK)
-    if not mark:
-        raise InputError("the chat template does not hold the message", "mend the tokenizer's chat template")
+    before, _, after = _render(loaded, MARK).partition(MARK)
     return before, after
 
 
-def _wrap_head(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    """Ids of the beginning of a prompt; a template has brought its own BOS."""
-    ids = tokenizer(text, add_special_tokens=not chat, verbose=False).input_ids
-    bos = tokenizer.bos_token_id
-    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+def _unclosed(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text with what the tokenizer puts before it, and nothing of what it puts behind."""
+    ids = tokenizer(text, verbose=False).input_ids
+    return ids[: len(ids) - _closing(tokenizer)]
 
 
-def _cut(tokenizer: Any, before: str, context: str, chat: bool, room: int) -> list[int]:
-    """The first and the last half of a context, `room` tokens at most with what the template puts before it."""
-    ids, keep = tokenizer(context, add_special_tokens=False, verbose=False).input_ids, room
-    while keep >= 2:
-        half = keep // 2
-        ends = (tokenizer.decode(end, skip_special_tokens=True) for end in (ids[:half], ids[-half:]))
-        cut = _wrap_head(tokenizer, before + "".join(ends), chat)
-        if len(cut) <= room:
-            return cut
-        keep = min(keep - 1, keep - (len(cut) - room))
-    raise InputError(f"{room} tokens are too few for the chat template alone", "take a model with a longer window")
+def _closing(tokenizer: Any) -> int:
+    """How many tokens the tokenizer puts behind a text, as it does to a letter."""
+    whole, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    starts = (i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare)
+    start = next(starts, None)
+    return 0 if start is None else len(whole) - start - len(bare)
+
+
+def _shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids two beginnings have in common."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _tokens_of(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from d2o.budget import UNLIMITED
 from d2o.errors import InputError
 from d2o.models.window import own_window
 
 HINT = "see README.md for the families that work"
 
 
-def check_config(config: Any, window: int | None = None) -> Any:
+def check_config(config: Any) -> Any:
     """The text part of a model's config, or an InputError that names what eviction does not support.
 
-    `window` is the longest text that the user will feed, in tokens; default: the model's own limit.
     """
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     name = getattr(config, "model_type", type(config).__name__)
@@ -27,36 +27,49 @@ def check_config(config: Any, window: int | None = None) -> Any:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", "sliding_attention"}:
         raise InputError(f"{name}: hybrid layers {sorted(kinds)} are not supported", HINT)
-    sliding, longest = sliding_window(config), window or own_window(config)
-    if sliding is not None and longest is not None and sliding < longest:
-        raise InputError(
-            f"{name}: a sliding window of {sliding} tokens, shorter than texts of up to {longest}",
-            f"keep texts within the window: model.window={sliding}",
-        )
     return config
 
 
 REFUSED = {
     "is_encoder_decoder": "an encoder-decoder",
-    "attn_logit_softcapping": "a soft cap on attention logits",
     "kv_lora_rank": "multi-head latent attention (MLA)",
     "alibi": "ALiBi",
     "attention_chunk_size": "chunked attention",
 }
 REFUSED_TYPES = {
-    "gpt_oss": "attention-sink logits are not supported",
     "bert": "an encoder is not a causal language model",
     "roberta": "an encoder is not a causal language model",
 }
 
 
-def sliding_window(config: Any) -> int | None:
-    """The attention window in tokens, None where every layer attends to everything."""
-    window = getattr(config, "sliding_window", None)
-    if window is None or getattr(config, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(config, "layer_types", None)
-    return None if kinds is not None and "sliding_attention" not in kinds else window
+def windows(config: Any, longest: int | None = None) -> list[int | None]:
+    """Per layer the window in tokens that it slides over texts of up to `longest` tokens (default: the model's own
+    limit); None: it attends to everything, as a layer does whose window no text exceeds."""
+    config = config.get_text_config()
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    longest = longest or own_window(config)
+    off = window is None or getattr(config, "use_sliding_window", True) is False
+    if off or (longest is not None and longest <= window):
+        return [None] * layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def mixes(config: Any) -> bool:
+    """Whether some of the layers would slide over a text that is long enough, and others would not."""
+    return len(set(windows(config, UNLIMITED))) > 1
+
+
+def check_plain(config: Any, sliding: bool, method: str) -> None:
+    """For a method that needs plain attention: an InputError where layers slide or logits are more than products."""
+    config = config.get_text_config()
+    found = "layers that slide" if sliding else ""
+    if getattr(config, "attn_logit_softcapping", None):
+        found = "a soft cap on attention logits"
+    elif config.model_type == "gpt_oss":
+        found = "sink logits"
+    if found:
+        raise InputError(f"{config.model_type}: {method} cannot work with {found}", "take another method")
 
 
 def expanded_heads(config: Any) -> int:

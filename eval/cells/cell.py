@@ -79,6 +79,10 @@ class Cell:
             file.close()
             raise
         done = sum(i in file.rows or i in elsewhere for i in ids)
+        if file.readonly and done < len(ids):
+            file.close()
+            what = f"{file.path} cannot be written, and {len(ids) - done} of {len(ids)} rows are missing"
+            raise InputError(what, "name another folder with results_dir=")
         whole = len(ids) if whole is None else whole
         return cls(path, file, done, len(ids), notes, shard, whole, elsewhere, command)
 
@@ -111,7 +115,9 @@ class Cell:
         self.done += 1
 
     def status(self, state: str, error: str | None = None) -> None:
-        """state: queued | running | done | failed."""
+        """state: queued | running | done | failed; not said of a whole cell that lies where nothing can be written."""
+        if self.file.readonly:
+            return
         rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
         place = status_file(self.path, self.shard)
         status = {"done": self.done, "total": self.total, "whole": self.whole, "rows_per_second": round(rate, 4)}
@@ -183,7 +189,17 @@ def _keep_config(path: Path, config: dict[str, Any], has_rows: bool, tag: str) -
         now = config | {"identity": first_identity(config["identity"], config.get("config"))}
     for difference in _differences(before, now, COMPARED):
         raise InputError(f"{path} was begun with {difference}", "name another folder with results_dir=")
-    return _differences(before, config, NOTED)
+    return [*_differences(before, config, NOTED), *_another_batch(before, config)]
+
+
+def _another_batch(before: dict[str, Any], new_config: dict[str, Any]) -> list[str]:
+    """Rows of several batch sizes are the same in float32 alone; `dtype` is missing where nobody could tell it."""
+    configs = [one.get("config") for one in (before, new_config)]
+    old, new = (one.get("batch_size") if isinstance(one, dict) else None for one in configs)
+    if old is None or new is None or old == new or new_config.get("dtype") == "float32":
+        return []
+    told = "in half precision products of another shape may round differently, and a prediction may move"
+    return [f"batch_size={old}, and this run has batch_size={new}: {told}"]
 
 
 def _differences(before: dict[str, Any], new_config: dict[str, Any], keys: tuple[str, ...]) -> list[str]:

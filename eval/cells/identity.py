@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
+ADDED = {"model.chat_options": None, "model.strip_thinking": True}  # settings younger than the first cells, which had
+# what stands here: a setting at that value is left out of an identity, and so the cells are found under the same hash
 
 
 def digest(value: Any) -> str:
@@ -28,12 +31,21 @@ def identity(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """The part of a config that can change a prediction, flat: `names`, the choices {group: name}, and every setting.
 
     Left out: engine.graph, which changes none, and places on the disk (a path, a *_dir): what lies there is compared by
-    content instead. What Hydra reads (`_target_`) is the choice's own business.
+    content instead; and settings of ADDED at the value that all cells had before them. What Hydra reads (`_target_`) is
+    the choice's own business.
     """
     whole, flat = OmegaConf.to_container(cfg, resolve=True), {group: names[group] for group in GROUPS}
     for key in IDENTITY:
         _flatten(whole[key], key, flat)
-    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir"))}
+    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir") or (k in ADDED and v == ADDED[k]))}
+
+
+def model_protocol(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's settings say of how its cells are asked and scored; nothing at the defaults, which is what the
+    protocols of all cells had before there were such settings."""
+    options = model.get("chat_options")
+    asked = {"chat_options": {str(key): value for key, value in options.items()}} if options else {}
+    return asked | ({"thinking": "kept"} if model.get("strip_thinking") is False else {})
 
 
 def protocol_digest(protocol: Mapping[str, Any]) -> str:
@@ -66,7 +78,7 @@ def describe(composed: Composed) -> dict[str, Any]:
 def model_name(node: Mapping[str, Any], choice: str) -> str:
     """The name a config gives itself, else the last part of its path, else its hub id, else the config file's name."""
     path = node.get("path")
-    name = node.get("name") or (path and Path(str(path)).resolve().name) or node.get("id") or choice
+    name = node.get("name") or (path and os.path.basename(os.path.realpath(str(path)))) or node.get("id") or choice
     return re.sub(r"[^\w.\-]", "_", str(name).replace("/", "--"))
 
 

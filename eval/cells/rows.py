@@ -6,6 +6,7 @@ say of a line that is no row differs, and is a `Refusal`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -44,6 +45,7 @@ MAKING = Refusal(
 SCORING = Refusal(("{path}, line {number}: {why}", "{mend}"), ("two rows have the id {id!r}", "delete one of them"))
 FOREIGN = replace(SCORING, ours=False)  # made by someone else, whose other fields are their own business
 ACROSS = ("{folder}: row {id!r} is in {other} and in {name}", "delete the line from one of them")  # two files of a cell
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Busy(Exception):
@@ -54,16 +56,22 @@ class RowFile:
     """Opens for writing: takes the lock, cuts a torn last line, reads what is there.
 
     The lock is the kernel's (flock) on the file itself, so it ends with its process, however that ends.
-    `rows` maps id to row, in the order of the file. Raises Busy, and InputError for a broken line in the middle.
+    `rows` maps id to row, in the order of the file. `readonly`: it cannot be written, and is read all the same. Raises
+    Busy, and InputError for a broken line in the middle.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.path, self.readonly = path, False
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            if error.errno not in UNWRITABLE or not path.is_file():
+                raise
+            self._fd, self.readonly = os.open(path, os.O_RDONLY), True
         try:
             _lock(self._fd)
             self.rows, whole = read_rows(path)
-            if whole is not None:
+            if whole is not None and not self.readonly:
                 os.ftruncate(self._fd, whole)
         except BlockingIOError as error:
             os.close(self._fd)

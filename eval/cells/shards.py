@@ -17,7 +17,7 @@ from pathlib import Path
 from d2o.errors import InputError
 
 MOST = 9999
-WORD = re.compile(r"(\d{1,4})/(\d{1,4})")
+WORD = re.compile(r"(\d{1,4})/(\d{1,4})", re.ASCII)
 FILE = re.compile(r"predictions(?:\.(\d+)-of-(\d+))?\.jsonl")
 
 

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
-from eval.config import schema, targets
+from eval.config import ranges, schema, targets
 from eval.config.words import Words
 
 FEW_NAMES = 30  # names that still make a readable hint
@@ -75,17 +75,25 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
     for config in (cfg, plain):
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-    for override in overrides:
-        if override not in choices:
-            _check_type(override.key_or_group, cfg, plain)
+    try:
+        _check_values(cfg, plain, [o for o in overrides if o not in choices])
+        composed = Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
+        ranges.check_names(composed)
+    except OmegaConfBaseException as error:  # of what stands in ${}
+        raise InputError(f"cannot use {' '.join(words)}: {_first_line(error)}", "write the value itself") from error
+    return composed
+
+
+def _check_values(cfg: DictConfig, plain: DictConfig, settings: Sequence[Override]) -> None:
+    for override in settings:
+        _check_type(override.key_or_group, cfg, plain)
     targets.check_config(cfg)
-    schema.check_ranges(cfg, {o.key_or_group: o.input_line for o in overrides})
-    return Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
+    ranges.check_ranges(cfg, {o.key_or_group: o.input_line for o in settings})
 
 
 def _called(names: dict[str, str], cfg: DictConfig, plain: DictConfig) -> dict[str, str]:
     """The choices; one that was given another target is called by that, so that its rows have a folder of their own."""
-    turned = [group for group in GROUPS if cfg[group]._target_ != plain[group]._target_]
+    turned = [group for group in GROUPS if cfg[group].get("_target_") != plain[group].get("_target_")]
     return names | {group: str(cfg[group]._target_) for group in turned}
 
 
@@ -102,6 +110,9 @@ def _check_form(override: Override) -> None:
     word = override.input_line
     if not override.key_or_group:
         raise InputError(f"cannot read {word!r}", "write key=value, for example budget=0.2")
+    last = override.key_or_group.split(".")[-1]
+    if last != "_target_" and last.startswith("_") and last.endswith("_"):
+        raise InputError(f"{word!r} says how something is called, not what it is", "leave it out")
     if override.key_or_group.startswith("hydra"):
         raise InputError(f"{word!r} is a setting of Hydra, which this command does not read", "leave it out")
     if override.is_delete():
@@ -143,7 +154,7 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
     """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
-    may also be a size, which schema.check_ranges reads.
+    may also be a size, which ranges.check_ranges reads.
     """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
     if key == "budget" or after is None or before is None:

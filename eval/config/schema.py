@@ -1,21 +1,11 @@
-"""The keys of run_pred.py, their types and their ranges. An importable module, so that pickled jobs find it."""
+"""The keys of run_pred.py and their types. An importable module, so that pickled jobs find it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-
-from d2o.budget import plain, read_budget
-from d2o.errors import InputError
-from eval.cells import shards
-from eval.scores.score import scorers
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-WANDB_MODES = ("disabled", "offline", "online")
-LEAST_VALUES = {"limit": 1, "batch_size": 1, "seed": 0, "engine.chunk": 1}
+from omegaconf import MISSING
 
 
 @dataclass
@@ -62,22 +52,3 @@ def register_schema() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(group="schema", name="run", node=RunConfig)
-
-
-def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
-    """Ranges, which types cannot say, and the budget in its one form. `typed` holds the words of the command line by
-    key, to be repeated as they were. Raises InputError; needs no model.
-    """
-
-    def shown(key: str) -> str:
-        return typed.get(key) or f"{key}={OmegaConf.select(cfg, key)}"
-
-    cfg.budget = plain(read_budget(cfg.budget, shown("budget")))
-    shards.parse(cfg.shard)
-    for key, least in LEAST_VALUES.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < least:
-            raise InputError(f"{shown(key)} is below {least}", f"write {key}={least} or more, or leave it out")
-    for key, allowed in (("engine.dtype", DTYPES), ("wandb.mode", WANDB_MODES), ("scorer", scorers())):
-        if OmegaConf.select(cfg, key) not in allowed:
-            raise InputError(f"{shown(key)} is unknown", f"{key} is one of {', '.join(allowed)}")

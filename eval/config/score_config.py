@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
-from eval.config.words import Word, Words
+from eval.config.words import Word, Words, check_words
 from eval.scores.score import scorer_module
 
 
@@ -40,6 +40,7 @@ SCORE_KEYS = tuple(field.name for field in fields(ScoreConfig))
 
 def read_score_config(words: Sequence[str], config_dir: Path) -> ScoreConfig:
     """configs/eval.yaml with the command line's key=value words over it. Raises InputError."""
+    check_words(words)
     given = Words(words)
     for word in given.parsed:
         _check_word(word)

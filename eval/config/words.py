@@ -60,6 +60,18 @@ class Words(tuple[str, ...]):
         return Words([*self.without(*(word.key for word in said.parsed)), *said])
 
 
+def check_words(words: Iterable[str]) -> None:
+    """Raises InputError for a word that no file could hold: one with NUL, with a control character, or not UTF-8. A
+    task's text may have lines."""
+    for word in words:
+        text = word.replace("\n", "").replace("\t", "") if word.startswith("task.") else word
+        wrong = [c for c in text if ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000]
+        if wrong:
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            kind = "bytes that are not UTF-8" if ord(wrong[0]) >= 0xD800 else "a control character"
+            raise InputError(f"{shown!r} holds {kind}", "type it again without; give a file another name")
+
+
 def _word(text: str) -> Word:
     key, equals, value = text.partition("=")
     return Word(text, key, value if equals else None)
@@ -69,6 +81,7 @@ def read_pairs(words: Sequence[str], defaults: Mapping[str, str]) -> dict[str, s
     """Of a script: the defaults with what the words say. Raises InputError for an unknown key and for a word without
     a value.
     """
+    check_words(words)
     given = dict(defaults)
     for text, key, value in Words(words).parsed:
         if key not in defaults or not value:

@@ -34,18 +34,20 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
     with Cell.open(planned.path, config, ids, planned.shard, len(planned.samples), config["command"]) as cell:
         for note in cell.notes:
             print(f"note: {cell.path} was begun with {note}", file=sys.stderr)
+        if cell.file.readonly:
+            print(f"note: {cell.path} cannot be written, and needs not be: its rows are all there", file=sys.stderr)
         todo = lacking(cell, planned.own)
         with Tracker(cfg.wandb, Path(cfg.results_dir), config, cell.path, cell.done) as tracker:
             if todo:
                 cell.status("queued")
                 fill(cell, todo, planned.task, open_lab(planned), cfg.batch_size, tracker.row)
-            if drawn:
+            if drawn and not cell.file.readonly:
                 draw(cell, drawn, planned)
             rows = [cell.row(identifier) for identifier in ids]
             if not rows:
                 return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
             found = send_cell(tracker, config, rows, cell.path, cfg.scorer)
-            pictured = not planned.shard and (drawn or planned.task.readings)
+            pictured = not planned.shard and not cell.file.readonly and (drawn or planned.task.readings)
             shown = keep_figures(cell, config, rows) if pictured else ""
     took = time.monotonic() - started
     return cell.path, summary_text(cell.path, config, found, cell.fresh, took, rows) + shown
@@ -55,6 +57,7 @@ def record(planned: Plan) -> dict[str, Any]:
     """config.json: all that a reader of the rows may want to know about how they were made."""
     from d2o.lab.memory import device_name
     from d2o.models.loading import fingerprint, resolve_device
+    from d2o.models.outline import dtype_of
 
     cfg = planned.composed.cfg
     device = resolve_device(cfg.engine.device)
@@ -68,6 +71,7 @@ def record(planned: Plan) -> dict[str, Any]:
         "dataset_hash": dataset_hash(planned.samples),
         "dataset_rows": len(planned.samples),
         "model_fingerprint": fingerprint(cfg.model),
+        "dtype": dtype_of(cfg.model, cfg.engine.dtype, device),
         "device": device,
         "device_name": device_name(device),
         **origin(planned.composed.words),

@@ -36,7 +36,7 @@ class Outcome:
 def launch(plans: Sequence[Plan], launcher: Launcher, run: RunCell, config_dir: Path) -> Outcome:
     """Returns when every cell has ended, or at once where the launcher does not wait. Raises InputError."""
     plans, outcome = distinct(plans), Outcome()
-    folder = Path(plans[0].composed.cfg.results_dir).resolve() / JOBS
+    folder = Path(os.path.realpath(plans[0].composed.cfg.results_dir)) / JOBS
     todo: list[Plan] = []
     for plan in plans:
         (todo if plan.missing() else outcome.done).append(plan)

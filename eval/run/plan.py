@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from d2o.errors import InputError
 from eval.cells import shards
-from eval.cells.identity import folder
+from eval.cells.identity import folder, model_protocol
 from eval.cells.rows import read_rows
 from eval.cells.shards import Shard
 from eval.config.build import build
@@ -61,7 +61,7 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
     asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
     if asked not in read:
         read[asked] = first(task.samples(), cfg.limit)
-    protocol, samples = task.protocol(), read[asked]
+    protocol, samples = task.protocol() | model_protocol(cfg.model), read[asked]
     method = settle(composed)
     task.check(cfg.budget, method())
     shard = shards.parse(cfg.shard)

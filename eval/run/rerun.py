@@ -15,7 +15,7 @@ from pathlib import Path
 from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.config.compose import compose_cell, configs
-from eval.config.words import Word, Words
+from eval.config.words import Word, Words, check_words
 from eval.run.board import Line
 
 HINT = "type that command yourself if you trust it"
@@ -58,6 +58,7 @@ def read_command(command: str) -> Words:
         raise InputError(f"its command {command!r} cannot be read: {error}", HINT) from error
     if start != ["python", "run_pred.py"]:
         raise InputError(f"its command {command!r} is not one of run_pred.py", HINT)
+    check_words(words)
     for word in words.parsed:
         _check(word)
     return words
@@ -99,6 +100,6 @@ def _check(word: Word) -> None:
 
 def _kept_in(composed: Composed, results_dir: Path, cwd: Path | None) -> Words:
     """The words, with rows going to the folder that was asked for, wherever the file says that they should."""
-    words, target = Words(composed.words), results_dir.resolve()
-    said = (cwd or Path.cwd()) / composed.cfg.results_dir
-    return words if said.resolve() == target else words.with_("results_dir", target)
+    words, target = Words(composed.words), os.path.realpath(results_dir)
+    said = os.path.join(cwd or os.getcwd(), composed.cfg.results_dir)
+    return words if os.path.realpath(said) == target else words.with_("results_dir", target)

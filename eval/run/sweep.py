@@ -86,6 +86,8 @@ def remember(composed: Sequence[Composed]) -> None:
         target = Path(place) / SWEEPS
         try:
             target.mkdir(parents=True, exist_ok=True)
+            for left in target.glob(".*.new"):  # of a command that was killed
+                left.unlink(missing_ok=True)
             replace_json(target / f"{digest(found)[:16]}.json", {"cells": found}, f".{os.getpid()}")
         except OSError as error:  # the cells will say it better
             print(f"note: no list of this sweep in {target}: {error.strerror}", file=sys.stderr)

@@ -21,6 +21,12 @@ def average(values: Iterable[float | None]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
+def budgeted(row: dict[str, Any], key: str) -> list[float]:
+    """`key [L]` of a row in the layers that have a budget, which those that slide have not; in all if all slide."""
+    windowed = set(row.get("windowed_layers", ()))
+    return [value for layer, value in enumerate(row[key]) if layer not in windowed] or row[key]
+
+
 def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:
     """Mean over the rows that have a number there."""
     return average(row[key] for row in rows if isinstance(row.get(key), int | float))

@@ -103,6 +103,7 @@ class PromptTask(Task):
         for sample, prompt, answer in zip(samples, prompts, found, strict=True):
             yield {
                 "pred": answer.text,
+                **({} if answer.raw is None else {"raw": answer.raw}),
                 "answers": sample.answers,
                 "all_classes": sample.all_classes,
                 "length": sample.length,

@@ -120,7 +120,7 @@ def test_knorm_pays_for_its_skipped_layers():
 
 @pytest.mark.parametrize("task", ["mini_single", "ppl", "needle", "passkey", "efficiency", "lm_eval"])
 def test_bytes_that_buy_no_token_are_refused_before_anything_is_written(task, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_pred, "load_model", lambda cfg: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("eval.run.models.load_model", lambda cfg: pytest.fail("weights were loaded"))
     words = [f"task={task}", "budget=10B", f"results_dir={tmp_path / 'r'}"]
     if task == "lm_eval":
         pytest.importorskip("lm_eval")

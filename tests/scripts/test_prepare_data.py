@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from d2o.errors import InputError
-from eval.tasks.longbench.download import fetch
+from eval.tasks.longbench.download import Source, fetch
 from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def sha(content: bytes) -> str:
 
 
 def get(server, target: Path, content: bytes = ZIP) -> bool:
-    return fetch(f"{server.url}/f", target, sha(content), pause_s=0)
+    return fetch(Source(f"{server.url}/f", pause_s=0), target, sha(content))
 
 
 def test_fetch_then_nothing_to_do(server, tmp_path):
@@ -172,7 +172,7 @@ def test_not_found_and_no_address(server, tmp_path):
     with pytest.raises(InputError, match="answers 404"):
         get(server, tmp_path / "f")
     with pytest.raises(InputError, match="no address"):
-        fetch("nowhere/f", tmp_path / "f", sha(ZIP))
+        fetch(Source("nowhere/f"), tmp_path / "f", sha(ZIP))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -77,14 +77,13 @@ class EvictingLM(TemplateLM):
         """Ids of a text, with what the tokenizer puts around it, but never two opening tokens."""
         if add_special_tokens is None:  # the tokenizer's own way, but never two opening tokens
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return self.lab.begin(string, add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turns as one text. Raises InputError for a tokenizer without a template."""
         if not self.tokenizer.chat_template:
             raise InputError(f"{self.tokenizer_name} has no chat template", "write task.chat=false")
-        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how)
+        return self.lab.render(chat_history, add_generation_prompt)
 
     @property
     def realised(self) -> float | None:
@@ -107,6 +106,8 @@ class EvictingLM(TemplateLM):
                 texts[i] = postprocess_generated_text(one.text, until, None)
                 ids, truncated = asked[i][:2]
                 rows[i] = _row(len(ids), len(one.tokens), truncated, one.row)
+                if one.raw is not None:
+                    rows[i]["raw"] = one.raw
                 self.cache_hook.add_partial("generate_until", requests[i].args[:2], texts[i])
         self.rows += rows
         return texts

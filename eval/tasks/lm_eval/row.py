@@ -4,6 +4,7 @@ A row, besides what every row holds (the ledger of its first context, eval/run/p
 
     pred, answers   the answer as it was generated, or the likeliest choice; the target as text
     responses       as lm-eval's filters get them: texts, or [log-likelihood, greedy] per request
+    raw             the first request's answer with the model's thoughts, where some were taken out of it
     metrics         {"metric,filter": value} of this document, before they are joined over documents
     score           0..1, the main metric, where the task has one
     lm_eval         the task, its version, shots, and how each metric is joined: eval/tasks/lm_eval/readings.py reads

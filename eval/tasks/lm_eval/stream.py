@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from d2o.errors import InputError
+from eval.scores.means import budgeted, mean
 
 
 def check_stream(budget: float | str, decode_eviction: bool) -> None:
@@ -23,6 +24,6 @@ def joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row for the windows of a text: the ledger of the first, sums of tokens and seconds. As for any stream, what
     is realised is what was held at the end, of all that was fed."""
     sums = {key: sum(row[key] for row in rows) for key in ("prompt_tokens", "new_tokens", "prefill_s", "decode_s")}
-    held = [sum(row["held_decode"]) / len(row["held_decode"]) for row in rows]
+    held = [mean(budgeted(row, "held_decode")) for row in rows]
     fed = [row["prompt_tokens"] + row["new_tokens"] - 1 for row in rows]
     return {**rows[0], **sums, "budget_realised": round(sum(held) / sum(fed), 6)}

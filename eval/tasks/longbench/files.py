@@ -75,6 +75,9 @@ def data_rows(path: Path, needs_classes: bool, needs_length: bool) -> list[dict[
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            if not rows and line.lstrip().startswith(b"["):
+                hint = "take it apart, an object per line: `jq -c '.[]'` does so"
+                raise InputError(f"{path} is a JSON array, and not JSON lines", hint)
             rows.append(_row(line, f"{path}, line {number}", needs_classes, needs_length))
     if not rows:
         raise InputError(f"{path} holds no rows", "copy or download the file again")

@@ -144,6 +144,7 @@ class Needle(Task):
         found = lab.generate(asked, self.max_new_tokens, self.stop, late, self.question == "again")
         return {
             "pred": found.text,
+            **({} if found.raw is None else {"raw": found.raw}),
             "answers": case.answers,
             "all_classes": None,
             "length": self._tokens(sample, lab),

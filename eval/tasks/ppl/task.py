@@ -17,7 +17,7 @@ A row is one segment of `length` tokens of the text. Besides what every row hold
     first_divergence    the first scored position at which the most likely token differs; None: nowhere
     pace_tokens, pace_s [M] tokens fed when a stretch of 1,000 tokens ended, and seconds per 1,000 tokens in it (the
                         method alone, not the full cache)
-    held_most           most slots that any layer held after any piece, counted over the teacher-forced part
+    held_most           most slots that a layer with a budget held after any piece, counted over the teacher-forced part
     window              tokens the model was made for; past_window: whether the segment is longer
 
     budget_realised of a stream is held_decode over the tokens fed: a prompt of one token has no share to realise.
@@ -32,6 +32,7 @@ from typing import Any
 
 from d2o.errors import InputError
 from eval.cells.names import first_protocol
+from eval.scores.means import budgeted
 from eval.tasks import checks
 from eval.tasks.ppl.row import buckets, compared, exp, mean, pace
 from eval.tasks.sample import Sample
@@ -155,7 +156,7 @@ class Perplexity(Task):
             **forced.row,
         }
         if self.mode == "stream":
-            row["budget_realised"] = round(mean(row["held_decode"]) / len(ids), 6)
+            row["budget_realised"] = round(mean(budgeted(row, "held_decode")) / len(ids), 6)
         return row
 
     def _ids(self, segment: int, lab: Any) -> tuple[int, list[int]]:

@@ -7,6 +7,7 @@ import pytest
 
 from d2o.errors import InputError
 from d2o.models.loading import fingerprint, load, load_hub
+from d2o.models.outline import dtype_of
 from d2o.models.prompt import decode, encode, stop_at
 from d2o.models.random import random_llama
 from d2o.stop import Stop
@@ -193,3 +194,16 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(InputError) as caught:
         load_hub("nobody/no-such-model")
     assert "nobody/no-such-model" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_model_is_loaded_in_is_told_without_loading_it(saved):
+    node, place = {"path": str(saved)}, saved / "config.json"
+    assert dtype_of(node, "auto", "cpu") == "float32" and dtype_of(node, "float16", "cpu") == "float16"
+    config = json.loads(place.read_text())
+    for text in ({"torch_dtype": "bfloat16"}, {"text_config": {"dtype": "torch.bfloat16"}}):
+        place.write_text(json.dumps({key: value for key, value in config.items() if key != "dtype"} | text))
+        assert dtype_of(node, "auto", "cpu") == "bfloat16"
+    place.write_text(json.dumps({key: value for key, value in config.items() if key != "dtype"}))
+    assert dtype_of(node, "auto", "cpu") is None is dtype_of({"id": "a/b"}, "auto", "cpu")
+    shape = {"family": "llama"}
+    assert [dtype_of(shape, "auto", device) for device in ("cpu", "cuda:1")] == ["float32", "bfloat16"]

@@ -178,6 +178,38 @@ def test_a_knob_that_changes_no_result_changes_no_folder(word):
     assert folder("method=h2o") == folder("method=h2o", word)
 
 
+def at(*words):
+    return identity.folder(composed("model=path", "model.path=/a/llama", "task=mini_single", "method=h2o", *words))
+
+
+THINK = "model.chat_options={enable_thinking: false}"
+
+
+def test_settings_younger_than_the_cells_are_named_where_they_are_turned():
+    bare = Path("results/llama/h2o-default-b0.2/mini_single")
+    assert at() == at("model.chat_options={}") == at("model.strip_thinking=true") == bare
+    others = {at(THINK), at(THINK.replace("false", "true")), at("model.strip_thinking=false")}
+    assert len(others) == 3 and bare not in others
+    cfg = composed("model=path", "model.path=/a/llama", "task=mini_single", "method=h2o")
+    young = {key for key in identity.identity(cfg.cfg, cfg.names) if "chat" in key or "thinking" in key}
+    assert not young, "old cells are found under their hash"
+
+
+def test_a_protocol_names_what_a_model_is_told_and_what_is_left_in_its_answers():
+    def protocol(*words):
+        return identity.model_protocol(composed("model=path", "model.path=/a", "task=mini_single", *words).cfg.model)
+
+    assert protocol() == protocol("model.chat_options={}") == identity.model_protocol({"name": "random"}) == {}
+    assert protocol(THINK) == {"chat_options": {"enable_thinking": False}}
+    assert protocol("model.strip_thinking=false") == {"thinking": "kept"}
+
+
+@pytest.mark.parametrize("word", ["model.chat_options=5", "model.chat_options=[a]", "model.strip_thinking=maybe"])
+def test_options_of_another_type_are_refused(word):
+    with pytest.raises(InputError, match="is not a mapping|neither true nor false"):
+        at(word)
+
+
 def test_where_things_lie_is_not_what_they_are(tmp_path):
     words = ["model=path", "task=longbench_trec", "method=h2o"]
     here = identity.folder(composed(*words, "model.path=/a/llama", "task.data_dir=/a"))
@@ -200,6 +232,17 @@ def test_a_cell_is_resumed_only_with_what_began_it(tmp_path):
     with cells.Cell.open(tmp_path / "c", {**CONFIG, "device": "cuda"}, ["0", "1"]) as cell:
         assert (cell.done, cell.total) == (1, 2) and "cuda" in cell.notes[0]
     assert json.loads((tmp_path / "c" / "config.json").read_text())["device"] == "cpu"
+
+
+@pytest.mark.parametrize("dtype, noted", [("float32", False), ("bfloat16", True), ("float16", True), (None, True)])
+def test_a_resume_at_another_batch_size_says_so_in_half_precision(tmp_path, dtype, noted):
+    begun = CONFIG | {"config": {"batch_size": 6}, "dtype": dtype}
+    with cells.Cell.open(tmp_path, begun, ["0", "1"]) as cell:
+        cell.write(row(0))
+    with cells.Cell.open(tmp_path, begun, ["0", "1"]) as cell:
+        assert cell.notes == []
+    with cells.Cell.open(tmp_path, begun | {"config": {"batch_size": 1}}, ["0", "1"]) as cell:
+        assert len(cell.notes) == noted and all("batch_size=6, and this run has batch_size=1" in n for n in cell.notes)
 
 
 def test_rows_of_unknown_origin_are_not_added_to(tmp_path):

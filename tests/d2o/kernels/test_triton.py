@@ -21,7 +21,7 @@ from tests.zoo import METHODS, build, prompt
 pytest.importorskip("triton")  # runs as the interpreter: see conftest.py
 kernels = importlib.import_module("d2o.kernels.triton")
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
