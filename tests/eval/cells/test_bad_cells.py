@@ -1,16 +1,12 @@
 """Every field of a cell's files with values of every wrong kind: that cell costs one line, the others are shown."""
 
-import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from plain_cells import config, put, rows, score, shown, status
 
-import eval_long_bench
 from d2o.errors import InputError
 from eval.run.board import board_text, read_board
 
@@ -46,46 +42,6 @@ FILES = {"empty": "", "a list": "[1]", "a number": "5", "torn": '{"cell": {"mode
          "null": "null", "no UTF-8": b'{"id": "\xff"}'}  # fmt: skip
 
 
-def config(method: str) -> dict:
-    return {
-        "cell": {"model": "tiny", "method": method, "variant": "default", "budget": 0.2, "task": "mini_single",
-                 "seed": 0, "scorer_task": "mini_single"},
-        "identity": {"method": method, "seed": 0}, "config": {"shard": None},
-        "protocol": {"task": "mini_single", "metric": "mini:told", "first_line": False, "over_answers": "max",
-                     "buckets": [], "question": "before"},
-        "protocol_hash": "ab" * 32, "dataset_hash": "cd" * 32, "dataset_rows": 4, "model_fingerprint": "ef" * 20,
-        "device": "cpu", "device_name": "a processor", "command": "python run_pred.py task=mini_single", "cwd": "/",
-        "host": "h", "git": {"commit": "0", "dirty": False}, "versions": {"torch": "2", "jieba": None},
-    }  # fmt: skip
-
-
-def rows() -> list[dict]:
-    return [
-        {"id": f"r{i}", "pred": "red", "answers": ["red"], "all_classes": None, "length": 9, "prompt_tokens": 40,
-         "question_tokens": 0, "new_tokens": 2, "truncated": False, "budget": 0.2, "budget_realised": 0.2,
-         "requested_slots": [8.0, 8.0], "held_prefill": [8.0, 8.0], "held_decode": [8.0, 8.0],
-         "kv_bytes_prefill": 4096, "kv_bytes_decode": 4096, "prefill_s": 0.1, "decode_s": 0.1, "prompt_hash": "a"}
-        for i in range(4)
-    ]  # fmt: skip
-
-
-def status() -> dict:
-    return {"state": "done", "error": None, "pid": 1, "host": "h", "job": None, "cwd": "/", "done": 4, "total": 4,
-            "updated": "2026-01-01T00:00:00Z", "whole": 4, "rows_per_second": 1.0,
-            "command": "python run_pred.py task=mini_single"}  # fmt: skip
-
-
-def put(results: Path, method: str, **changed) -> Path:
-    """A cell of four rows; `changed`: its config, rows or status in place of the good ones."""
-    folder = results / "tiny" / f"{method}-default-b0.2" / "mini_single"
-    folder.mkdir(parents=True)
-    made = {"config": config(method), "rows": rows(), "status": status()} | changed
-    (folder / "config.json").write_text(json.dumps(made["config"]))
-    (folder / "status.json").write_text(json.dumps(made["status"]))
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made["rows"]))
-    return folder
-
-
 def change(found: dict, field: str, value) -> dict:
     """The same with one field, `a.b` one within another, that has another value or none."""
     inner, _, key = field.rpartition(".")
@@ -94,23 +50,6 @@ def change(found: dict, field: str, value) -> dict:
     if value is not GONE:
         part[key] = value
     return found
-
-
-def score(results: Path, **more) -> None:
-    """What `eval_long_bench.py` does once its words are read, which takes longer than all the rest."""
-    config = {"results_dir": str(results), "scorer": "official", "preds": None, "json": None, "report": None,
-              "plots": None, "mix_protocols": True}  # fmt: skip
-    eval_long_bench.score(SimpleNamespace(**config | more))
-
-
-def shown(results: Path, capsys, **more) -> tuple[set[str], list[str]]:
-    """Methods of the printed table, and the lines beside it, each of which is one note."""
-    capsys.readouterr()
-    score(results, **more)
-    out, err = capsys.readouterr()
-    lines = err.splitlines()
-    assert all(line.startswith("note: ") and line.isprintable() and len(line) < 600 for line in lines), lines
-    return {line.split("|")[2].strip() for line in out.splitlines() if line.startswith("| tiny ")}, lines
 
 
 def check(results: Path, capsys, bad: Path, field: str, taken: bool) -> None:
@@ -217,52 +156,3 @@ def test_stored_cells_each_with_one_wrong_type(tmp_path, capsys, cases):
     assert all(case.name in page for case in cases if case.name.startswith("status"))
     text = board_text(read_board(tmp_path), tmp_path)
     assert f"{len(cases) + 1} cells" in text and all(line.isprintable() for line in text.splitlines())
-
-
-NAMES = ["a\x1b[31mb", "a\u202eb", "a|b", "a\nb", "a\r\nb", "a\x00b", "<script>alert(1)</script>", "=1+1", "@x",
-         "\ud800", "a_b%c&d#e$f{g}~^\\", "a\u2028b", "[x]", "é ü 漢 字"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("field", ["model", "method", "variant", "task"])
-def test_names_are_shown_as_text(tmp_path, capsys, field, name):
-    """In the terminal's Markdown and in the file: nothing that a terminal obeys, no cell of the table too many."""
-    good, made = put(tmp_path, "h2o"), config("tova")
-    made["cell"] |= {field: name, "scorer_task": "mini_single"}
-    put(tmp_path, "tova", config=made)
-    score(tmp_path, json=str(tmp_path / "out.json"))
-    out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert good.exists() and err.count("\n") == 1 and all(line.isprintable() for line in lines)
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {8}
-    assert "<s" not in out.replace("\\<", "")
-    record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert name in [cell[field] for cell in record["cells"]]
-
-
-def test_rows_that_a_cell_was_not_to_hold_are_told(tmp_path, capsys):
-    more = [*rows(), *({**row, "id": f"other{i}"} for i, row in enumerate(rows()[:1]))]
-    folder = put(tmp_path, "h2o", rows=more)
-    assert shown(tmp_path, capsys)[1] == [
-        f"note: {folder}: 5 rows, and it was to hold 4: some belong to another cell, or to a larger limit="
-    ]
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(row | {"budget": 0.5}) + "\n" for row in rows()))
-    assert "made at budget 0.5" in shown(tmp_path, capsys)[1][0]
-
-
-def test_a_torn_config_leaves_the_old_file_as_it_was(tmp_path):
-    folder, old = put(tmp_path, "h2o"), tmp_path / "old.json"
-    (folder / "config.json").write_text(json.dumps(config("h2o"))[:200])
-    old.write_text("old")
-    line = [sys.executable, "eval_long_bench.py", f"results_dir={tmp_path}", f"json={old}"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(eval_long_bench.__file__).parent)
-    told = [word.partition(":")[0] for word in done.stderr.splitlines()]
-    assert (done.returncode, done.stdout, told, old.read_text()) == (2, "", ["error", "hint"], "old"), done.stderr
-    assert str(folder) in done.stderr
-
-
-def test_a_blank_line_at_the_end_is_no_row_and_no_tear(tmp_path, capsys):
-    folder = put(tmp_path, "h2o")
-    with (folder / "predictions.jsonl").open("a") as file:
-        file.write("\n\n")
-    assert shown(tmp_path, capsys) == ({"h2o"}, [])

@@ -76,7 +76,7 @@ from eval.scores.results import score_cells
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 cells = load_cells(score_cells(folder, "official", print, keep=True), folder)
 drawn = [cell for cell in cells if cell.method in ("full", "d2o") and (cell.budget > 0.1 or "_" in cell.task)]
-write_plots(drawn, out)"""
+write_plots(drawn, out, print)"""
     for name in ("one", "two"):
         subprocess.run([sys.executable, "-c", code, ROOT, results, tmp_path / name], check=True)
     one, two = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
@@ -232,7 +232,7 @@ def test_one_cell_for_a_tracker(results):
 
 
 def test_no_cells_give_no_figures(tmp_path):
-    assert pictures([]) == [] and write_plots([], tmp_path / "plots") == []
+    assert pictures([]) == [] and write_plots([], tmp_path / "plots", print) == []
 
 
 def plot(*words: str) -> None:
