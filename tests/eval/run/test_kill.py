@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from eval.cells.cell import Cell
 from eval.cells.rows import read_rows
@@ -99,6 +101,7 @@ def forked(cell, rows, torn_at=None):
     if pid:
         return pid
     try:
+        tqdm.set_lock(threading.RLock())  # its own is shared with every fork, and one that is killed may hold it
         samples = [Sample(str(i), f"prompt {i}", ["a"], None, i) for i in range(rows)]
         if torn_at is not None:
             write, count = os.write, iter(range(torn_at))
