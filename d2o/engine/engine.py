@@ -104,12 +104,25 @@ class Engine:
         `reserve` is how many tokens will follow. `every(start, logits)` is shown all logits of a forward, and how many
         tokens of the first prompt came before it; `begun` is shown the cache while it is empty.
         """
-        lengths = [len(p) for p in prompts]
-        if not lengths or min(lengths) == 0:
-            raise InputError("a prompt of zero tokens", "every prompt needs at least one token")
-        cache, done = self.new_cache(), [0] * len(prompts)
+        cache = self.new_cache()
         if begun:
             begun(cache)
+        logits = self.read(cache, prompts, reserve, every)
+        cache.finish_prefill(reserve)
+        return cache, logits
+
+    @torch.inference_mode()
+    def read(
+        self,
+        cache: KVCache,
+        prompts: Sequence[Sequence[int]],
+        reserve: int = 0,
+        every: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Feed `prompts` to an empty cache, up to its `finish_prefill`: the logits `[B, vocab]` of their last tokens;
+        the words of `prefill`."""
+        lengths, done = [len(p) for p in prompts], [0] * len(prompts)
+        check_prompts(prompts)
         cache.begin_prefill(lengths)
         for fed in cache.layers[0].pieces(lengths, self.chunk):
             parts = [p[d : d + m] for p, d, m in zip(prompts, done, fed, strict=True)]
@@ -120,8 +133,7 @@ class Engine:
             logits = self.forward(cache, ids.to(self.device), feed, width if every else 1)
             if every:
                 every(start, logits)
-        cache.finish_prefill(reserve)
-        return cache, logits[:, -1]
+        return logits[:, -1]
 
     @torch.inference_mode()
     def extend(self, cache: KVCache, ids: Tensor) -> Tensor:
@@ -157,3 +169,9 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """InputError where there is nothing to read."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise InputError("a prompt of zero tokens", "every prompt needs at least one token")
