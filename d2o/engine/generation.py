@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from d2o.ledger import Ledger
 from d2o.stop import NEVER, Stop
 
 Ids = Sequence[int]
+T = TypeVar("T")
 Watch = Callable[[str, KVCache], None]  # called as `generate` says
 
 
@@ -30,20 +32,58 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What holds for every row of a call; the words of `generate`."""
 
     most: int
     stop: Stop
     again: bool
-    watch: Watch | None
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise InputError(f"max_new_tokens={self.most}", "ask for at least one token")
 
     def complete(self, tokens: list[int]) -> bool:
+        """Whether an answer of these tokens is over."""
         return len(tokens) == self.most or self.stop.at(tokens)
 
     def show(self, when: str, cache: KVCache) -> None:
+        """Let the watch see the cache, if there is one."""
         if self.watch:
             self.watch(when, cache)
+
+    def allowed(self, logits: Tensor, count: int) -> Tensor:
+        """Logits `[..., vocab]` of token number `count` of the answers, without those that may not come yet."""
+        if count > self.stop.least:
+            return logits
+        banned = torch.tensor(sorted(self.stop.ids), dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, banned, float("-inf"))
+
+
+class Replies:
+    """What the rows of a cache have answered so far. A row's ledger is closed when its answer is complete."""
+
+    def __init__(self, cache: KVCache, asked: Asked) -> None:
+        self.cache, self.asked = cache, asked
+        self.tokens: list[list[int]] = [[] for _ in cache.prompt]
+        self.ledgers: list[Ledger | None] = [None] * len(cache.prompt)
+
+    @property
+    def open(self) -> list[int]:
+        """The rows that go on."""
+        return [row for row, ledger in enumerate(self.ledgers) if ledger is None]
+
+    def take(self, row: int, token: int) -> None:
+        """One more token of a row that goes on."""
+        self.tokens[row].append(token)
+        if self.asked.complete(self.tokens[row]):
+            self.ledgers[row] = self.cache.close_ledger(row)
+
+    def done(self, prefill_s: float, decode_s: float) -> list[Generation]:
+        """Every row's answer; the seconds are those of one row."""
+        rows = zip(self.tokens, self.ledgers, strict=True)
+        return [Generation(tokens, ledger, prefill_s, decode_s) for tokens, ledger in rows]
 
 
 def generate(
@@ -67,50 +107,47 @@ def generate(
     after the "prefill", the "question" and every "step". The first eviction is over once `cache.layers[0].pending` is
     false. It may not change what the cache holds.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
-    asked = _Asked(max_new_tokens, stop, again and questions is None, watch)
+    asked = Asked(max_new_tokens, stop, again and questions is None, watch)
+    return by_question(prompts, questions, lambda some, fed: _greedy(engine, some, fed, asked))
+
+
+def by_question(
+    prompts: Sequence[Ids], questions: Sequence[Ids] | None, answer: Callable[[list[Ids], list[Ids]], list[T]]
+) -> list[T]:
+    """What `answer` says to batches of prompts whose questions are of one length, in the order of `prompts`."""
     if questions is None:
-        return _greedy(engine, prompts, [()] * len(prompts), asked)
+        return answer(list(prompts), [()] * len(prompts))
     groups: dict[int, list[int]] = {}
     for row, (_, question) in enumerate(zip(prompts, questions, strict=True)):
         groups.setdefault(len(question), []).append(row)
-    done: dict[int, Generation] = {}
+    done: dict[int, T] = {}
     for rows in groups.values():
-        answers = _greedy(engine, [prompts[b] for b in rows], [questions[b] for b in rows], asked)
-        done |= zip(rows, answers, strict=True)
+        done |= zip(rows, answer([prompts[b] for b in rows], [questions[b] for b in rows]), strict=True)
     return [done[row] for row in range(len(prompts))]
 
 
 @torch.inference_mode()
-def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> list[Generation]:
+def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> list[Generation]:
     """One batch whose questions are of one length."""
     began = engine.clock()
     prompts = [engine.prototype.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
     cache, logits = _read(engine, prompts, questions, asked)
     prefilled = engine.clock()
-    banned = torch.tensor(sorted(asked.stop.ids), dtype=torch.long, device=engine.device)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    ledgers: list[Ledger | None] = [None] * len(prompts)
+    replies = Replies(cache, asked)
     for count in range(1, asked.most + 1):
-        if count <= asked.stop.least:
-            logits = logits.index_fill(1, banned, float("-inf"))
-        chosen = logits.argmax(dim=-1)
-        for b, token in enumerate(chosen.tolist()):
-            if ledgers[b] is None:
-                tokens[b].append(token)
-                if asked.complete(tokens[b]):
-                    ledgers[b] = cache.close_ledger(b)
-        if all(ledgers):
+        chosen = asked.allowed(logits, count).argmax(dim=-1)
+        tokens, rows = chosen.tolist(), replies.open
+        for b in rows:
+            replies.take(b, tokens[b])
+        if not replies.open:
             break
         logits = engine.step(cache, chosen)
         asked.show("step", cache)
     done, share = engine.clock(), 1 / len(prompts)
-    seconds = (prefilled - began) * share, (done - prefilled) * share
-    return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
+    return replies.done((prefilled - began) * share, (done - prefilled) * share)
 
 
-def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> tuple[KVCache, Tensor]:
+def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> tuple[KVCache, Tensor]:
     """The cache that has read prompts and questions, and the logits `[B, vocab]` of the first token of the answers."""
     begun = partial(asked.show, "empty")
     cache, logits = engine.prefill(prompts, reserve=asked.most + len(questions[0]), begun=begun)
