@@ -1,8 +1,8 @@
 """Cards of all methods: paper, reference, defaults, intended differences. `python run_pred.py --methods` prints them.
 
-    python scripts/methods.py              all of them
-    python scripts/methods.py adakv cam    some
-    python scripts/methods.py --write      docs/methods.md anew
+python scripts/methods.py              all of them
+python scripts/methods.py adakv cam    some
+python scripts/methods.py --write      docs/methods.md anew
 """
 
 from __future__ import annotations

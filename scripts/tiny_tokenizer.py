@@ -31,14 +31,14 @@ def tokenizer():
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     out = Tokenizer(models.Unigram(pieces(), unk_id=0, byte_fallback=True))
-    out.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex("\n"), "isolated"),
-        pre_tokenizers.Metaspace(prepend_scheme="never"),
-    ])
-    out.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")])
-    out.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    out.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("\n"), "isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+        ]
     )
+    out.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")])
+    out.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     return out
 
 
@@ -47,8 +47,13 @@ def save(folder: str) -> int:
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer(), unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",
-        model_max_length=4096, clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer(),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
     return len(fast)

@@ -13,8 +13,17 @@ from eval.tasks.mini.grammar import PARAGRAPHS, names, words
 from eval.tasks.mini.tokens import Encoder
 
 # tokens of a question with its answer, and of its facts: how many questions fit a text
-COST = {"multikey": (7, 5), "twohop": (13, 10), "multivalue": (28, 20), "count": (8, 14), "fewshot": (8, 0),
-        "code": (12, 18), "dialogue": (12, 11), "passage": (10, 0), "text": (5, 9)}
+COST = {
+    "multikey": (7, 5),
+    "twohop": (13, 10),
+    "multivalue": (28, 20),
+    "count": (8, 14),
+    "fewshot": (8, 0),
+    "code": (12, 18),
+    "dialogue": (12, 11),
+    "passage": (10, 0),
+    "text": (5, 9),
+}
 COST |= {"code_crowded": COST["code"], "dialogue_crowded": COST["dialogue"]}
 COST |= {f"passage_{form}": COST["passage"] for form in ("titled", "titled_all", "untitled")}
 

@@ -59,8 +59,13 @@ def worker(index: int, cfg, meeting: str, first: int) -> None:
     torch.set_num_threads(1)
     if cfg.workers > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        dist.init_process_group("gloo", init_method=f"file://{meeting}/meet", rank=rank, world_size=cfg.workers,
-                                timeout=datetime.timedelta(hours=12))
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{meeting}/meet",
+            rank=rank,
+            world_size=cfg.workers,
+            timeout=datetime.timedelta(hours=12),
+        )
     train(cfg, rank)
     if cfg.workers > 1:
         dist.barrier()
@@ -96,14 +101,31 @@ def train(cfg, rank: int) -> None:
         step += 1
         seen += rows * length * cfg.workers
         if rank == 0 and step % cfg.log_every == 0:
-            note(out / "train.csv", run, {"step": step, "tokens": seen, "length": length,
-                 "loss": round(loss.item(), 4), "right": round(right.item(), 4),
-                 "step_s": round(time.time() - t0, 3), "spent_s": round(time.time() - started, 1)})
+            note(
+                out / "train.csv",
+                run,
+                {
+                    "step": step,
+                    "tokens": seen,
+                    "length": length,
+                    "loss": round(loss.item(), 4),
+                    "right": round(right.item(), 4),
+                    "step_s": round(time.time() - t0, 3),
+                    "spent_s": round(time.time() - started, 1),
+                },
+            )
         if step % cfg.save_every == 0 or step == total:
             stop = agreed(cfg, cfg.max_minutes is not None and time.time() - started > 60 * cfg.max_minutes)
             if rank == 0:
-                save(out / "checkpoint.pt", {"model": model.state_dict(), "step": step, "tokens": seen,
-                                             "optimisers": [o.state_dict() for o in opts]})
+                save(
+                    out / "checkpoint.pt",
+                    {
+                        "model": model.state_dict(),
+                        "step": step,
+                        "tokens": seen,
+                        "optimisers": [o.state_dict() for o in opts],
+                    },
+                )
         if step % cfg.eval_every == 0 or step == total:
             scores = check(cfg, model, enc, phase, rank)
             if rank == 0:

@@ -9,10 +9,17 @@ def new_model(cfg, vocab: int, bos: int, eos: int):
     from scripts.train.tiny_attention import register
 
     torch.manual_seed(cfg.seed)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab, bos_token_id=bos, eos_token_id=eos, tie_word_embeddings=True, attn_implementation=register(),
-        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta}, **cfg.model,
-    ))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            tie_word_embeddings=True,
+            attn_implementation=register(),
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+            **cfg.model,
+        )
+    )
     if cfg.look_back:
         look_back(model)
     return model
@@ -54,8 +61,9 @@ def optimisers(cfg, model):
     chosen = {id(p) for p in inner}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(inner, lr=cfg.lr_matrix, momentum=0.95, weight_decay=cfg.weight_decay,
-                         adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            inner, lr=cfg.lr_matrix, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=cfg.lr_rest, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
