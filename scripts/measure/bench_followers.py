@@ -63,7 +63,8 @@ class Table:
         sharing = [engine for engine in engines if shares_prefill(engine)]
         full, reading, cutting = self._prefills(sharing, max(rounds, 2), clock)
         yield f"one prefill of the full cache {full:.2f} s"
-        yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x; with every cut {cutting:.2f} s, {cutting / full:.2f}x"
+        yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x"
+        yield f"and with every cut {cutting:.2f} s, {cutting / full:.2f}x"
         together, answers = _least(rounds, clock, lambda: generate_together(engines, self.prompts, self.new, most=most))
         yield f"the table together {together:.2f} s"
         total, differ = 0.0, []

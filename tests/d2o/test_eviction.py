@@ -42,9 +42,11 @@ class Scored(Eviction):
         for b, row in zip(range(*rows.indices(len(self.slots))), evicted.positions.tolist(), strict=True):
             for h, head in enumerate(row):
                 self.left[b][h] += [p for p in head if p >= 0]
-        assert not (evicted.positions.unsqueeze(-1) == kept.positions.unsqueeze(-2)).logical_and(
-            evicted.positions.unsqueeze(-1) >= 0
-        ).any(), "what leaves is not among what stays"
+        assert (
+            not (evicted.positions.unsqueeze(-1) == kept.positions.unsqueeze(-2))
+            .logical_and(evicted.positions.unsqueeze(-1) >= 0)
+            .any()
+        ), "what leaves is not among what stays"
         stays = (kept.positions >= 0).sum(-1)
         assert stays.tolist() == [[h] * HEADS for h in self.held[rows]], "all that stays can be merged into"
         for entries in (evicted, kept):

@@ -288,4 +288,3 @@ def test_d2o_names_the_smallest_budget_for_its_protected_layers():
         open_engine(model("llama_gqa"), functools.partial(D2O, protected_layers=[0, -1]), smallest - 0.02).prefill(
             [prompt(60)]
         )
-

@@ -182,5 +182,3 @@ def test_stories260k_perplexity(shared):
         model = AutoModelForCausalLM.from_pretrained(folder)
         lost = nll(open_engine(model, METHODS["full"], 1, chunk=chunk), ids, prefill)
         assert math.exp(lost.mean()) == pytest.approx(4.953633, abs=1e-3), (prefill, chunk)
-
-
