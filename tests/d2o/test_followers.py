@@ -41,7 +41,7 @@ def cells(family, names=None, chunk=None):
     return {
         (name, budget): open_engine(model(family), METHODS[name], budget, chunk=chunk)
         for name in names or known
-        for budget in BUDGETS.get(name, (0.4, 60))
+        for budget in (BUDGETS.get(name, (0.4, 60)) if family == "llama_gqa" else (40,))
     }
 
 
