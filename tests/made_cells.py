@@ -126,7 +126,7 @@ def atlas(layers: int = 4, heads: int = 2, tokens: int = 300) -> dict:
             for name, value in zip(merges, values, strict=True):
                 merges[name].append(value)
     runs = [[[[p, p] for p in keep[layer * heads + head]] for head in range(heads)] for layer in range(layers)]
-    later = [[[*head[: -2], [tokens, tokens + 4]] for head in layer] for layer in runs]
+    later = [[[*head[:-2], [tokens, tokens + 4]] for head in layer] for layer in runs]
     return {"version": 1, "prompt_tokens": tokens, "seen": tokens + 5, "tokens": [1, 2], "layers": layers,
             "heads": heads, "prefill": runs, "decode": later, "merges": merges}  # fmt: skip
 

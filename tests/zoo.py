@@ -120,8 +120,7 @@ PLAIN += [name for name, method in ADDED.items() if is_plain(method())]
 
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them
 FEW = ("llama_gqa", "falcon_new", "phi3", "qwen3", "gemma")
-LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova",
-         "locret", "locret_original")
+LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova", "locret", "locret_original")
 
 
 def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:

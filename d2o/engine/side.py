@@ -75,8 +75,7 @@ class SplitLayer(KVLayer):
         self.parts, layers = parts, [part.cache.layers[self.index] for part in parts]
         self.seen = [layer.seen[b] for part, layer in zip(parts, layers, strict=True) for b in part.rows]
         self.held = [layer.held[b] for part, layer in zip(parts, layers, strict=True) for b in part.rows]
-        if self.index == 0:  # whose positions the engine reads
-            self.now = torch.cat([layer.now[part.rows] for part, layer in zip(parts, layers, strict=True)])
+        self.now = torch.cat([layer.now[part.rows] for part, layer in zip(parts, layers, strict=True)])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, row by row in its own cache."""

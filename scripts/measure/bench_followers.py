@@ -61,6 +61,7 @@ class Table:
         yield f"read apart: {', '.join(apart) or 'none'}"
         generate(self.full, [self.prompts[0][:64]], 2)  # what is made once is nobody's
         sharing = [engine for engine in engines if shares_prefill(engine)]
+        yield self._memory(sharing)
         full, reading, cutting = self._prefills(sharing, max(rounds, 2), clock)
         yield f"one prefill of the full cache {full:.2f} s"
         yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x"
@@ -75,6 +76,14 @@ class Table:
             yield f"  {cell[0]} {cell[1]:g} alone {seconds:.2f} s"
         yield f"the cells alone {total:.2f} s: {total / together:.1f}x"
         yield f"cells that answer otherwise: {differ or 'none'}"
+
+    def _memory(self, engines: Sequence[Engine]) -> str:
+        reading = Reading(engines, self.prompts, self.new, late=True)
+        whole = sum(layer.bytes() for layer in reading.lead.layers)
+        caches = [reading.cut(i) for i in range(len(engines))]
+        held = [sum(layer.bytes() for layer in cache.layers) for cache in caches]
+        sizes = " MiB, ".join(f"{size / 2**20:.1f}" for size in (whole, sum(held), max(held)))
+        return f"keys and values of the prompt, of all followers, of the largest of them: {sizes} MiB"
 
     def _prefills(self, engines: Sequence[Engine], rounds: int, clock: Clock) -> tuple[float, float, float]:
         """Seconds of a full cache's prefill, of one for all `engines` before any cut, and with every cut."""

@@ -128,14 +128,18 @@ def test_a_prompt_is_read_once_and_apart_by_who_reads_otherwise(fed):
     assert answers(together[-1]) == answers(generate(engines[-1], texts(1), 3))
 
 
-@pytest.mark.parametrize("prefill", [prefill_together, prefill_each])
-def test_a_prefill_gives_caches_of_their_own(prefill):
+@pytest.mark.parametrize("prefill, reserve", [(prefill_together, 4), (prefill_each, 0)])
+def test_a_prefill_gives_caches_of_their_own(prefill, reserve):
     """Equal to those of `Engine.prefill`, and none can be changed by what is done to another."""
     asked = cells("llama_gqa", ("full", "h2o", "d2o", "d2o_official", "snapkv", "adakv", "streaming_slot"))
-    found = list(prefill(list(asked.values()), texts(3), 4))
+    found = list(prefill(list(asked.values()), texts(3), reserve))
     feed = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]])
     for (cell, engine), (cache, logits) in zip(asked.items(), (x[-2:] for x in found), strict=True):
-        expected, first = engine.prefill(texts(3), 4)
+        expected, first = engine.prefill(texts(3), reserve)
+        if not cache.ledgers:
+            assert cache.layers[0].pending and expected.layers[0].pending
+        else:
+            assert cache.ledgers == expected.ledgers, cell
         torch.testing.assert_close(logits, first, **CLOSE)
         torch.testing.assert_close(engine.extend(cache, feed), engine.extend(expected, feed), **CLOSE)
         assert [layer.bytes() for layer in cache.layers] == [layer.bytes() for layer in expected.layers], cell

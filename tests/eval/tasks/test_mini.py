@@ -35,8 +35,10 @@ def test_answer_scores_full(name):
     """The answer a perfect model gives scores 1 by the task's own metric, an empty one 0."""
     from eval.scores.score import score_rows
 
-    rows = [{"pred": r.meta["answer"], "answers": r.answers, "all_classes": r.all_classes, "length": r.length}
-            for r in Mini(name, 512, n=5).samples()]
+    rows = [
+        {"pred": r.meta["answer"], "answers": r.answers, "all_classes": r.all_classes, "length": r.length}
+        for r in Mini(name, 512, n=5).samples()
+    ]
     assert score_rows(f"mini_{name}", rows).value == 100
     assert score_rows(f"mini_{name}", [{**r, "pred": ""} for r in rows]).value == 0
 
@@ -101,11 +103,20 @@ def test_other_tokenizer(tmp_path):
         list(Mini("multikey32", 256, n=1, tokenizer=str(tmp_path)).samples())
 
 
-@pytest.mark.parametrize("bad, said", [
-    ({"length": 131072}, "131072"), ({"length": 255}, "255"), ({"length": "long"}, "long"), ({"n": 0}, "n=0"),
-    ({"seed": "abc"}, "abc"), ({"seed": 1.5}, "1.5"), ({"depth": 101}, "101"), ({"tokenizer": "/nowhere"}, "/nowhere"),
-    ({"name": "singel"}, "singel"),
-])
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        ({"length": 131072}, "131072"),
+        ({"length": 255}, "255"),
+        ({"length": "long"}, "long"),
+        ({"n": 0}, "n=0"),
+        ({"seed": "abc"}, "abc"),
+        ({"seed": 1.5}, "1.5"),
+        ({"depth": 101}, "101"),
+        ({"tokenizer": "/nowhere"}, "/nowhere"),
+        ({"name": "singel"}, "singel"),
+    ],
+)
 def test_bad_input(bad, said):
     task = Mini(**{"name": "single", **bad})
     with pytest.raises(InputError, match=said) as error:
