@@ -8,7 +8,6 @@ logit by what rounding moves it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ def generate_together(
     max_new_tokens: int,
     stop: Stop = NEVER,
     questions: Sequence[Ids] | None = None,
-    again: bool = False,
+    again: bool | Sequence[bool] = False,
     watches: Sequence[Watch | None] | None = None,
     most: int | None = None,
 ) -> list[Answers]:
@@ -42,16 +41,19 @@ def generate_together(
 
     Seconds: what was done for all is divided by the rows of all of them.
     """
-    asked = Asked(max_new_tokens, stop, again and questions is None)
-    watches = watches or [None] * len(engines)
+    agains = [again] * len(engines) if isinstance(again, bool) else again
+    asked = [
+        Asked(max_new_tokens, stop, anew and questions is None, watch)
+        for anew, watch in zip(agains, watches or [None] * len(engines), strict=True)
+    ]
     found: dict[int, Answers] = {}
     for group in alike(engines):
         some = [engines[i] for i in group]
         if len(group) > 1:
-            batch = Batch(some, [replace(asked, watch=watches[i]) for i in group], most or len(group))
+            batch = Batch(some, [asked[i] for i in group], most or len(group))
             found |= zip(group, batch.answer(prompts, questions), strict=True)
         else:
-            found[group[0]] = _alone(some[0], prompts, questions, replace(asked, watch=watches[group[0]]))
+            found[group[0]] = _alone(some[0], prompts, questions, asked[group[0]])
     return [found[i] for i in range(len(engines))]
 
 
@@ -63,7 +65,7 @@ def _alone(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids] | No
 
 
 class Batch:
-    """Followers that read and answer together. `asked`: for each the same, but its watch; `most`: see
+    """Followers that read and answer together. `asked`: for each the same, but `again` and the watch; `most`: see
     `generate_together`."""
 
     def __init__(self, engines: list[Engine], asked: list[Asked], most: int) -> None:
@@ -119,12 +121,14 @@ class Batch:
             logits = self.side.extend(parts, torch.tensor(questions * len(parts), device=device))
             for one in replies:
                 one.asked.show("question", one.cache)
-        elif self.asked[0].again:
-            last = torch.tensor([p[-1:] for p in prompts] * len(parts), device=device)
-            logits = self.side.extend(parts, last, again=True)
-        else:
-            logits = logits.repeat(len(parts), 1)
-        return logits
+            return logits
+        firsts, anew = [logits] * len(parts), [i for i, one in enumerate(replies) if one.asked.again]
+        if anew:
+            last = torch.tensor([p[-1:] for p in prompts] * len(anew), device=device)
+            read = self.side.extend([parts[i] for i in anew], last, again=True)
+            for i, rows in zip(anew, read.split(len(prompts)), strict=True):
+                firsts[i] = rows
+        return torch.cat(firsts)
 
     def _decode(self, replies: list[Replies], logits: Tensor) -> None:
         """A token per open row and step; `logits [sum of rows, vocab]` are those of the first."""

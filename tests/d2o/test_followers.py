@@ -97,6 +97,15 @@ def test_a_few_caches_at_a_time_say_the_same(most):
     assert [answers(x) for x in some] == [answers(x) for x in generate_together(engines, prompts, NEW)]
 
 
+def test_some_read_the_last_token_again_and_others_do_not():
+    engines = [open_engine(model("llama_gqa"), METHODS[name], 12) for name in ("h2o", "h2o", "snapkv", "full", "full")]
+    agains, prompts = [True, False, True, False, True], texts(3)
+    together = generate_together(engines, prompts, NEW, again=agains)
+    for engine, again, ours in zip(engines, agains, together, strict=True):
+        assert answers(ours) == answers(generate(engine, prompts, NEW, again=again))
+    assert answers(together[0]) != answers(together[1]), "the comparison shows nothing"
+
+
 def test_rows_that_ended_leave_the_batch(fed):
     asked = cells("llama_gqa", ("full", "h2o", "d2o", "cam", "snapkv", "adakv", "tova"))
     engines, prompts, stop = list(asked.values()), texts(4), Stop(frozenset(range(3, 40)), least=2)
