@@ -57,6 +57,8 @@ class SideBySide:
             layer.serve(parts)
         feed = Feed([ids.shape[1]] * ids.shape[0], again=again)
         logits = self.engine.forward(self.cache, ids, feed, 1)[:, -1]
+        for layer in self.cache.layers:
+            layer.parts = ()  # caches belong to the caller
         for part in parts:
             if not (again or part.cache.ledgers):
                 part.cache.open_ledgers()

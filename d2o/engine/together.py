@@ -8,10 +8,12 @@ logit by what rounding moves it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from d2o.cache import KVCache
 from d2o.engine.engine import Engine
 from d2o.engine.generation import Asked, Generation, Ids, Replies, Watch, by_question, generate
 from d2o.engine.reading import Reading, alike
@@ -33,7 +35,8 @@ def generate_together(
     most: int | None = None,
 ) -> list[Answers]:
     """For every engine what `generate` gives for these prompts, or the InputError by which its method refuses them: one
-    that is refused does not stop the others. The words are those of `generate`, with a watch for each engine.
+    that is refused does not stop the others. The words are those of `generate`; each engine has a watch of its own, and
+    may have an `again` of its own.
 
     Engines that read a prompt alike (same model, same chunk, `KVLayer.shares_prefill`) read it once; others are asked
     one by one. `most`: how many caches are cut and answer at once, all by default. With fewer than all the prompt
@@ -64,6 +67,10 @@ def _alone(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids] | No
         return error
 
 
+def _show_empty(asked: Sequence[Asked], i: int, cache: KVCache) -> None:
+    asked[i].show("empty", cache)
+
+
 class Batch:
     """Followers that read and answer together. `asked`: for each the same, but `again` and the watch; `most`: see
     `generate_together`."""
@@ -89,34 +96,38 @@ class Batch:
     ) -> dict[int, list[Generation]]:
         """One batch whose questions are of one length; what is `refused` is written down."""
         clock, count = self.engines[0].clock, len(self.engines)
-        began, late = clock(), self.most < count
+        began = clock()
         reserve = self.asked[0].most + len(questions[0])
-        reading = Reading(self.engines, prompts, reserve, late, lambda i, cache: self.asked[i].show("empty", cache))
+        begun = partial(_show_empty, self.asked)
+        reading = Reading(self.engines, prompts, reserve, self.most < count, begun)
         shared = (clock() - began) / count
         found: dict[int, list[Generation]] = {}
         for start in range(0, count, self.most):
-            began, replies = clock(), {}
-            for i in range(start, min(start + self.most, count)):
-                try:
-                    replies[i] = Replies(reading.cut(i), self.asked[i])
-                    self.asked[i].show("prefill", replies[i].cache)
-                except InputError as error:
-                    refused[i] = error
+            began, replies = clock(), self._cut(reading, range(start, min(start + self.most, count)), refused)
             if replies:
-                parts = [Part(one.cache, one.open) for one in replies.values()]
-                logits = self._question(parts, list(replies.values()), prompts, questions, reading.logits)
+                first = self._question(list(replies.values()), prompts, questions, reading.logits)
                 prefilled = clock()
-                self._decode(list(replies.values()), logits)
+                self._decode(list(replies.values()), first)
                 share = 1 / len(replies)
                 seconds = shared + (prefilled - began) * share, (clock() - prefilled) * share
                 found |= {i: one.done(*(s / len(prompts) for s in seconds)) for i, one in replies.items()}
+            replies = None  # the caches go before the next are cut
         return found
 
-    def _question(
-        self, parts: list[Part], replies: list[Replies], prompts: list[Ids], questions: list[Ids], logits: Tensor
-    ) -> Tensor:
+    def _cut(self, reading: Reading, some: range, refused: dict[int, InputError]) -> dict[int, Replies]:
+        """The caches of `some` followers, with no answers yet."""
+        replies: dict[int, Replies] = {}
+        for i in some:
+            try:
+                replies[i] = Replies(reading.cut(i), self.asked[i])
+                self.asked[i].show("prefill", replies[i].cache)
+            except InputError as error:
+                refused[i] = error
+        return replies
+
+    def _question(self, replies: list[Replies], prompts: list[Ids], questions: list[Ids], logits: Tensor) -> Tensor:
         """Logits `[sum of rows, vocab]` of the first tokens of the answers; `logits [B, vocab]` came of the prompts."""
-        device = logits.device
+        device, parts = logits.device, [Part(one.cache, one.open) for one in replies]
         if len(questions[0]):
             logits = self.side.extend(parts, torch.tensor(questions * len(parts), device=device))
             for one in replies:

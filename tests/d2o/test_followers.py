@@ -1,6 +1,7 @@
 """Many methods and budgets over one reading of a prompt give what each of them gives alone."""
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -95,6 +96,19 @@ def test_a_few_caches_at_a_time_say_the_same(most):
     engines, prompts = list(asked.values()), texts(3)
     some = generate_together(engines, prompts, NEW, most=most)
     assert [answers(x) for x in some] == [answers(x) for x in generate_together(engines, prompts, NEW)]
+
+
+def test_a_cache_goes_before_the_next_is_cut():
+    caches = []
+
+    def note(when, cache):
+        if when == "prefill":
+            assert not [one for one in caches if one() is not None]
+            caches.append(weakref.ref(cache))
+
+    asked = cells("llama_gqa", ("h2o", "cam", "d2o", "full", "d2o_official"))
+    generate_together(list(asked.values()), texts(2), NEW, watches=[note] * len(asked), most=1)
+    assert len(caches) == len(asked)
 
 
 def test_some_read_the_last_token_again_and_others_do_not():
