@@ -147,6 +147,10 @@ def run_together(cells: Sequence[Composed]) -> tuple[list[tuple[Path, str]], lis
                     done.append(finish(one, tracker))
             except Exception as error:
                 group.drop(one, error)
+    except Exception as error:  # of what was done for all of them
+        failed = len(group.open)
+        group.close(error)
+        return done, group.codes + [report(error)] * failed
     except BaseException as error:
         group.close(error)
         raise
