@@ -34,4 +34,4 @@ def size_cell(planned: Plan) -> Size:
 if __name__ == "__main__":
     import run_pred  # by its name, which a pickled job finds again
 
-    sys.exit(main(sys.argv[1:], run_pred.run_cell, CONFIGS, run_pred.size_cell))
+    sys.exit(main(sys.argv[1:], run_pred.run_cell, CONFIGS, run_pred.size_cell, share=True))

@@ -88,6 +88,11 @@ class CaM(KVLayer):
         return self.chooser
 
     # ---- what the chooser says
+    @property
+    def shares_prefill(self) -> bool:
+        """The chooser's."""
+        return self.shown().shares_prefill
+
     @classmethod
     def allocate(cls, layers: list[CaM], budget: Budget, lengths: list[int]) -> list[list[int]]:
         """Slots per layer and row, `[L][B]`: the chooser's."""

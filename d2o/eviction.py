@@ -152,8 +152,9 @@ class Eviction(SlotStorage):
         if self.cut_late:  # the storage of the prompt has room for all that follows, and stays where nothing leaves
             first = [n + max(1, self.reserve) for n in prompt]
             rooms = [r if h > s else max(r, f) for r, f, h, s in zip(rooms, first, held, self.slots, strict=True)]
-        own = self.capacity - max(rooms) + rooms[row]
-        return self.bytes() * own // (self.capacity * len(prompt))
+        there = self.borrowed or self.capacity  # views of another's slots are narrower than what they pin
+        own = there - max(rooms) + rooms[row]
+        return self.bytes() * own // (there * len(prompt))
 
     def _capacity(self, held: int, slots: int, reserve: int) -> int:
         """Slots of storage for a row that holds `held`: one beyond `slots`, so that a step writes, attends, evicts."""

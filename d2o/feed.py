@@ -15,3 +15,12 @@ class Feed:
     prompt: list[int] | None = None  # whole prompt lengths, in the prefill
     reserve: int = 0  # tokens that will follow the prompt
     again: bool = False  # the newest token once more, at its own position, against what is held now: nothing changes
+
+
+def chunks(lengths: list[int], width: int) -> list[list[int]]:
+    """`[forward][B]`: how many tokens of each row every forward feeds, `width` at most; all rows end in the last."""
+    longest = max(lengths)
+    ends = [min(start + width, longest) for start in range(0, longest, width)]
+    fed = [[max(0, end - (longest - n)) for n in lengths] for end in ends]
+    before = [[0] * len(lengths), *fed]
+    return [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, fed, strict=False)]

@@ -9,8 +9,6 @@ The prefill keeps the `slots` most important slots of every row and head; afterw
 least important one, so `held` stays at `slots`. The sinks, the most recent slots and empty slots are protected here.
 Tokens fed together after the prefill are written and evicted one by one inside the layer, so that a question fed at
 once gives what it gives token by token, while the rest of the model still runs on all of them together.
-
-One forward pass in its order, with all that a method may say about it: longer than most files for that reason.
 """
 
 from __future__ import annotations
@@ -23,12 +21,14 @@ from torch import Tensor, nn
 
 from d2o.budget import Budget
 from d2o.eviction import Eviction
-from d2o.feed import Feed
+from d2o.feed import Feed, chunks
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import RowStats, attend_block
 from d2o.kernels.fused import Fed
 from d2o.kernels.logits import Scale
-from d2o.rows import LastRows, PromptRows
+from d2o.rows import LastRows, PromptRows, window_rows
+from d2o.sharing import reads_alike
+from d2o.storage import moves
 
 
 class KVLayer(Eviction):
@@ -86,11 +86,7 @@ class KVLayer(Eviction):
 
         Asked of the first layer, after `allocate`; `chunk`: the most tokens of one forward that the user wants.
         """
-        width = max(lengths)
-        ends = [min(start + (chunk or width), width) for start in range(0, width, chunk or width)]
-        fed = [[max(0, end - (width - n)) for n in lengths] for end in ends]
-        before = [[0] * len(lengths), *fed]
-        return [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, fed, strict=False)]
+        return chunks(lengths, chunk or max(lengths))
 
     def around_forward(
         self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed
@@ -117,6 +113,10 @@ class KVLayer(Eviction):
             return self._prefill(q, k, v, scale, feed)
         if not self.is_initialized:
             raise RuntimeError("a cache starts with a prefill")
+        return self.follow(q, k, v, scale, feed)
+
+    def follow(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
+        """As `attend`, of tokens behind the prompt."""
         if feed.again:
             return self._again(q, k, v, scale)
         if not (self.decode_eviction or self.slot_positions or self.pending) and q.shape[2] > 1:
@@ -132,10 +132,10 @@ class KVLayer(Eviction):
         if self.rows == "last" and not self.unlimited:
             tail = q if self.tail is None else torch.cat((self.tail, q), dim=2)
             self.tail = tail[:, :, -self.window :].clone()
-        cut_now = feed.last and self._cuts_at_once
         past = list(self.held) or [0] * q.shape[0]
         whole = not self.is_initialized and min(feed.lengths) == q.shape[2]
-        if cut_now and whole and all(n > s for n, s in zip(feed.lengths, self.slots, strict=True)):
+        cut_now = feed.last and self.cuts_at_once and whole
+        if cut_now and all(n > s for n, s in zip(feed.lengths, self.slots, strict=True)):
             self.adopt(k, v)
             out = self._attend_block(q, k, v, scale, feed.lengths, past)
         else:
@@ -152,24 +152,33 @@ class KVLayer(Eviction):
         if feed.last:
             if self.rows == "last" and not self.unlimited:
                 self.observe(self._window_rows(scale))
-            self.tail = None
-            self.reserve = feed.reserve
-            if cut_now:
-                self.compress(feed.reserve)
-            if self.slots:
-                self.arm()
+            self.end_prompt(feed.reserve)
         return out
 
     @property
-    def _cuts_at_once(self) -> bool:
-        return not self.needs_all_layers and self.compress_at == "prefill"
+    def cuts_at_once(self) -> bool:
+        """Whether the cut waits for nothing: neither for the other layers nor for the first step."""
+        return not (self.needs_all_layers or self.cut_late)
+
+    @property
+    def shares_prefill(self) -> bool:
+        """Whether it reads a prompt as others do, so that one reading serves many. Asked of a layer in a cache."""
+        return reads_alike(type(self), KVLayer) and self.early([1] * max(1, len(self.slots))) is None
+
+    def end_prompt(self, reserve: int) -> None:
+        """The last tokens of the prompt were attended to and observed; `reserve` more will follow."""
+        self.tail, self.reserve = None, reserve
+        if self.cuts_at_once:
+            self.compress(reserve)
+        if self.slots:
+            self.arm()
 
     def finish_prefill(self, reserve: int) -> None:
         """The whole model has seen the prompt: cut now, if that had to wait, or mark that the first step will."""
         if self.cut_late:
             self.pending = True
             self.arm()
-        elif not self._cuts_at_once:
+        elif not self.cuts_at_once:
             self.compress(reserve)
             self.arm()
 
@@ -198,12 +207,8 @@ class KVLayer(Eviction):
         return attend_block(q, k, v, older, Fed(lengths, past), scale, self.stats)
 
     def _window_rows(self, scale: Scale) -> LastRows:
-        """The last `window` queries of every row over all its slots, whatever the chunks were."""
-        queries, positions = self.tail, self.positions[:, :, : self.used]
-        back = torch.arange(queries.shape[2] - 1, -1, -1, device=queries.device)
-        at = self._position() - back.view(1, 1, -1)  # [B, 1, w]; below 0 before the row's first token
-        visible = (positions.unsqueeze(2) >= 0) & (positions.unsqueeze(2) <= at.unsqueeze(-1))
-        return LastRows(queries, self.keys[:, :, : self.used], visible.unsqueeze(2), scale)
+        used = self.used
+        return window_rows(self.tail, self.keys[:, :, :used], self.positions[:, :, :used], self._position(), scale)
 
     # ---- decoding, one token per row
     def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
@@ -235,12 +240,7 @@ class KVLayer(Eviction):
         """The keys `[B, Hkv, used, D]` as attention sees them; turned to slot positions where the method says so."""
         if not self.slot_positions:
             return self.keys[:, :, :used]
-        positions = self.positions[:, :, :used]
-        order = torch.where(positions < 0, torch.iinfo(torch.int32).max, positions).argsort(dim=-1)
-        rank = order.argsort(dim=-1)
-        held = (positions >= 0).sum(-1, keepdim=True)
-        # the query stays at its true position and the keys move up to it: RoPE is relative
-        return self.rotation(self.keys[:, :, :used], rank + (self.now + 1 - held) - positions)
+        return self.rotation(self.keys[:, :, :used], moves(self.positions[:, :, :used], self.now))
 
 
 class KeepAll(KVLayer):

@@ -182,11 +182,11 @@ class RaggedLayer(KVLayer):
         if self.runs is None:
             super().arm()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
-        """As KVLayer.attend; once heads have runs of their own, over those."""
+    def follow(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
+        """As KVLayer.follow; once heads have runs of their own, over those."""
         runs = self.runs
         if runs is None:
-            return super().attend(q, k, v, scale, feed)
+            return super().follow(q, k, v, scale, feed)
         if feed.again:
             return runs.again(q, k, v, scale)
         out = runs.step(q, k, v, scale) if q.shape[2] == 1 else runs.block(q, k, v, scale, feed.lengths)

@@ -77,6 +77,15 @@ class LastRows:
         return row_probs(self.queries, self.keys, self.scale, self.visible)
 
 
+def window_rows(tail: Tensor, keys: Tensor, positions: Tensor, newest: Tensor, scale: Scale) -> LastRows:
+    """The last queries `tail [B, Hq, w, D]` of rows that end at `newest [B, 1, 1]`, over the slots `keys [B, Hkv, used,
+    D]` that hold `positions [B, Hkv, used]`."""
+    back = torch.arange(tail.shape[2] - 1, -1, -1, device=tail.device)
+    at = newest - back.view(1, 1, -1)  # [B, 1, w]; below 0 before the row's first token
+    visible = (positions.unsqueeze(2) >= 0) & (positions.unsqueeze(2) <= at.unsqueeze(-1))
+    return LastRows(tail, keys, visible.unsqueeze(2), scale)
+
+
 def group_sum(per_head: Tensor, kv_heads: int) -> Tensor:
     """Sum over the query heads of a group: `[B, Hq, ...]` -> `[B, Hkv, ...]`."""
     return per_head.unflatten(1, (kv_heads, -1)).sum(2)

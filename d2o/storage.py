@@ -29,6 +29,7 @@ class SlotStorage(CacheLayerMixin):
         self.seen: list[int] = []  # tokens passed, per row: the next position
         self.free: Tensor | None = None  # [B * Hkv], flat index of the slot that the next token of a head is written to
         self.base: Tensor | None = None  # [B * Hkv], flat index of slot 0 of every row and head
+        self.borrowed = 0  # above 0: keys, values and positions are views of another's; the slots to copy them to
 
     # what transformers asks of a layer; `seen`, not `held`, is the length of the sequence
     def get_seq_length(self) -> int:
@@ -71,7 +72,7 @@ class SlotStorage(CacheLayerMixin):
             setattr(self, name, torch.zeros(shape, dtype=torch.float32, device=key.device))
         self.base = torch.arange(shape[0] * shape[1], device=key.device) * capacity
         self.held, self.seen = [0] * shape[0], [0] * shape[0]
-        self.is_initialized = True
+        self.is_initialized, self.borrowed = True, 0
 
     def append(self, key: Tensor, value: Tensor, lengths: list[int]) -> None:
         """Put the last `lengths[b]` tokens of each row of `key, value [B, Hkv, n, D]` behind its held slots."""
@@ -98,6 +99,19 @@ class SlotStorage(CacheLayerMixin):
         for name in self.state:
             setattr(self, name, torch.zeros(batch, heads, n, dtype=torch.float32, device=key.device))
         self.held, self.seen, self.is_initialized = [n] * batch, [n] * batch, True
+
+    def borrow(self, owner: SlotStorage, width: int, planned: int) -> None:
+        """See the first `width` slots of `owner`, empty ones among them, as one's own. Nothing is copied until `keep`
+        cuts them or, for `planned` slots, something is written."""
+        self.keys, self.values, self.positions = (x[:, :, :width] for x in (owner.keys, owner.values, owner.positions))
+        self.held, self.seen, self.borrowed = list(owner.held), list(owner.seen), planned
+        if self.is_initialized:
+            return
+        shape = self.positions.shape
+        for name in self.state:
+            setattr(self, name, torch.zeros(shape, dtype=torch.float32, device=self.keys.device))
+        self.base = torch.arange(shape[0] * shape[1], device=self.keys.device) * width
+        self.is_initialized = True
 
     def write(self, key: Tensor, value: Tensor, position: Tensor) -> None:
         """Write one token per row, `key, value [B, Hkv, 1, D]` at `position [B, 1, 1]` int32, into the free slots."""
@@ -127,14 +141,16 @@ class SlotStorage(CacheLayerMixin):
 
     def make_space(self, needed: int) -> None:
         """At least `needed` slots per head; doubles, so that a cache nobody reserved for still costs O(1) a token."""
-        if needed > self.capacity:
-            self.grow(max(needed, 2 * self.capacity))
+        if needed > self.capacity or self.borrowed:
+            self.grow(max(needed, self.borrowed or 2 * self.capacity))
 
     def grow(self, capacity: int) -> None:
-        """Storage of `capacity` slots per head, if that is more than there is; what is held stays where it is."""
+        """Storage of `capacity` slots per head, if that is more than there is, or what there is is another's; what is
+        held stays where it is."""
         old = self.capacity
-        if capacity <= old:
+        if capacity <= old and not self.borrowed:
             return
+        capacity = max(old, capacity)
         offset = None if self.free is None else self.free - self.base
         tensors = {name: getattr(self, name) for name in ("keys", "values", "positions", *self.state)}
         held, seen = self.held, self.seen
@@ -149,3 +165,11 @@ class SlotStorage(CacheLayerMixin):
         """Bytes of the storages behind keys and values, each storage once: a view pins the whole of its storage."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (self.keys, self.values)}
         return sum(storages.values())
+
+
+def moves(positions: Tensor, now: Tensor) -> Tensor:
+    """How far each key moves `[B, Hkv, n]` where slots count as positions: what is held at `positions [B, Hkv, n]`
+    stands without a gap before the query at `now [B, 1, 1]`. The query stays and the keys move up: RoPE is relative."""
+    order = torch.where(positions < 0, torch.iinfo(torch.int32).max, positions).argsort(dim=-1)
+    held = (positions >= 0).sum(-1, keepdim=True)
+    return order.argsort(dim=-1) + (now + 1 - held) - positions

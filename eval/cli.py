@@ -52,10 +52,13 @@ exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted"""
 
 
 
-def main(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None = None) -> int:
+def main(
+    argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None = None, share: bool = False
+) -> int:
     """Do what the words ask for: help, cards, one cell or a sweep of them; returns the exit code, prints every error.
 
-    `run` makes a cell; `size` says for a dry run what it would take.
+    `run` makes a cell; `size` says for a dry run what it would take; `share`: the cells of a sweep that read the same
+    prompts may read them together.
     """
     end_on_sigterm()
     try:
@@ -63,7 +66,7 @@ def main(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None 
             return _print(usage(config_dir))
         if "--methods" in argv:
             return _methods([word for word in argv if word != "--methods"], config_dir)
-        return _cells(argv, run, config_dir, size)
+        return _cells(argv, run, config_dir, size, share)
     except BaseException as error:
         return report(error)
 
@@ -86,7 +89,7 @@ def _methods(names: list[str], config_dir: Path) -> int:
     return _print(cards(names, config_dir))
 
 
-def _cells(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None) -> int:
+def _cells(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | None, share: bool) -> int:
     flags = _flags(argv)
     from eval.config.words import Words, check_words
 
@@ -94,7 +97,7 @@ def _cells(argv: list[str], run: RunCell, config_dir: Path, size: SizeCell | Non
     from eval.run.steps import run_command
 
     words = Words(flags.words)
-    return run_command(words, run, config_dir, sweep=flags.multirun, show=flags.cfg, size=size)
+    return run_command(words, run, config_dir, sweep=flags.multirun, show=flags.cfg, size=size, share=share)
 
 
 class _Parser(argparse.ArgumentParser):

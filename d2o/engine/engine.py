@@ -133,12 +133,26 @@ class Engine:
         tokens of the first prompt came before it; `begun` is shown the cache while it is empty. `whole[b]`: tokens that
         row b will have been fed in the end, where that is less than its prompt and `reserve`.
         """
-        lengths = [len(p) for p in prompts]
-        if not lengths or min(lengths) == 0:
-            raise InputError("a prompt of zero tokens", "every prompt needs at least one token")
-        cache, done = self.new_cache(), [0] * len(prompts)
+        cache = self.new_cache()
         if begun:
             begun(cache)
+        logits = self.read(cache, prompts, reserve, every, whole)
+        cache.finish_prefill(reserve)
+        return cache, logits
+
+    @torch.inference_mode()
+    def read(
+        self,
+        cache: KVCache,
+        prompts: Sequence[Sequence[int]],
+        reserve: int = 0,
+        every: Callable[[int, Tensor], None] | None = None,
+        whole: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Feed `prompts` to an empty cache, up to its `finish_prefill`: the logits `[B, vocab]` of their last tokens;
+        the words of `prefill`."""
+        lengths, done = [len(p) for p in prompts], [0] * len(prompts)
+        check_prompts(prompts)
         self.begin(cache, lengths, whole or [n + reserve for n in lengths])
         for fed in cache.lead.pieces(lengths, self.chunk):
             parts = [p[d : d + m] for p, d, m in zip(prompts, done, fed, strict=True)]
@@ -150,8 +164,7 @@ class Engine:
             if every:
                 every(start, logits)
         self._check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
-        cache.finish_prefill(reserve)
-        return cache, logits[:, -1]
+        return logits[:, -1]
 
     def _check_finite(self, logits: Tensor, lengths: list[int]) -> None:
         """NotFinite for the first row of `logits [B, vocab]` that is not. Waits for the device, once a prefill."""
@@ -193,3 +206,9 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """InputError where there is nothing to read."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise InputError("a prompt of zero tokens", "every prompt needs at least one token")

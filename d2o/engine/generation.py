@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
@@ -17,6 +18,7 @@ from d2o.models.finite import not_finite
 from d2o.stop import NEVER, Stop
 
 Ids = Sequence[int]
+T = TypeVar("T")
 Watch = Callable[[str, KVCache], None]  # called as `generate` says
 
 
@@ -31,21 +33,61 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What holds for every row of a call; the words of `generate`. `said`: how a row's answer begins, already fed."""
 
     most: int
     stop: Stop
     again: bool
-    watch: Watch | None
+    watch: Watch | None = None
     said: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise InputError(f"max_new_tokens={self.most}", "ask for at least one token")
+
     def complete(self, tokens: list[int]) -> bool:
+        """Whether an answer of these tokens is over."""
         return len(tokens) == self.most or self.stop.at(tokens)
 
     def show(self, when: str, cache: KVCache) -> None:
+        """Let the watch see the cache, if there is one."""
         if self.watch:
             self.watch(when, cache)
+
+    def allowed(self, logits: Tensor, count: int) -> Tensor:
+        """Logits `[..., vocab]` of token number `count` of the answers, without those that may not come yet."""
+        if count > self.stop.least:
+            return logits
+        banned = torch.tensor(sorted(self.stop.ids), dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, banned, float("-inf"))
+
+
+class Replies:
+    """What the rows of a cache have answered so far. A row's ledger is closed when its answer is complete."""
+
+    def __init__(self, model: nn.Module, cache: KVCache, asked: Asked) -> None:
+        self.model, self.cache, self.asked = model, cache, asked
+        self.tokens: list[list[int]] = [list(asked.said) for _ in cache.prompt]
+        self.ledgers: list[Ledger | None] = [None] * len(cache.prompt)
+
+    @property
+    def open(self) -> list[int]:
+        """The rows that go on."""
+        return [row for row, ledger in enumerate(self.ledgers) if ledger is None]
+
+    def take(self, row: int, token: int) -> None:
+        """One more token of a row that goes on, as `checked` gives it; NotFinite where it is none."""
+        if token < 0:
+            raise not_finite(self.model, row, f"the logits after token {self.cache.seen[row] - 1} of the text")
+        self.tokens[row].append(token)
+        if self.asked.complete(self.tokens[row]):
+            self.ledgers[row] = self.cache.close_ledger(row)
+
+    def done(self, prefill_s: float, decode_s: float) -> list[Generation]:
+        """Every row's answer; the seconds are those of one row."""
+        rows = zip(self.tokens, self.ledgers, strict=True)
+        return [Generation(tokens, ledger, prefill_s, decode_s) for tokens, ledger in rows]
 
 
 def generate(
@@ -69,20 +111,30 @@ def generate(
     after the "prefill", the "question" and every "step". The first eviction is over once `cache.lead.pending` is
     false. It may not change what the cache holds.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens}", "ask for at least one token")
-    asked = _Asked(max_new_tokens, stop, again and questions is None, watch)
+    asked = Asked(max_new_tokens, stop, again and questions is None, watch)
     questions = [()] * len(prompts) if questions is None else questions
     prompts = [engine.prototype.rewrite(p, q) for p, q in zip(prompts, questions, strict=True)]
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for row, (prompt, question) in enumerate(zip(prompts, questions, strict=True)):
-        near = engine.steps_near(len(prompt) + len(question), max_new_tokens)
-        groups.setdefault((len(question), near, row if near < max_new_tokens else -1), []).append(row)
-    done: dict[int, Generation] = {}
-    for (_, near, _), rows in groups.items():
-        texts = [prompts[b] for b in rows], [questions[b] for b in rows]
+    texts = [len(p) + len(q) for p, q in zip(prompts, questions, strict=True)]
+    alone = [engine.steps_near(n, max_new_tokens) < max_new_tokens for n in texts]
+    return by_question(prompts, questions, lambda some, fed: _answers(engine, some, fed, asked), alone)
+
+
+def by_question(
+    prompts: Sequence[Ids],
+    questions: Sequence[Ids] | None,
+    answer: Callable[[list[Ids], list[Ids]], list[T]],
+    alone: Sequence[bool] | None = None,
+) -> list[T]:
+    """What `answer` says to batches of prompts whose questions are of one length, in the order of `prompts`.
+    `alone[b]`: row b is a batch of its own. The row of a NotFinite is one of `prompts`."""
+    questions = [()] * len(prompts) if questions is None else questions
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, (_, question, apart) in enumerate(zip(prompts, questions, alone or [False] * len(prompts), strict=True)):
+        groups.setdefault((len(question), row if apart else -1), []).append(row)
+    done: dict[int, T] = {}
+    for rows in groups.values():
         try:
-            answers = _greedy(engine, *texts, asked) if near == max_new_tokens else _across(engine, *texts, asked, near)
+            answers = answer([prompts[b] for b in rows], [questions[b] for b in rows])
         except NotFinite as error:
             error.row = rows[error.row]
             raise
@@ -90,8 +142,16 @@ def generate(
     return [done[row] for row in range(len(prompts))]
 
 
+def _answers(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> list[Generation]:
+    """One batch: rows whose rotation stays, or one row of any kind."""
+    near = engine.steps_near(len(prompts[0]) + len(questions[0]), asked.most)
+    if near < asked.most:
+        return _across(engine, prompts, questions, asked, near)
+    return _greedy(engine, prompts, questions, asked)
+
+
 def _across(
-    engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked, near: int
+    engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked, near: int
 ) -> list[Generation]:
     """One row, at whose token `near` the model's rotation changes: the stock model then reads everything again. So do
     we: the prompt is evicted as before, and what was said so far is fed behind it, as a question is."""
@@ -105,42 +165,33 @@ def _across(
 
 
 @torch.inference_mode()
-def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> list[Generation]:
+def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> list[Generation]:
     """One batch whose questions are of one length."""
     began = engine.clock()
     cache, logits = _read(engine, prompts, questions, asked)
     prefilled = engine.clock()
-    banned = torch.tensor(sorted(asked.stop.ids), dtype=torch.long, device=engine.device)
-    tokens = [list(asked.said) for _ in prompts]
-    ledgers: list[Ledger | None] = [None] * len(prompts)
+    replies = Replies(engine.model, cache, asked)
     for count in range(len(asked.said) + 1, asked.most + 1):
-        if count <= asked.stop.least:
-            logits = logits.index_fill(1, banned, float("-inf"))
+        logits = asked.allowed(logits, count)
         chosen = logits.argmax(dim=-1)
-        for b, token in enumerate(_checked(logits, chosen).tolist()):
-            if ledgers[b] is None:
-                if token < 0:
-                    said = len(prompts[b]) + len(questions[b]) + len(tokens[b]) - len(asked.said)
-                    raise not_finite(engine.model, b, f"the logits after token {said - 1} of the text")
-                tokens[b].append(token)
-                if asked.complete(tokens[b]):
-                    ledgers[b] = cache.close_ledger(b)
-        if all(ledgers):
+        tokens, rows = checked(logits, chosen).tolist(), replies.open
+        for b in rows:
+            replies.take(b, tokens[b])
+        if not replies.open:
             break
         logits = engine.step(cache, chosen)
         asked.show("step", cache)
     done, share = engine.clock(), 1 / len(prompts)
-    seconds = (prefilled - began) * share, (done - prefilled) * share
-    return [Generation(t, ledger, *seconds) for t, ledger in zip(tokens, ledgers, strict=True)]
+    return replies.done((prefilled - began) * share, (done - prefilled) * share)
 
 
-def _checked(logits: Tensor, chosen: Tensor) -> Tensor:
+def checked(logits: Tensor, chosen: Tensor) -> Tensor:
     """The tokens `chosen [B]` of `logits [B, vocab]`, -1 in rows whose logits are not finite: argmax takes what is not
     a number for the largest. The tokens go to the host anyway, so this is told without waiting for the device again."""
     return chosen.where(logits.gather(1, chosen.unsqueeze(1)).squeeze(1).isfinite(), -1)
 
 
-def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: _Asked) -> tuple[KVCache, Tensor]:
+def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> tuple[KVCache, Tensor]:
     """The cache that has read prompts and questions, and the logits `[B, vocab]` of the first token of the answers."""
     begun = partial(asked.show, "empty")
     follows = asked.most + len(questions[0]) - len(asked.said)

@@ -66,7 +66,7 @@ def _summed_rows(
     stats: RowStats,
 ) -> Tensor:
     """All rows in one call, whatever their lengths."""
-    out, lse, sums = fused.attend_summed(q, k, v, *older, scale, stats.stride, fed)
+    out, lse, sums = fused.attend_summed(q, k, v, older, scale, stats.stride, fed)
     for b, (m, p) in enumerate(fed.rows()):
         row = slice(b, b + 1)
         stats.add(lse[row, :, q.shape[2] - m :], sums[row, :, : p + m])
@@ -82,7 +82,7 @@ def causal(
         out, lse = attend_logits(q, torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2), scale)
         sums = None
     elif stats and fused.serves(q):
-        out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, scale, stats.stride)
+        out, lse, sums = fused.attend_summed(q, k, v, (past_k, past_v), scale, stats.stride)
     elif past_k.shape[2]:
         out, lse = merge_attention(*attend_lse(q, past_k, past_v, scale, False), *attend_lse(q, k, v, scale, True))
         sums = None

@@ -45,25 +45,24 @@ def attend_summed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past_k: Tensor,
-    past_v: Tensor,
+    older: tuple[Tensor, Tensor],
     scale: float,
     stride: int = 1,
     fed: Fed | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `past_k, past_v [B, Hkv, P, D]`; n at least 1, P may be 0. Gives the
-    attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp `[B, Hq, n]`; the
-    column sums `[B, Hq, P + n]` as d2o.kernels.sums.column_sums has them.
+    """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `older`: keys and values `[B, Hkv, P, D]`; n at least 1, P may be 0.
+    Gives the attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp
+    `[B, Hq, n]`; the column sums `[B, Hq, P + n]` as d2o.kernels.sums.column_sums has them.
 
     `fed`: what of it each row feeds, by default all n columns behind all P older keys; the column sums of a row are the
     first past[b] + lengths[b]. What belongs to no row is zero.
     """
     batch, heads, n, _ = q.shape
-    groups, older = heads // k.shape[1], past_k.shape[2]
-    fed = fed or Fed([n] * batch, [older] * batch)
+    (past_k, past_v), groups = older, heads // k.shape[1]
+    fed = fed or Fed([n] * batch, [past_k.shape[2]] * batch)
     lengths, past = fed.lengths, fed.past
     out = q.new_zeros(batch, heads, n, v.shape[3])
-    lse, sums = q.new_zeros(batch, heads, n), q.new_zeros(batch, heads, older + n)
+    lse, sums = q.new_zeros(batch, heads, n), q.new_zeros(batch, heads, past_k.shape[2] + n)
     q = q * (scale * LOG2E)
     future = q.new_full((min(ROWS, n), min(ROWS, n)), float("-inf")).triu_(1)
 

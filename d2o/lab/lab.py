@@ -126,7 +126,7 @@ class Lab:
         questions = [prompt.question for prompt in prompts] if when == "after" else None
         texts, ends = [prompt.ids for prompt in prompts], stop_at(self.loaded, stop)
         found = generate(self.engine, texts, max_new_tokens, ends, questions, again=when == "again")
-        return self._completions(texts if questions is None else questions, found)
+        return self.completions(texts if questions is None else questions, found)
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
@@ -151,9 +151,9 @@ class Lab:
         reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
         stop = Stop(self.loaded.eos_ids, ended=ended if until else None)
         found = generate(self.engine, prompts, max_new_tokens, stop, again=again and self.evicts)
-        return self._completions(prompts, found)
+        return self.completions(prompts, found)
 
-    def _completions(self, prompts: Sequence[Sequence[int]], found: Sequence[Generation]) -> list[Completion]:
+    def completions(self, prompts: Sequence[Sequence[int]], found: Sequence[Generation]) -> list[Completion]:
         texts = [read_answer(self.loaded, prompt, one.tokens) for prompt, one in zip(prompts, found, strict=True)]
         return [Completion(text, one.tokens, as_row(one), raw) for (text, raw), one in zip(texts, found, strict=True)]
 

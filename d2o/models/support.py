@@ -62,14 +62,18 @@ def mixes(config: Any) -> bool:
 
 def check_plain(config: Any, sliding: bool, method: str) -> None:
     """For a method that needs plain attention: an InputError where layers slide or logits are more than products."""
-    config = config.get_text_config()
-    found = "layers that slide" if sliding else ""
-    if getattr(config, "attn_logit_softcapping", None):
-        found = "a soft cap on attention logits"
-    elif config.model_type == "gpt_oss":
-        found = "sink logits"
+    found = unusual_logits(config) or ("layers that slide" if sliding else None)
     if found:
-        raise InputError(f"{config.model_type}: {method} cannot work with {found}", "take another method")
+        name = config.get_text_config().model_type
+        raise InputError(f"{name}: {method} cannot work with {found}", "take another method")
+
+
+def unusual_logits(config: Any) -> str | None:
+    """What makes attention logits more than scaled products; None: nothing does."""
+    config = config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None):
+        return "a soft cap on attention logits"
+    return "sink logits" if config.model_type == "gpt_oss" else None
 
 
 def expanded_heads(config: Any) -> int:

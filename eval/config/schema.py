@@ -43,6 +43,7 @@ class RunConfig:
     scorer: str = "official"
     atlas: Any = None
     plugins: list[str] | None = None
+    share_prefill: bool = True
     engine: EngineConfig = field(default_factory=EngineConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,33 @@ from eval.track.cell import send_cell
 from eval.track.tracker import Tracker
 
 
+@dataclass
+class Open:
+    """A cell that is open for writing: what it was planned as, what its config.json says, and the samples it lacks."""
+
+    planned: Plan
+    config: dict[str, Any]
+    cell: Cell
+    todo: list[Sample]
+    drawn: Sample | None
+    started: float
+
 def run_cell(composed: Composed) -> tuple[Path, str]:
     """The cell's folder and what to say at its end. Bad input shows before anything is written, and a cell that is
     complete needs no model."""
-    cfg, started, planned = composed.cfg, time.monotonic(), plan(composed)
+    with open_cell(plan(composed), time.monotonic()) as one, open_tracker(one) as tracker:
+        if one.todo:
+            one.cell.status("queued")
+            planned = one.planned
+            fill(one.cell, one.todo, planned.task, open_lab(planned), composed.cfg.batch_size, tracker.row)
+        return finish(one, tracker)
+
+
+@contextmanager
+def open_cell(planned: Plan, started: float) -> Iterator[Open]:
+    """A cell as planned, locked and compared with what lies there; `started`: when, for the time it took. Raises
+    InputError."""
+    cfg = planned.composed.cfg
     drawn = chosen(planned.task, planned.own, cfg.atlas) if cfg.atlas else None
     check_size(planned)
     config, ids = record(planned), [sample.id for sample in planned.own]
@@ -36,21 +62,28 @@ def run_cell(composed: Composed) -> tuple[Path, str]:
             print(f"note: {cell.path} was begun with {note}", file=sys.stderr)
         if cell.file.readonly:
             print(f"note: {cell.path} cannot be written, and needs not be: its rows are all there", file=sys.stderr)
-        todo = lacking(cell, planned.own)
-        with Tracker(cfg.wandb, Path(cfg.results_dir), config, cell.path, cell.done) as tracker:
-            if todo:
-                cell.status("queued")
-                fill(cell, todo, planned.task, open_lab(planned), cfg.batch_size, tracker.row)
-            if drawn and not cell.file.readonly:
-                draw(cell, drawn, planned)
-            rows = [cell.row(identifier) for identifier in ids]
-            if not rows:
-                return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
-            found = send_cell(tracker, config, rows, cell.path, cfg.scorer)
-            pictured = not planned.shard and not cell.file.readonly and (drawn or planned.task.readings)
-            shown = keep_figures(cell, config, rows) if pictured else ""
-    took = time.monotonic() - started
-    return cell.path, summary_text(cell.path, config, found, cell.fresh, took, rows) + shown
+        yield Open(planned, config, cell, lacking(cell, planned.own), drawn, started)
+
+
+def open_tracker(one: Open) -> Tracker:
+    """The cell's run of W&B."""
+    cfg = one.planned.composed.cfg
+    return Tracker(cfg.wandb, Path(cfg.results_dir), one.config, one.cell.path, one.cell.done)
+
+
+def finish(one: Open, tracker: Tracker) -> tuple[Path, str]:
+    """What a cell that has its rows leaves behind: figures, its run of W&B; and what to say of it."""
+    planned, cell, scorer = one.planned, one.cell, one.planned.composed.cfg.scorer
+    if one.drawn and not cell.file.readonly:
+        draw(cell, one.drawn, planned)
+    rows = [cell.row(sample.id) for sample in planned.own]
+    if not rows:
+        return cell.path, f"{'cell':<8}{cell.path}\nshard {planned.shard} has none of the rows"
+    found = send_cell(tracker, one.config, rows, cell.path, scorer)
+    pictured = not planned.shard and not cell.file.readonly and (one.drawn or planned.task.readings)
+    shown = keep_figures(cell, one.config, rows) if pictured else ""
+    took = time.monotonic() - one.started
+    return cell.path, summary_text(cell.path, one.config, found, cell.fresh, took, rows) + shown
 
 
 def record(planned: Plan) -> dict[str, Any]:

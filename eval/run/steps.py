@@ -16,7 +16,7 @@ from eval.config.launcher import Launcher, check_launcher, take_dry_run, take_la
 from eval.config.words import Words
 from eval.run.dry_run import SizeCell
 from eval.run.job import RunCell
-from eval.run.sweep import compose_all, launch_all, print_dry_run, remember, run_all
+from eval.run.sweep import compose_all, launch_all, print_dry_run, remember, run_all, run_grouped
 from eval.tables import group
 from eval.tables.fill import fill
 from eval.tables.formats import render
@@ -25,9 +25,10 @@ from eval.tables.side_by_side import side_by_side
 
 
 def run_command(
-    words: Words, run: RunCell, config_dir: Path, *, sweep: bool, show: bool, size: SizeCell | None
+    words: Words, run: RunCell, config_dir: Path, *, sweep: bool, show: bool, size: SizeCell | None, share: bool
 ) -> int:
-    """The exit code. `sweep`: values with commas are lists; `show`: print the configs and stop. Raises InputError."""
+    """The exit code. `sweep`: values with commas are lists; `show`: print the configs and stop; `share`: cells that
+    read the same prompts are run together, in place of `run`. Raises InputError."""
     launcher, words = take_launcher(words, config_dir)
     dry_run, words = take_dry_run(words)
     with configs(config_dir):
@@ -43,7 +44,7 @@ def run_command(
     check_launcher(launcher)
     if sweep or launcher:
         remember(cells)
-    folders, failed = _run(found, cells, launcher, run, config_dir)
+    folders, failed = _run(found, cells, launcher, run, config_dir, share)
     codes += failed
     if folders:
         _print_tables(found, folders, cells[0].cfg, config_dir)
@@ -53,14 +54,19 @@ def run_command(
 
 
 def _run(
-    found: Expansion, cells: Sequence[Composed], launcher: Launcher | None, run: RunCell, config_dir: Path
+    found: Expansion,
+    cells: Sequence[Composed],
+    launcher: Launcher | None,
+    run: RunCell,
+    config_dir: Path,
+    share: bool,
 ) -> tuple[list[Path], list[int]]:
     """Folders of the cells that are done, exit codes of the others. A cell's own text is left out where a table, or
     many cells of one word, come behind it."""
     if launcher:
         return launch_all(cells, launcher, run, config_dir)
     quiet = found.grouped or bool(found.tables) or len(found.jobs) > found.asked
-    return run_all(found.jobs, cells, run, quiet)
+    return run_grouped(cells, run, quiet) if share else run_all(found.jobs, cells, run, quiet)
 
 
 def _print_tables(found: Expansion, folders: Sequence[Path], cfg: Any, config_dir: Path) -> None:

@@ -23,6 +23,7 @@ from eval.run.dry_run import SizeCell, dry_run
 from eval.run.job import RunCell
 from eval.run.launch import launch
 from eval.run.plan import Plan, plan, settle
+from eval.run.together import can_share, run_together, same_prompts
 
 
 def compose_all(jobs: Sequence[Words], config_dir: Path) -> tuple[list[Composed], list[int]]:
@@ -46,6 +47,26 @@ def run_all(
         return path
 
     return _each(composed, one)
+
+
+def run_grouped(
+    composed: Sequence[Composed], run: RunCell, quiet: bool
+) -> tuple[list[Path], list[int]]:
+    """As `run_all`, cells that read the same prompts together (eval/run/together.py)."""
+    paths: list[Path] = []
+    codes: list[int] = []
+    for cells in same_prompts(composed):
+        if not can_share(cells):
+            done, failed = run_all([Words(cell.words) for cell in composed], cells, run, quiet)
+            paths, codes = paths + done, codes + failed
+            continue
+        words = " ".join(word for word in cells[0].words if all(word in cell.words for cell in cells))
+        print(f"[{len(cells)} of {len(composed)} cells, each prompt read once] {words}", file=sys.stderr, flush=True)
+        found, failed = run_together(cells)
+        if not quiet:
+            print("\n\n".join(text for _, text in found), flush=True)
+        paths, codes = paths + [path for path, _ in found], codes + failed
+    return paths, codes
 
 
 def launch_all(

@@ -98,9 +98,18 @@ class PromptTask(Task):
 
     def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
         """The fields of one row per sample, after one batch was answered."""
+        yield from self.rows(samples, lab.answers(*self.asked(samples)))
+
+    def asked(self, samples: Sequence[Sample]) -> tuple[list[Any], int, tuple[str, ...], str]:
+        """A batch in the words of `Lab.answers`: prompts, most new tokens, strings that end an answer, and when the
+        question is read."""
         prompts = [self._prompts[sample.id] for sample in samples]
-        found = lab.answers(prompts, self.max_new_tokens, self.stop, self.question)
-        for sample, prompt, answer in zip(samples, prompts, found, strict=True):
+        return prompts, self.max_new_tokens, self.stop, self.question
+
+    def rows(self, samples: Sequence[Sample], answers: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """The fields of one row per sample, of what was answered."""
+        for sample, answer in zip(samples, answers, strict=True):
+            prompt = self._prompts[sample.id]
             yield {
                 "pred": answer.text,
                 **({} if answer.raw is None else {"raw": answer.raw}),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from d2o.errors import InputError  # noqa: E402
 from eval.cli import main  # noqa: E402
 from eval.config import cards  # noqa: E402
 from scripts import methods  # noqa: E402
@@ -34,7 +35,8 @@ def test_the_page_is_up_to_date():
 
 def test_the_command(capsys):
     assert methods.main(["cam"]) == 0 and "kv_cache_cam.py" in capsys.readouterr().out
-    assert methods.main(["nonsense"]) == 2 and "unknown method 'nonsense'" in capsys.readouterr().err
+    with pytest.raises(InputError, match="unknown method 'nonsense'"):
+        methods.main(["nonsense"])
 
 
 def test_the_cards_of_the_main_command_need_nothing_heavy():

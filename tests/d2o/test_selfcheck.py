@@ -39,7 +39,7 @@ def test_broken_positions(monkeypatch):
 
 def test_a_broken_mask(monkeypatch):
     row = d2o.layer.attend_row
-    monkeypatch.setattr(d2o.layer, "attend_row", lambda q, k, v, scale, visible: row(q, k, v, scale, None))
+    monkeypatch.setattr(d2o.layer, "attend_row", lambda q, k, v, scale, visible, held: row(q, k, v, scale, None))
     assert failed() == {"batch"}
 
 

@@ -29,7 +29,7 @@ def draw(n, past, heads, kv_heads, batch=2, dim=24):
 
 
 def summed(q, k, v, past, scale, stride=1):
-    return fused.attend_summed(q, k[:, :, past:], v[:, :, past:], k[:, :, :past], v[:, :, :past], scale, stride)
+    return fused.attend_summed(q, k[:, :, past:], v[:, :, past:], (k[:, :, :past], v[:, :, :past]), scale, stride)
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -69,7 +69,7 @@ def test_rows_of_several_lengths_are_what_each_is_alone(stride, cores):
     before, stats = torch.get_num_threads(), RowStats(stride)
     torch.set_num_threads(cores)
     try:
-        out, lse, sums = fused.attend_summed(q, k, v, past_k, past_v, 0.3, stride, Fed(lengths, past))
+        out, lse, sums = fused.attend_summed(q, k, v, (past_k, past_v), 0.3, stride, Fed(lengths, past))
         older = lambda rows, count: (past_k[rows, :, :count], past_v[rows, :, :count])  # noqa: E731
         assert torch.equal(attend_block(q, k, v, older, Fed(lengths, past), 0.3, stats), out)
     finally:
@@ -78,7 +78,7 @@ def test_rows_of_several_lengths_are_what_each_is_alone(stride, cores):
         assert not out[b, :, : n - m].any() and not sums[b, :, p + m :].any()
         if m:
             new, row = slice(n - m, n), slice(b, b + 1)
-            parts = q[row, :, new], k[row, :, new], v[row, :, new], past_k[row, :, :p], past_v[row, :, :p]
+            parts = q[row, :, new], k[row, :, new], v[row, :, new], (past_k[row, :, :p], past_v[row, :, :p])
             alone = fused.attend_summed(*parts, 0.3, stride)
             found = out[row, :, new], lse[row, :, new], sums[row, :, : p + m]
             for one, wanted in zip(found, alone, strict=True):

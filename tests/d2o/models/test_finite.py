@@ -6,6 +6,7 @@ from zoo import METHODS, build, prompt
 
 from d2o.engine.generation import generate
 from d2o.engine.start import open_engine
+from d2o.engine.together import generate_together
 from d2o.errors import InputError, NotFinite
 from d2o.lab.force import force
 from d2o.lab.likelihood import likelihoods, nll
@@ -62,6 +63,29 @@ def test_a_row_of_an_answer_is_named(name):
     at = 63 + 1 + said[1].tokens.index(token)
     with pytest.raises(NotFinite, match=f"logits after token {at} of the text") as error:
         generate(run, texts, 4, questions=questions)
+    assert error.value.row == 1
+
+
+def test_a_row_of_a_prompt_that_many_read_is_named():
+    model, text = build("llama_gqa"), prompt(60)
+    engines = [open_engine(model, METHODS[name], 0.4) for name in ("full", "h2o", "d2o", "snapkv")]
+    broken(engines[0], text[30])
+    others = [without(prompt(50, seed), text[30]) for seed in (1, 2)]
+    with pytest.raises(NotFinite, match=r"logits after token 59 of the text .*embed_tokens\.weight") as error:
+        generate_together(engines, [others[0], text, others[1]], 4)
+    assert error.value.row == 1
+
+
+def test_a_row_of_an_answer_beside_those_of_others_is_named():
+    model, texts = build("llama_gqa"), [prompt(50, 1), prompt(60)]
+    engines, questions = [open_engine(model, METHODS[x], 0.4) for x in ("h2o", "full")], [prompt(3, 3), prompt(4, 4)]
+    fed = {*texts[0], *texts[1], *questions[0], *questions[1]}
+    said = generate_together(engines, texts, 4, questions=questions)
+    token = next(t for t in said[0][1].tokens[:3] if t not in fed and not any(t in one[0].tokens for one in said))
+    first = min(one[1].tokens.index(token) for one in said if token in one[1].tokens)
+    broken(engines[0], token)
+    with pytest.raises(NotFinite, match=f"logits after token {64 + first} of the text") as error:
+        generate_together(engines, texts, 4, questions=questions)
     assert error.value.row == 1
 
 

@@ -1,0 +1,126 @@
+"""A prompt that is read once for many methods and budgets.
+
+Nearly all methods do the same until a prompt has been read: they attend to everything, note some statistics, and cut
+afterwards. So one cache, whose layers are `Reader`s, attends once for all; each follower's layer borrows views of its
+slots, is shown what it asked to see, and copies what it keeps when it is cut. What a method does after that is its own
+business, on a cache of its own, the very one that `Engine.prefill` gives.
+
+A method whose class changes how a prompt is fed, attended to or stored is read apart: `KVLayer.shares_prefill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from d2o.budget import FULL
+from d2o.cache import KVCache
+from d2o.engine.engine import Engine, check_prompts
+from d2o.engine.reader import Reader
+from d2o.errors import InputError
+from d2o.models.support import unusual_logits
+
+
+def shares_prefill(engine: Engine) -> bool:
+    """Whether the engine's method can follow a prefill that is done once for many. None does where that is unknown of
+    the model's attention: layers that slide, a rotation that depends on the text, logits that are more than products;
+    nor where steps are replayed from a graph."""
+    if engine.graph or engine.switch or any(engine.windows) or unusual_logits(engine.model.config):
+        return False
+    return engine.new_cache().lead.shares_prefill
+
+
+class Reading:
+    """`prompts` as one batch, read for all `engines`, which share a model, a chunk and the way of reading.
+
+    Without `late` each layer is cut for all that need not wait as soon as it was read, so that the memory is one layer
+    of the prompt and what is kept; with it the prompt stays, and nothing is cut but by `cut`. `logits [B, vocab]` are
+    those of the last tokens; where they are no numbers, NotFinite names the row. `begun(i, cache)` is shown the cache
+    of engine i while it is empty.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        prompts: Sequence[Sequence[int]],
+        reserve: int = 0,
+        late: bool = False,
+        begun: Callable[[int, KVCache], None] | None = None,
+    ) -> None:
+        first = engines[0]
+        if any(engine.model is not first.model or engine.chunk != first.chunk for engine in engines):
+            raise ValueError("engines that read a prompt together share a model and a chunk")
+        check_prompts(prompts)
+        lengths, self.reserve, self.late = [len(p) for p in prompts], reserve, late
+        self.caches: list[KVCache | None] = [engine.new_cache() for engine in engines]
+        self.refused: dict[int, InputError] = {}  # those whose method takes no such prompt or budget
+        for i, cache in enumerate(self.caches):
+            if begun:
+                begun(i, cache)
+            try:
+                engines[i].begin(cache, lengths, [n + reserve for n in lengths])
+            except InputError as error:
+                self.refused[i], self.caches[i] = error, None
+        self.lead: KVCache | None = first.new_cache(Reader, FULL)
+        self.lead.layers = [Reader() for _ in self.lead.layers]
+        served = [cache for cache in self.caches if cache]
+        for layer, *layers in zip(self.lead.layers, *(cache.layers for cache in served), strict=True):
+            layer.serve(layers, late)
+        self.logits = first.read(self.lead, prompts, reserve) if served else None
+
+    @torch.inference_mode()
+    def cut(self, i: int) -> KVCache:
+        """The cache of engine i, after its eviction. Raises InputError where the method refuses."""
+        if i in self.refused:
+            raise self.refused[i]
+        cache, self.caches[i] = self.caches[i], None  # the caller's from here on
+        if self.late:
+            for reader, layer in zip(self.lead.layers, cache.layers, strict=True):
+                reader.end(layer, self.reserve)
+        if not any(self.caches):
+            self.lead = None  # the prompt goes with the last of them
+        cache.finish_prefill(self.reserve)
+        return cache
+
+
+def prefill_each(
+    engines: Sequence[Engine], prompts: Sequence[Sequence[int]], reserve: int = 0
+) -> Iterator[tuple[int, KVCache, Tensor]]:
+    """(i, cache, logits `[B, vocab]`) of every engine, as its `prefill` gives them, one after the other in any order:
+    the memory is that of the prompt and of the caches that the caller holds on to. Prompts are read once for all
+    engines that can share it. `logits` are shared too: read them, do not change them."""
+    for group in alike(engines):
+        if len(group) == 1:
+            (i,) = group
+            yield i, *engines[i].prefill(prompts, reserve)
+        else:
+            reading = Reading([engines[i] for i in group], prompts, reserve, late=True)
+            for place, i in enumerate(group):
+                yield i, reading.cut(place), reading.logits
+
+
+def prefill_together(
+    engines: Sequence[Engine], prompts: Sequence[Sequence[int]], reserve: int = 0
+) -> list[tuple[KVCache, Tensor]]:
+    """(cache, logits `[B, vocab]`) of every engine, as its `prefill` gives them; all caches at once. Each layer of the
+    prompt is cut for all as soon as it was read, unless one of the methods waits for the last layer. `logits` as in
+    prefill_each."""
+    found: dict[int, tuple[KVCache, Tensor]] = {}
+    for group in alike(engines):
+        if len(group) == 1:
+            found[group[0]] = engines[group[0]].prefill(prompts, reserve)
+        else:
+            reading = Reading([engines[i] for i in group], prompts, reserve)
+            found |= {i: (reading.cut(place), reading.logits) for place, i in enumerate(group)}
+    return [found[i] for i in range(len(engines))]
+
+
+def alike(engines: Sequence[Engine]) -> list[list[int]]:
+    """Places of the engines that can read a prompt together; one that cannot is alone."""
+    groups: dict[tuple, list[int]] = {}
+    for i, engine in enumerate(engines):
+        key = (id(engine.model), engine.chunk) if shares_prefill(engine) else (i,)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())

@@ -1,0 +1,101 @@
+"""Who may follow a prefill that is done once for many: what a class overrides says so."""
+
+import functools
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig
+from zoo import GQA, METHODS, build, prompt
+
+from baselines.h2o import H2O
+from baselines.streaming_llm import StreamingLLM
+from d2o.d2o import D2O
+from d2o.engine.engine import Engine
+from d2o.engine.generation import generate
+from d2o.engine.reading import shares_prefill
+from d2o.engine.start import open_engine
+from d2o.engine.together import generate_together
+from d2o.layer import KeepAll
+
+APART = {"locret", "locret_original", "pyramidinfer", "pyramidinfer_official"}
+MODEL = build("llama_gqa")
+
+
+class Appends(H2O):
+    def append(self, key, value, lengths):
+        super().append(key, value, lengths)
+
+
+class Remembers(H2O):
+    def observe(self, attn):
+        super().observe(attn)
+
+    def of_its_own(self):
+        return 1
+
+
+def test_what_a_class_overrides_says_whether_it_may_follow():
+    makers = dict(METHODS) | {
+        "stream": functools.partial(StreamingLLM, positions="original", stream=True),
+        "bound": functools.partial(D2O, hold="bound"),
+        "cam_stream": lambda: METHODS["cam"].func(base_args={"positions": "original", "stream": True}),
+        "appends": Appends,
+        "remembers": Remembers,
+    }
+    apart = {name for name, make in makers.items() if not shares_prefill(open_engine(MODEL, make, 0.3))}
+    assert apart >= APART | {"stream", "bound", "cam_stream", "appends"}
+    assert not apart & (set(METHODS) - APART | {"remembers"})
+
+
+@pytest.mark.parametrize(
+    ("family", "slides", "shares"), [("gemma3", True, False), ("gemma3", False, True), ("gemma2", False, False),
+                                     ("gpt_oss", False, False)]
+)  # fmt: skip
+def test_layers_that_slide_caps_and_sinks_keep_methods_apart(family, slides, shares):
+    engine = open_engine(build(family), METHODS["h2o"], 0.3)
+    assert any(engine.windows)
+    if not slides:
+        engine.windows = [None] * engine.layers  # as over texts that no window is shorter than
+    assert shares_prefill(engine) == shares
+
+
+def test_a_rotation_that_changes_with_the_text_keeps_methods_apart():
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "factor": 16.0,
+            "long_factor": [1.0, 2.0, 4.0, 8.0], "original_max_position_embeddings": 64}  # fmt: skip
+    served = AutoModelForCausalLM.from_config(LlamaConfig(**GQA | {"rope_parameters": rope})).eval()
+    engines = [open_engine(served, METHODS[name], 0.3) for name in ("h2o", "full")]
+    assert not any(map(shares_prefill, engines))
+    prompts = [prompt(40), prompt(62, 1), prompt(70, 2)]  # the second crosses
+    for engine, ours in zip(engines, generate_together(engines, prompts, 5), strict=True):
+        assert [x.tokens for x in ours] == [x.tokens for x in generate(engine, prompts, 5)]
+
+
+def test_steps_of_a_graph_keep_a_method_apart():
+    engine = open_engine(MODEL, METHODS["h2o"], 0.3)
+    engine.graph = True
+    assert not shares_prefill(engine)
+
+
+class Slides(KeepAll):
+    """A layer that is no method's, and attends in a way of its own."""
+
+    def attend(self, q, k, v, scale, feed):
+        return 2 * super().attend(q, k, v, scale, feed)
+
+
+class Hybrid(Engine):
+    def new_cache(self, *words):
+        cache = super().new_cache(*words)
+        cache.layers[1] = Slides()
+        cache.layers[1].index, cache.layers[1].unlimited = 1, True
+        return cache
+
+
+def test_a_layer_that_is_no_method_s_attends_for_each_follower():
+    def opened(name):
+        engine = open_engine(MODEL, METHODS[name], 70)
+        return Hybrid(engine.model, engine.method, engine.budget)
+
+    engines, prompts = [opened(name) for name in ("h2o", "snapkv", "full")], [prompt(70), prompt(41, 1)]
+    for engine, ours in zip(engines, generate_together(engines, prompts, 5), strict=True):
+        alone = generate(engine, prompts, 5)
+        assert [(x.tokens, x.ledger) for x in ours] == [(x.tokens, x.ledger) for x in alone]
