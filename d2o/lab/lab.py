@@ -154,6 +154,7 @@ class Lab:
         return self.completions(prompts, found)
 
     def completions(self, prompts: Sequence[Sequence[int]], found: Sequence[Generation]) -> list[Completion]:
+        """Generations to these prompts, as ids, as what a task is given."""
         texts = [read_answer(self.loaded, prompt, one.tokens) for prompt, one in zip(prompts, found, strict=True)]
         return [Completion(text, one.tokens, as_row(one), raw) for (text, raw), one in zip(texts, found, strict=True)]
 

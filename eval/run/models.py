@@ -6,6 +6,7 @@ What is heavy is imported where it is used: a cell that is complete, and a dry r
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -33,6 +34,13 @@ def open_lab(planned: Plan, drawing: bool = False) -> Lab:
     if planned.task.prompted and not planned.task.readings:
         options["graph"] = cfg.engine.graph
     return (AtlasLab if drawing else Lab)(load_model(cfg), planned.method, cfg.budget, **options)
+
+
+def answer_together(labs: Sequence[Lab], asked: tuple[Any, ...], most: int) -> list[Any]:
+    """What every lab answers to a batch, read once for all: d2o/lab/together.py. `asked`: the words of `Lab.answers`."""
+    from d2o.lab import together
+
+    return together.answer_together(labs, *asked, most=most)
 
 
 def load_model(cfg: Any) -> LoadedModel:

@@ -20,7 +20,7 @@ from eval.cells.identity import Composed
 from eval.config.build import build
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
-from eval.run.models import open_lab
+from eval.run.models import answer_together, open_lab
 from eval.run.plan import plan
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
@@ -115,11 +115,9 @@ class Group:
 
     def _batch(self, task: PromptTask, batch: Sequence[Sample], lacking: dict[int, set[str]]) -> int:
         """One batch for the cells that lack any of it; how many rows were written."""
-        from d2o.lab.together import answer_together
-
         asked = [one for one in self.open if any(sample.id in lacking[id(one)] for sample in batch)]
         labs, written = [self.labs[id(one)] for one in asked], 0
-        for one, found in zip(asked, answer_together(labs, *task.asked(batch), most=MOST), strict=True):
+        for one, found in zip(asked, answer_together(labs, task.asked(batch), MOST), strict=True):
             if isinstance(found, InputError):
                 self.drop(one, found)
                 continue
