@@ -37,7 +37,7 @@ def open_lab(planned: Plan, drawing: bool = False) -> Lab:
 
 
 def answer_together(labs: Sequence[Lab], asked: tuple[Any, ...], most: int) -> list[Any]:
-    """What every lab answers to a batch, read once for all: d2o/lab/together.py. `asked`: the words of `Lab.answers`."""
+    """What every lab answers to a batch that is read once for all. `asked`: the words of `Lab.answers`."""
     from d2o.lab import together
 
     return together.answer_together(labs, *asked, most=most)
