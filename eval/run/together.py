@@ -117,13 +117,13 @@ class Group:
         """One batch for the cells that lack any of it; how many rows were written."""
         asked = [one for one in self.open if any(sample.id in lacking[id(one)] for sample in batch)]
         labs, written = [self.labs[id(one)] for one in asked], 0
-        for one, found in zip(asked, answer_together(labs, task.asked(batch), MOST), strict=True):
+        for one, (found, readers) in zip(asked, answer_together(labs, task.asked(batch), MOST), strict=True):
             if isinstance(found, InputError):
                 self.drop(one, found)
                 continue
             for sample, fields in zip(batch, task.rows(batch, found), strict=True):
                 if sample.id in lacking[id(one)]:
-                    shared = {"prefill_shared": len(asked)} if len(asked) > 1 else {}
+                    shared = {"prefill_shared": readers} if readers > 1 else {}
                     one.cell.write({"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)})
                     written += 1
             one.cell.status("running")
