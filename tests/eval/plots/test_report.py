@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -41,12 +40,10 @@ def small(tmp_path_factory):
     return results, report(results, results / "report.html")
 
 
-def test_200_cells_in_less_than_10_seconds_and_1_megabyte(tmp_path):
+def test_200_cells_in_less_than_1_megabyte(tmp_path):
     cells = made_cells.everything(tmp_path, tasks=11)
     assert cells >= 200
-    begun = time.process_time()
     page = report(tmp_path, tmp_path / "report.html")
-    assert time.process_time() - begun < 10
     assert len(page.encode()) < 1_000_000
     assert page.count("predictions.jsonl") == page.count("config.json") - page.count("their config.json") == cells
 

@@ -36,7 +36,7 @@ def lab_of(**changes):
 def rows_of(task, lab, count=2):
     samples = [sample for _, sample in zip(range(count), task.samples(), strict=False)]
     task.begin(samples, lab)
-    return [row for batch in task.batches(samples, 2) for row in task.measure(batch, lab)]
+    return [row for batch in task.in_batches(samples, 2) for row in task.measure(batch, lab)]
 
 
 @pytest.mark.parametrize("question", ["before", "again", "after"])
