@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from d2o.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-JSON_FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+JSON_FILES = ("generation_config.json", "tokenizer_config.json")
 HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
 DECODER = "a decoder with a language-model head is needed"
 HINT = "model.path= takes a folder with config.json, weights and tokenizer files"
@@ -46,8 +47,7 @@ def check_folder(path: str) -> Path:
     names = _architectures(config, folder / "config.json")
     if config.get("is_encoder_decoder") or (names and not any(head in arch for arch in names for head in HEADS)):
         raise InputError(f"model.path={path} is a {' '.join(names) or 'encoder-decoder'}", DECODER)
-    weights = sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
-    if not weights:
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
         raise InputError(f"model.path={path} has no weights (*.safetensors)", HINT)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(f"model.path={path} has no tokenizer (tokenizer.json)", HINT)
@@ -55,7 +55,7 @@ def check_folder(path: str) -> Path:
     for name in JSON_FILES:
         if (folder / name).is_file():
             check_tokens(read_object(folder / name), folder / name)
-    for file in weights:
+    for file in _read_weights(folder):
         check_weights(file)
     return folder
 
@@ -83,6 +83,9 @@ def check_fields(config: Mapping[str, Any], place: Path, part: str = "") -> None
     for name in ("dtype", "torch_dtype"):
         if not isinstance(config.get(name), str | None):
             raise InputError(f"{place}: {part}{name}={_shown(config[name])} is not a name, such as bfloat16", MEND)
+    window = config.get("sliding_window")
+    if not (window is None or all(_is_whole(value) for value in _each(window))):
+        raise InputError(f"{place}: {part}sliding_window={_shown(window)} is not a whole number", MEND)
     check_tokens(config, place, part)
     _check_rotation(config, place, part)
     inner = config.get("text_config")
@@ -101,13 +104,11 @@ def check_tokens(config: Mapping[str, Any], place: Path, part: str = "") -> None
 
 
 def check_weights(place: Path) -> None:
-    """A safetensors file by its header: 8 bytes of length, then JSON that says where each tensor lies; others pass.
-    Raises InputError."""
+    """A safetensors file by its header: 8 bytes of length, then JSON that says where each tensor lies. Raises
+    InputError."""
     if not place.is_file():
         raise InputError(f"{place} is not a file", TORN)
     size = place.stat().st_size
-    if place.suffix != ".safetensors":
-        return
     with place.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, HEADER):
@@ -119,8 +120,21 @@ def check_weights(place: Path) -> None:
         whole = 8 + length + max(ends, default=0)
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise InputError(f"{place}: its header says nothing of tensors", TORN) from error
-    if not ends or whole != size:
+    if whole != size:
         raise InputError(f"{place} has {size} bytes, its header speaks of {whole} for {len(ends)} tensors", TORN)
+
+
+def _read_weights(folder: Path) -> list[Path]:
+    """The safetensors files that are read: others may lie beside them, such as a maker's own layout, fetched or not."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if os.path.lexists(whole):
+        return [whole]
+    if not index.is_file():
+        return []
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index} has no weight_map from names to files", MEND)
+    return [folder / name for name in sorted(set(names.values()))]
 
 
 def _architectures(config: Mapping[str, Any], place: Path) -> list[str]:
@@ -152,9 +166,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else f"{'-' if value < 0 else ''}2^64 or more"
+    text = json.dumps(value)  # a number of any length has its first digits shown
     return text if len(text) <= 60 else f"{text[:60]}..."

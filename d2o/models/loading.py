@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
 from d2o.models.chat import checked_options
+from d2o.models.folder import DECODER, WEIGHT_FILES, check_folder
 from d2o.models.window import own_window
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
-DECODER = "a decoder with a language-model head is needed"
 EDGE = 1 << 20  # bytes of each end of a weight file that go into the fingerprint
 
 
@@ -81,28 +76,6 @@ def chatting(loaded: LoadedModel, chat_options: Mapping[str, Any] | None, strip_
     """The model with options for its chat template. Raises InputError for one that the template does not read."""
     options = checked_options(loaded.tokenizer, chat_options)
     return replace(loaded, chat_options=options, strip_thinking=strip_thinking)
-
-
-def check_folder(path: str) -> Path:
-    """What can be seen without loading: a decoder's config, weights, a tokenizer. Raises InputError."""
-    folder, hint = Path(path).expanduser(), "model.path= takes a folder with config.json, weights and tokenizer files"
-    if not folder.is_dir():
-        raise InputError(f"model.path={path} is not a folder", hint)
-    place = folder / "config.json"
-    if not place.is_file():
-        raise InputError(f"model.path={path} has no config.json", hint)
-    try:
-        config = json.loads(place.read_text(encoding="utf-8"))
-        names = config.get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{place} is not a JSON object: {error}", hint) from error
-    if config.get("is_encoder_decoder") or (names and not any(head in arch for arch in names for head in HEADS)):
-        raise InputError(f"model.path={path} is a {' '.join(names) or 'encoder-decoder'}", DECODER)
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-        raise InputError(f"model.path={path} has no weights (*.safetensors)", hint)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise InputError(f"model.path={path} has no tokenizer (tokenizer.json)", hint)
-    return folder
 
 
 def fingerprint(node: Mapping[str, Any]) -> str | None:
