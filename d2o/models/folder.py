@@ -33,6 +33,7 @@ LARGEST = {  # whole numbers from 1; a model with more has a slip in its config
     "max_position_embeddings": 1 << 40,
 }
 TOKEN_FIELDS = ("eos_token_id", "bos_token_id", "pad_token_id")
+WHOLE = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 HEADER = 100_000_000  # bytes that the header of a safetensors file may have, by its specification
 
 
@@ -56,7 +57,7 @@ def check_folder(path: str) -> Path:
         if (folder / name).is_file():
             check_tokens(read_object(folder / name), folder / name)
     for file in _read_weights(folder):
-        check_weights(file)
+        check_weights(file, "quantization_config" in config)
     return folder
 
 
@@ -103,9 +104,9 @@ def check_tokens(config: Mapping[str, Any], place: Path, part: str = "") -> None
                 raise InputError(f"{place}: {part}{name}={_shown(value)} is not the id of a token", MEND)
 
 
-def check_weights(place: Path) -> None:
-    """A safetensors file by its header: 8 bytes of length, then JSON that says where each tensor lies. Raises
-    InputError."""
+def check_weights(place: Path, quantised: bool = False) -> None:
+    """A safetensors file by its header: 8 bytes of length, then JSON that says where each tensor lies.
+    Weights are whole numbers only in a quantised model. Raises InputError."""
     if not place.is_file():
         raise InputError(f"{place} is not a file", TORN)
     size = place.stat().st_size
@@ -115,13 +116,15 @@ def check_weights(place: Path) -> None:
             raise InputError(f"{place} is not a safetensors file, or a torn one: {size} bytes", TORN)
         head = stream.read(length)
     try:
-        found = json.loads(head)
-        ends = [tensor["data_offsets"][1] for name, tensor in found.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
+        found = {name: tensor for name, tensor in json.loads(head).items() if name != "__metadata__"}
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+        odd = [name for name, tensor in found.items() if name.endswith(".weight") and tensor["dtype"] in WHOLE]
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise InputError(f"{place}: its header says nothing of tensors", TORN) from error
     if whole != size:
-        raise InputError(f"{place} has {size} bytes, its header speaks of {whole} for {len(ends)} tensors", TORN)
+        raise InputError(f"{place} has {size} bytes, its header speaks of {whole} for {len(found)} tensors", TORN)
+    if odd and not quantised:
+        raise InputError(f"{place}: {odd[0]} holds {found[odd[0]]['dtype']}, and config.json no quantization_config", TORN)
 
 
 def _read_weights(folder: Path) -> list[Path]:

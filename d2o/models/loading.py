@@ -120,6 +120,10 @@ def finish(model: Any, tokenizer: Any, name: str, window: int | None) -> LoadedM
     ends = model.generation_config.eos_token_id if model.generation_config else None
     ends = ends if isinstance(ends, list) else [ends]
     eos_ids = frozenset(i for i in (*ends, tokenizer.eos_token_id) if i is not None)
+    rows = model.get_input_embeddings().num_embeddings
+    if not all(isinstance(i, int) and 0 <= i < rows for i in eos_ids):
+        what = f"{name}: eos_token_id={sorted(eos_ids, key=str)}, and the model knows the tokens 0 to {rows - 1}"
+        raise InputError(what, "mend config.json and generation_config.json: model and tokenizer have to be a pair")
     model.requires_grad_(False)
     return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids)
 
@@ -162,4 +166,10 @@ def _as_input_error(what: str, hint: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".: ")
+    """What an error says first, and what it announces there with a colon."""
+    text = str(error).strip() or type(error).__name__
+    if "ignore_mismatched_sizes" in text:  # a report is logged, and says it of every tensor
+        return "some have other shapes than config.json says"
+    first, _, rest = text.partition("\n")
+    first = f"{first} {rest.strip().partition(chr(10))[0]}" if first.rstrip().endswith(":") else first
+    return first.strip().rstrip(".: ")
