@@ -124,7 +124,8 @@ def check_weights(place: Path, quantised: bool = False) -> None:
     if whole != size:
         raise InputError(f"{place} has {size} bytes, its header speaks of {whole} for {len(found)} tensors", TORN)
     if odd and not quantised:
-        raise InputError(f"{place}: {odd[0]} holds {found[odd[0]]['dtype']}, and config.json no quantization_config", TORN)
+        what = f"{place}: {odd[0]} holds {found[odd[0]]['dtype']}, and config.json has no quantization_config"
+        raise InputError(what, TORN)
 
 
 def _read_weights(folder: Path) -> list[Path]:

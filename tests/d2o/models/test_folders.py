@@ -4,7 +4,6 @@ What is harmless, a field or a tensor that no one reads, is used as it is.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,9 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 CONFIG, ENDS, WEIGHTS, TOKENIZER, TEMPLATE = FILES
 GONE = object()  # a file, or a field, that is not there
 HUGE = 2**70
+PART = "model.layers.0.mlp.up_proj.weight"
 NAN = float("nan")
+ASKS = "{{ messages[0]['content'] }}"
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x"
 
 
@@ -76,7 +77,7 @@ def a_loop(file):
 
 
 def words(changed):
-    """The tokenizer's vocabulary, changed in place."""
+    """tokenizer.json, changed in place."""
 
     def change(folder):
         found = json.loads((GOOD / TOKENIZER).read_text())
@@ -94,67 +95,158 @@ def template(text):
     return fields(TEMPLATE, chat_template=text)
 
 
-FIELDS = {
-    "architectures": ([5], "LlamaForCausalLM", {"a": 1}, 7, [None], True, ["NoSuchForCausalLM"]),
-    "model_type": ("nosuch", 7, None, ["llama"], GONE, "bert", ""),
-    "num_hidden_layers": (-1, 0, "4", 4.5, None, HUGE, NAN, [4], 10**9, 5, 3, True),
-    "num_attention_heads": (-4, 0, "4", None, HUGE, NAN, 3, 1.5, 10**6),
-    "num_key_value_heads": (-2, 0, "2", HUGE, 3, 2.5, [2], NAN),
-    "hidden_size": (-128, 0, "128", None, HUGE, 127, 10**7, NAN),
-    "intermediate_size": (-1, 0, "256", None, HUGE),
-    "head_dim": (-32, 0, "32", 31, HUGE, [32], 1.5),
-    "vocab_size": (-784, 0, "784", None, HUGE, 100, 785, NAN),
-    "max_position_embeddings": (-1, 0, "4096", HUGE, NAN, [4096], 1.5),
-    "rope_parameters": ("default", 5, [1], {"rope_type": "nosuch"}, {"rope_type": 5}, {"rope_theta": "x"},
-                        {"rope_type": "default", "rope_theta": -1}, {"rope_type": "default", "rope_theta": 0},
-                        {"rope_type": "default", "rope_theta": NAN}, {"rope_type": "default", "rope_theta": None},
-                        {"rope_type": "linear", "rope_theta": 1e4}, {"rope_type": "linear", "factor": "x"},
-                        {"rope_type": "yarn", "rope_theta": 1e4, "factor": -3.0},
-                        {"rope_type": "yarn", "rope_theta": 1e4, "factor": NAN}),
-    "dtype": ("nonsense", 5, ["float32"], "int8", "float99", "load", ""),
-    "hidden_act": ("nosuch", 5, None),
-    "rms_norm_eps": ("x", None, NAN, -1e9),
-    "eos_token_id": ("x", ["2"], 99999, -1, HUGE, {"a": 1}, 1.5),
-    "bos_token_id": ("x", [1, "a"]),
-    "tie_word_embeddings": ("yes", 5),
-    "quantization_config": ("nonsense", {"quant_method": "nosuch"}, {}, 5, [1]),
-    "auto_map": ({"AutoModelForCausalLM": "modeling_x.X", "AutoConfig": "configuration_x.C"}, 5),
-    "layer_types": ("full_attention", [1], ["full_attention"], ["nosuch"] * 4),
-    "sliding_window": ("x", -1, 0),
-    "text_config": (5, "x", {"model_type": 5}),
-    "attention_dropout": ("x", NAN),
-    "is_encoder_decoder": (True,),
-    "torch_dtype": ("nonsense",),
-    "pad_token_id": ("x", HUGE, 99999),
-}  # fmt: skip
+FIELDS = {  # of config.json: what the error speaks of, and values
+    "architectures": ("architectures", [5], 7, {"a": 1}, "LlamaForCausalLM", [None], True),
+    "model_type": ("model_type", 7, None, ["llama"], GONE),
+    "num_hidden_layers": ("num_hidden_layers", -1, 0, "4", 4.5, HUGE, NAN, 10**9, True),
+    "num_attention_heads": ("num_attention_heads", -4, 0, "4", HUGE, NAN),
+    "num_key_value_heads": ("num_key_value_heads", -2, 0, "2", HUGE, 2.5),
+    "hidden_size": ("hidden_size", -128, 0, "128", HUGE),
+    "head_dim": ("head_dim", -32, 0, "32", HUGE, 1.5),
+    "vocab_size": ("vocab_size", -784, 0, "784", HUGE),
+    "max_position_embeddings": ("max_position_embeddings", -1, 0, "4096", HUGE, NAN),
+    "rope_parameters": ("rope_", "default", 5, {"rope_theta": "x"}, {"rope_theta": -1}, {"rope_theta": NAN}),
+    "rope_scaling": ("factor", {"rope_type": "linear", "factor": "x"}, {"rope_type": "yarn", "factor": NAN}),
+    "rope_theta": ("rope_theta", -1, "x"),
+    "dtype": ("dtype", 5, ["float32"]),
+    "torch_dtype": ("torch_dtype", 5),
+    "eos_token_id": ("eos_token_id", "x", ["2"], HUGE, {"a": 1}, 1.5),
+    "bos_token_id": ("bos_token_id", "x", [1, "a"]),
+    "sliding_window": ("sliding_window", "x", 1.5),
+    "text_config": ("text_config", 5, {"num_hidden_layers": -1}),
+    "is_encoder_decoder": ("LlamaForCausalLM", True),
+}
+LOADED = {  # what a library finds while it loads: here it only has to be told in two lines
+    "no such family": (config(model_type="nosuch"), "nosuch"),
+    "an encoder": (config(model_type="bert"), "lacks"),
+    "more layers than weights": (config(num_hidden_layers=5), "lacks 9 weights"),
+    "heads that share nothing": (config(num_key_value_heads=3), "other shapes"),
+    "a narrower vocabulary": (config(vocab_size=100), "other shapes"),
+    "a width of null": (config(hidden_size=None), "hidden_size"),
+    "a rotation of no kind": (config(rope_parameters={"rope_type": "nosuch"}), "nosuch"),
+    "a dtype of no kind": (config(dtype="nonsense"), "nonsense"),
+    "ties as a text": (config(tie_word_embeddings="yes"), "tie_word_embeddings"),
+    "quantised by a text": (config(quantization_config="x"), "cannot load"),
+    "an end beyond the vocabulary": (fields(ENDS, eos_token_id=99999), "99999"),
+    "an end below it": (fields(ENDS, eos_token_id=-1), "-1"),
+    "an end that the model lacks": (fields(TEMPLATE, eos_token="<nosuch>"), "784"),
+    "a tensor of another shape": (tensors(lambda t: t.update({PART: t[PART][:5].clone()})), "other shapes"),
+    "a tensor too few": (tensors(lambda t: t.pop(PART)), PART),
+    "no tensor": (tensors(lambda t: t.clear()), "lacks 39 weights"),
+    "a tensor of NaN": (tensors(lambda t: t.update({PART: t[PART] * NAN})), PART),
+    "a tokenizer that is empty": (write(TOKENIZER, ""), "tokenizer"),
+    "a tokenizer that is torn": (write(TOKENIZER, "{torn"), "tokenizer"),
+    "a tokenizer that is a list": (write(TOKENIZER, "[1]"), "tokenizer"),
+    "a tokenizer without words": (words(lambda t: t.pop("model")), "tokenizer"),
+    "templates that are a list": (template(["x"]), "tokenizer"),
+}
+TEXTS = {"empty": "", "a list": "[1]", "torn": "{torn", "binary": b"\0\1",
+         "not UTF-8": b'{"a": "\xff"}', "deep": "[" * 9**6}  # fmt: skip
+BYTES = (GOOD / WEIGHTS).read_bytes()
+TORN = {"empty": b"", "half": BYTES[: len(BYTES) // 2], "few": BYTES[:4], "magic": b"GARBAGE!" + BYTES[8:],
+        "header": BYTES[:8] + b"x" * 100 + BYTES[108:], "list": b"\3\0\0\0\0\0\0\0[1]",
+        "pointer": b"version https://git-lfs.github.com/spec/v1"}  # fmt: skip
+CHANGED = [(name, value, what) for name, (what, *values) in FIELDS.items() for value in values]
+EARLY = {f"{name} {value!s:.20}": (config(**{name: value}), what) for name, value, what in CHANGED}
+EARLY |= {f"{file} {kind}": (write(file, TEXTS[kind]), file) for file in (CONFIG, ENDS, TEMPLATE) for kind in TEXTS}
+EARLY |= {f"weights {kind}": (write(WEIGHTS, content), WEIGHTS) for kind, content in TORN.items()}
+for needed in (CONFIG, WEIGHTS, TOKENIZER):
+    EARLY[f"no {needed}"] = write(needed, GONE), "has no"
+    EARLY[f"{needed} a folder"] = a_folder(needed), " no"
+    EARLY[f"{needed} a loop"] = a_loop(needed), " no"
+EARLY |= {f"ends {value!s:.20}": (fields(ENDS, eos_token_id=value), "eos_token_id") for value in ("x", ["2"], HUGE, {})}
+EARLY |= {"a tensor of truths": (tensors(lambda t: t.update({PART: t[PART] > 0})), "BOOL")}
+HARMLESS = {
+    "a field that no one reads": config(unused=5),
+    "code of its own that is not run": config(auto_map={"AutoModelForCausalLM": "modeling_x.X"}),
+    "a tensor too many": tensors(lambda t: t.update(other=torch.ones(3))),
+    "a tensor of halves": tensors(lambda t: t.update({PART: t[PART].half()})),
+    "no generation_config.json": write(ENDS, GONE),
+    "weights of another layout, not fetched": lambda folder: (folder / "consolidated.safetensors").write_text("git"),
+}
+TEMPLATES = {
+    "{# nothing #}": "leaves a message out",
+    LOOP: "has not ended",
+    "{{ 'a' * 10**7 }}" + ASKS: "characters around",
+    "{{ 'a' * 10**12 }}" + ASKS: "fails",
+    "{% for": "fails",
+    "{{ raise_exception('no') }}": "fails: no",
+    "{{ 1 // 0 }}": "fails",
+    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}": "fails",
+    "{% include 'x' %}": "fails",
+    "{{ ''.__class__.__mro__ }}": "fails",
+}
 
-SURVEY = {f"{k} {str(v)[:40] if v is not GONE else 'gone'}": config(**{k: v}) for k, vs in FIELDS.items() for v in vs}
-SURVEY |= {f"{n}: {f}": write(f, c) for f in (CONFIG, ENDS, TOKENIZER, TEMPLATE) for n, c in {
-    "gone": GONE, "empty": "", "a list": "[1]", "torn": "{torn", "binary": b"\x00\x01\x02", "not utf-8": b'{"a": "\xff"}',
-    "a number": "5", "null": "null", "deep": "[" * 100000}.items()}
-SURVEY |= {f"{f} a folder": a_folder(f) for f in FILES} | {f"{f} a loop": a_loop(f) for f in FILES}
-SURVEY |= {f"gen eos {str(v)[:20]}": fields(ENDS, eos_token_id=v) for v in ("x", ["2"], -1, 99999, HUGE, 1.5, {"a": 1}, [], True)}
-SURVEY |= {f"gen {k}={v}": fields(ENDS, **{k: v}) for k, v in [("temperature", "x"), ("max_new_tokens", -1), ("cache_implementation", "nosuch"), ("bos_token_id", "x")]}
-raw = (GOOD / WEIGHTS).read_bytes()
-SURVEY |= {f"weights {n}": write(WEIGHTS, c) for n, c in {"gone": GONE, "empty": b"", "half": raw[:len(raw) // 2], "few": raw[:4],
-    "magic": b"GARBAGE!" + raw[8:], "torn header": raw[:8] + b"x" * 100 + raw[108:], "pickle": b"\x80\x04K\x05."}.items()}
-N = "model.layers.0.mlp.up_proj.weight"
-SURVEY |= {f"tensor {n}": tensors(c) for n, c in {
-    "shape": lambda t: t.update({N: t[N][:5].clone()}), "missing": lambda t: t.pop(N), "extra": lambda t: t.update(other=torch.ones(3)),
-    "int": lambda t: t.update({N: t[N].int()}), "half": lambda t: t.update({N: t[N].half()}), "nan": lambda t: t.update({N: t[N] * NAN}),
-    "rows": lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:5].clone()}),
-    "bool": lambda t: t.update({N: t[N] > 0}), "renamed": lambda t: t.update({"x." + k: t.pop(k) for k in list(t)}),
-    "none": lambda t: t.clear(), "inf emb": lambda t: t["model.embed_tokens.weight"].fill_(float("inf")),
-    "scalar": lambda t: t.update({N: torch.tensor(1.0)}), "double": lambda t: t.update({N: t[N].double()})}.items()}
-SURVEY |= {f"words {n}": words(c) for n, c in {
-    "no model": lambda t: t.pop("model"), "vocab list": lambda t: t["model"].update(vocab=[]), "vocab empty": lambda t: t["model"].update(vocab={}, merges=[]),
-    "larger": lambda t: t["model"]["vocab"].update({k: v + 5000 for k, v in t["model"]["vocab"].items()}),
-    "type": lambda t: t["model"].update(type="nosuch"), "neg": lambda t: t["model"]["vocab"].update(a=-1),
-    "added": lambda t: t.update(added_tokens="x"), "pre": lambda t: t.update(pre_tokenizer={"type": "nosuch"}), "post": lambda t: t.update(post_processor=5),
-    "extra": lambda t: t.update(unused=1)}.items()}
-SURVEY |= {f"template {str(n)[:40]}": template(n) for n in (5, ["x"], {"a": 1}, True, "", "{# nothing #}", LOOP, "{{ 'a' * 10**7 }}{{messages[0]['content']}}",
-    "{{ 'a' * 10**12 }}{{messages[0]['content']}}", "{% for", "{{ nosuch.x }}", "{{ raise_exception('no') }}", "{{ 1 // 0 }}", "{{ messages }}", [{"name": "default"}], [{"name": "a", "template": "{{messages[0]['content']}}"}],
-    "{{ messages[0]['content'] }}", "{{ 9 ** (9 ** 9) }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{% include 'x' %}", "{{ messages[0]['content'] | upper }}", "{{ ''.__class__.__mro__ }}")}
-SURVEY |= {f"tok {k}={str(v)[:20]}": fields(TEMPLATE, **{k: v}) for k, v in [("tokenizer_class", "NoSuch"), ("tokenizer_class", 5), ("eos_token", 5), ("eos_token", "<nosuch>"),
-    ("model_max_length", "x"), ("model_max_length", -1), ("bos_token", ["a"]), ("auto_map", {"AutoTokenizer": ["x.X", None]}), ("added_tokens_decoder", 5), ("added_tokens_decoder", {"x": 5}),
-    ("unused", 5), ("pad_token", None), ("padding_side", "up"), ("extra_special_tokens", 5), ("backend", "nosuch"), ("truncation_side", 5)]}
+
+@pytest.fixture(name="run")
+def _run(tmp_path, capsys):
+    """A cell of a copy of the good folder in which a change was made: exit code, stdout, stderr, and its rows."""
+    folder, results = tmp_path / "model", tmp_path / "results"
+    folder.mkdir()
+    results.mkdir()
+    for file in FILES:
+        (folder / file).symlink_to(GOOD / file)
+
+    def run(change, *task, path=folder):
+        change(folder)
+        task = task or ("task=mini_single", "task.length=256")
+        common = ["model=path", f"model.path={path}", "method=random", "budget=64", "limit=1", f"results_dir={results}"]
+        code = main([*common, *task], run_pred.run_cell, CONFIGS)
+        return code, *capsys.readouterr(), results
+
+    return run
+
+
+def rows(results):
+    return [line for file in results.rglob("predictions.jsonl") for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("change", "what"), EARLY.values(), ids=EARLY)
+def test_a_slip_that_shows_early_writes_nothing(change, what, run):
+    *ended, results = run(change)
+    assert what in two_lines(*ended)[0]
+    assert everything(results) == []
+
+
+@pytest.mark.parametrize(("change", "what"), LOADED.values(), ids=LOADED)
+def test_a_slip_that_shows_in_loading_makes_no_row(change, what, run):
+    *ended, results = run(change)
+    assert what in two_lines(*ended)[0]
+    assert rows(results) == []
+
+
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
+def test_what_no_one_reads_does_no_harm(change, run):
+    code, _, err, results = run(change)
+    assert (code, err.count("\n")) == (0, err.count("note: ")), err
+    assert len(rows(results)) == 1
+
+
+@pytest.mark.parametrize("text", TEMPLATES)
+def test_a_chat_template_is_a_program_that_may_fail(text, run, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    *ended, results = run(template(text), "task=passkey", "task.lengths=[300]", "task.depths=[50]", "task.chat=true")
+    assert TEMPLATES[text] in two_lines(*ended)[0]
+    assert rows(results) == []
+
+
+@pytest.mark.parametrize("path", [GOOD / CONFIG, LONG, "loop", "\u202e"], ids=["file", "long", "loop", "no name"])
+def test_a_path_that_is_no_folder(path, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    *ended, results = run(lambda folder: None, path=path)
+    two_lines(*ended)
+    assert everything(results) == []
+
+
+@pytest.mark.parametrize("case", ["029", "032", "062", "087", "089", "091"])
+def test_parts_of_broken_folders(case, run, shared, monkeypatch):
+    """Each is laid over the good folder; those of a chat template show where one is used."""
+    found = list((shared / "cases" / "model").glob(f"{case}_*/*"))
+    if not found:
+        pytest.skip("no such part of a folder")
+    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    change = lambda folder: [write(file.name, file.read_bytes())(folder) for file in found]  # noqa: E731
+    *ended, results = run(change, "task=passkey", "task.lengths=[300]", "task.depths=[50]", "task.chat=true")
+    two_lines(*ended)
+    assert rows(results) == []
