@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
 from d2o.models.chat import checked_options
+from d2o.models.folder import DECODER, WEIGHT_FILES, check_folder
 from d2o.models.window import own_window
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
-DECODER = "a decoder with a language-model head is needed"
 EDGE = 1 << 20  # bytes of each end of a weight file that go into the fingerprint
 
 
@@ -83,28 +78,6 @@ def chatting(loaded: LoadedModel, chat_options: Mapping[str, Any] | None, strip_
     return replace(loaded, chat_options=options, strip_thinking=strip_thinking)
 
 
-def check_folder(path: str) -> Path:
-    """What can be seen without loading: a decoder's config, weights, a tokenizer. Raises InputError."""
-    folder, hint = Path(path).expanduser(), "model.path= takes a folder with config.json, weights and tokenizer files"
-    if not folder.is_dir():
-        raise InputError(f"model.path={path} is not a folder", hint)
-    place = folder / "config.json"
-    if not place.is_file():
-        raise InputError(f"model.path={path} has no config.json", hint)
-    try:
-        config = json.loads(place.read_text(encoding="utf-8"))
-        names = config.get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{place} is not a JSON object: {error}", hint) from error
-    if config.get("is_encoder_decoder") or (names and not any(head in arch for arch in names for head in HEADS)):
-        raise InputError(f"model.path={path} is a {' '.join(names) or 'encoder-decoder'}", DECODER)
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-        raise InputError(f"model.path={path} has no weights (*.safetensors)", hint)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise InputError(f"model.path={path} has no tokenizer (tokenizer.json)", hint)
-    return folder
-
-
 def fingerprint(node: Mapping[str, Any]) -> str | None:
     """Hash of a model's folder (weights by size and both ends); None for a config without a folder.
 
@@ -147,6 +120,10 @@ def finish(model: Any, tokenizer: Any, name: str, window: int | None) -> LoadedM
     ends = model.generation_config.eos_token_id if model.generation_config else None
     ends = ends if isinstance(ends, list) else [ends]
     eos_ids = frozenset(i for i in (*ends, tokenizer.eos_token_id) if i is not None)
+    rows = model.get_input_embeddings().num_embeddings
+    if not all(isinstance(i, int) and 0 <= i < rows for i in eos_ids):
+        what = f"{name}: eos_token_id={sorted(eos_ids, key=str)}, and the model knows the tokens 0 to {rows - 1}"
+        raise InputError(what, "mend config.json and generation_config.json: model and tokenizer have to be a pair")
     model.requires_grad_(False)
     return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids)
 
@@ -189,4 +166,10 @@ def _as_input_error(what: str, hint: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".: ")
+    """What an error says first, and what it announces there with a colon."""
+    text = str(error).strip() or type(error).__name__
+    if "ignore_mismatched_sizes" in text:  # a report is logged, and says it of every tensor
+        return "some have other shapes than config.json says"
+    first, _, rest = text.partition("\n")
+    first = f"{first} {rest.strip().partition(chr(10))[0]}" if first.rstrip().endswith(":") else first
+    return first.strip().rstrip(".: ")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.loading import LoadedModel, chatting, check_folder, finish
+from d2o.models.folder import check_folder, read_object
+from d2o.models.loading import LoadedModel, chatting, finish
 from d2o.models.support import mixes
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -56,7 +56,7 @@ def dtype_of(node: Mapping[str, Any], dtype: str, device: str) -> str | None:
         return None if dtype == "auto" else dtype
     if "path" not in node:
         return _random_dtype(node, device)
-    config = json.loads((check_folder(str(node["path"])) / "config.json").read_text(encoding="utf-8"))
+    config = read_object(check_folder(str(node["path"])) / "config.json")
     text = config.get("text_config")
     places = (config, text if isinstance(text, dict) else {})
     found = (one.get(key) for one in places for key in ("dtype", "torch_dtype"))
