@@ -4,6 +4,8 @@ What is harmless, a field or a tensor that no one reads, is used as it is.
 """
 
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from tries import LONG, everything, two_lines
 import run_pred
 from d2o.models import chat
 from eval.cli import main
+from eval.config.compose import compose_cell
+from eval.run import models, sweep
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS, GOOD = ROOT / "configs", ROOT / "models" / "tiny"
@@ -178,19 +182,30 @@ TEMPLATES = {
 }
 
 
+@cache
+def composed(words):
+    return compose_cell(words, CONFIGS)
+
+
 @pytest.fixture(name="run")
-def _run(tmp_path, capsys):
-    """A cell of a copy of the good folder in which a change was made: exit code, stdout, stderr, and its rows."""
+def _run(tmp_path, capsys, monkeypatch):
+    """A cell of a copy of the good folder in which a change was made: exit code, stdout, stderr, where its rows are.
+
+    The words are the same for all copies, so the cell is composed once; a model is not kept from one to the next.
+    """
     folder, results = tmp_path / "model", tmp_path / "results"
     folder.mkdir()
     results.mkdir()
     for file in FILES:
         (folder / file).symlink_to(GOOD / file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "compose_cell", lambda words, _: deepcopy(composed(tuple(words))))
+    monkeypatch.setattr(models, "_last", {})
 
-    def run(change, *task, path=folder):
+    def run(change, *task, path="model"):
         change(folder)
         task = task or ("task=mini_single", "task.length=256")
-        common = ["model=path", f"model.path={path}", "method=random", "budget=64", "limit=1", f"results_dir={results}"]
+        common = ["model=path", f"model.path={path}", "method=random", "budget=64", "limit=1", "results_dir=results"]
         code = main([*common, *task], run_pred.run_cell, CONFIGS)
         return code, *capsys.readouterr(), results
 
@@ -231,8 +246,7 @@ def test_a_chat_template_is_a_program_that_may_fail(text, run, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [GOOD / CONFIG, LONG, "loop", "\u202e"], ids=["file", "long", "loop", "no name"])
-def test_a_path_that_is_no_folder(path, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_path_that_is_no_folder(path, run):
     Path("loop").symlink_to("loop")
     *ended, results = run(lambda folder: None, path=path)
     two_lines(*ended)
