@@ -122,7 +122,8 @@ def check_weights(place: Path, quantised: bool = False) -> None:
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise InputError(f"{place}: its header says nothing of tensors", TORN) from error
     if whole != size:
-        raise InputError(f"{place} has {size} bytes, its header speaks of {whole} for {len(found)} tensors", TORN)
+        what = f"{size} bytes, and its header speaks of {whole} for {len(found)} tensors"
+        raise InputError(f"cannot load the weights of {place}: {what}", TORN)
     if odd and not quantised:
         what = f"{place}: {odd[0]} holds {found[odd[0]]['dtype']}, and config.json has no quantization_config"
         raise InputError(what, TORN)

@@ -3,98 +3,44 @@
 What is harmless, a field or a tensor that no one reads, is used as it is.
 """
 
-import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from broken_folders import (
+    CONFIG,
+    ENDS,
+    FILES,
+    GONE,
+    GOOD,
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    a_folder,
+    a_loop,
+    config,
+    fields,
+    template,
+    tensors,
+    words,
+    write,
+)
 from tries import LONG, everything, two_lines
 
 import run_pred
 from d2o.models import chat
 from eval.cli import main
+from eval.config.compose import compose_cell
+from eval.run import models, sweep
 
-ROOT = Path(__file__).resolve().parents[3]
-CONFIGS, GOOD = ROOT / "configs", ROOT / "models" / "tiny"
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-CONFIG, ENDS, WEIGHTS, TOKENIZER, TEMPLATE = FILES
-GONE = object()  # a file, or a field, that is not there
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 HUGE = 2**70
 PART = "model.layers.0.mlp.up_proj.weight"
 NAN = float("nan")
 ASKS = "{{ messages[0]['content'] }}"
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x"
-
-
-def fields(file, **given):
-    """Fields of a JSON file in other words; GONE takes one away."""
-
-    def change(folder):
-        found = {**json.loads((GOOD / file).read_text()), **given}
-        write(file, json.dumps({k: v for k, v in found.items() if v is not GONE}))(folder)
-
-    return change
-
-
-def write(file, content):
-    """A file with other content; GONE takes it away."""
-
-    def change(folder):
-        (folder / file).unlink()
-        if content is not GONE:
-            (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return change
-
-
-def tensors(change_them):
-    """Weights of which some are others."""
-
-    def change(folder):
-        found = load_file(GOOD / WEIGHTS)
-        change_them(found)
-        (folder / WEIGHTS).unlink()
-        save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
-
-    return change
-
-
-def a_folder(file):
-    def change(folder):
-        (folder / file).unlink()
-        (folder / file).mkdir()
-
-    return change
-
-
-def a_loop(file):
-    def change(folder):
-        (folder / file).unlink()
-        (folder / file).symlink_to(file)
-
-    return change
-
-
-def words(changed):
-    """tokenizer.json, changed in place."""
-
-    def change(folder):
-        found = json.loads((GOOD / TOKENIZER).read_text())
-        changed(found)
-        write(TOKENIZER, json.dumps(found))(folder)
-
-    return change
-
-
-def config(**given):
-    return fields(CONFIG, **given)
-
-
-def template(text):
-    return fields(TEMPLATE, chat_template=text)
-
-
 FIELDS = {  # of config.json: what the error speaks of, and values
     "architectures": ("architectures", [5], 7, {"a": 1}, "LlamaForCausalLM", [None], True),
     "model_type": ("model_type", 7, None, ["llama"], GONE),
@@ -178,19 +124,30 @@ TEMPLATES = {
 }
 
 
+@cache
+def composed(words):
+    return compose_cell(words, CONFIGS)
+
+
 @pytest.fixture(name="run")
-def _run(tmp_path, capsys):
-    """A cell of a copy of the good folder in which a change was made: exit code, stdout, stderr, and its rows."""
+def _run(tmp_path, capsys, monkeypatch):
+    """A cell of a copy of the good folder in which a change was made: exit code, stdout, stderr, where its rows are.
+
+    The words are the same for all copies, so the cell is composed once; a model is not kept from one to the next.
+    """
     folder, results = tmp_path / "model", tmp_path / "results"
     folder.mkdir()
     results.mkdir()
     for file in FILES:
         (folder / file).symlink_to(GOOD / file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "compose_cell", lambda words, _: deepcopy(composed(tuple(words))))
+    monkeypatch.setattr(models, "_last", {})
 
-    def run(change, *task, path=folder):
+    def run(change, *task, path="model"):
         change(folder)
         task = task or ("task=mini_single", "task.length=256")
-        common = ["model=path", f"model.path={path}", "method=random", "budget=64", "limit=1", f"results_dir={results}"]
+        common = ["model=path", f"model.path={path}", "method=random", "budget=64", "limit=1", "results_dir=results"]
         code = main([*common, *task], run_pred.run_cell, CONFIGS)
         return code, *capsys.readouterr(), results
 
@@ -231,8 +188,7 @@ def test_a_chat_template_is_a_program_that_may_fail(text, run, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [GOOD / CONFIG, LONG, "loop", "\u202e"], ids=["file", "long", "loop", "no name"])
-def test_a_path_that_is_no_folder(path, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_path_that_is_no_folder(path, run):
     Path("loop").symlink_to("loop")
     *ended, results = run(lambda folder: None, path=path)
     two_lines(*ended)
