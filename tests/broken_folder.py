@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, GOOD = ROOT / "configs", ROOT / "models" / "tiny"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 CONFIG, ENDS, WEIGHTS, TOKENIZER, TEMPLATE = FILES

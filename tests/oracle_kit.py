@@ -7,9 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-)
+from transformers import AttentionInterface
 
 
 class Oracle:

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, every method under the names used by the tests, and the explicit-mask oracle."""
+"""Tiny random models of every family, and every method under the names used by the tests."""
 
 from __future__ import annotations
 

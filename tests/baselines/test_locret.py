@@ -1,4 +1,4 @@
-"""Locret: what its heads see, what they keep, how much memory it takes, its checkpoints, and what it refuses."""
+"""Locret: what its heads see, what they keep, how much memory it takes, and what it refuses."""
 
 import functools
 

@@ -14,8 +14,6 @@ from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from scripts.convert_locret import main as convert
 
-# ---- checkpoints
-
 
 @pytest.fixture
 def heads(tmp_path):

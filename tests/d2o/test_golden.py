@@ -1,4 +1,4 @@
-"""Every golden case of the methods that are here, within its stated tolerance."""
+"""Golden cases of H2O, TOVA, SnapKV and D2O, within its stated tolerance."""
 
 import functools
 import json

@@ -1,7 +1,8 @@
 """What every method must satisfy, over all methods and families (numbers as in the specification of the methods).
 
-5 and 10 live elsewhere: 5 (samples shuffled) needs only that rows are independent, checked here as 4, and is checked
-again on a run; 10 is test_golden.py. 9 is test_restatements.py.
+4, 7 and 8, of batches and of questions, are test_properties_batches.py. 5 (samples shuffled) needs only that rows are
+independent, checked there as 4, and is checked again on a run. 9 is test_restatements.py; 10 is test_golden.py and what
+begins as it does.
 """
 
 import functools

@@ -11,8 +11,6 @@ from eval.config.compose import compose_cell, configs
 ROOT = Path(__file__).resolve().parents[3]
 
 
-
-
 def composed(*words):
     with configs(ROOT / "configs"):
         return compose_cell(list(words), ROOT / "configs")
@@ -20,9 +18,6 @@ def composed(*words):
 
 def folder(*words):
     return str(identity.folder(composed("model=random_llama", "task=mini_single", *words)))
-
-
-# ---- the folder
 
 
 def test_the_folder_says_what_the_cell_is():

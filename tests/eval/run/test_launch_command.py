@@ -9,8 +9,6 @@ import time
 import pytest
 from test_launch import ROOT, WORDS
 
-# ---- the real command
-
 
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_jobs_of_this_machine_outlive_the_command_or_end_with_it(tmp_path, launcher):
