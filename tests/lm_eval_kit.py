@@ -10,12 +10,19 @@ from baselines.full import Full
 from d2o.d2o import D2O
 from d2o.lab.lab import Lab
 from d2o.models.loading import load
+from eval.tasks.lm_eval import load as lm_eval_load
 from eval.tasks.lm_eval.task import LMEval
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL = str(ROOT / "configs" / "lm_eval")
 SHARED = Path(os.environ.get("D2O_SHARED", ROOT.parent / "shared"))
 MODELS = {"tiny": ROOT / "models" / "tiny", "stories260K": SHARED / "models" / "stories260K"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_has_failed(monkeypatch):
+    """For every test of a file that imports it."""
+    monkeypatch.setattr(lm_eval_load, "_failed", {})
 
 
 @functools.cache

@@ -18,21 +18,10 @@ from eval.tables.fill import fill
 from eval.tables.formats import render
 from eval.tables.grid import grids
 from eval.tables.read import read_table
-from tests.made_cells import SCORED, ledger, ppl, write_cell
+from tests.made_cells import ppl
+from tests.made_tables import TABLE, made
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-TABLE = """\
-title: 100 % <small>
-models: [tiny]
-methods: {Full: method=full, H2O: method=h2o, D2O: method=d2o, SnapKV: method=snapkv, Other_one: null}
-budgets: [0.1, 0.2]
-tasks: {a: task=mini_single, b: task=mini_code, c: task=mini_passage, d: null}
-means: {"a, b": {tasks: [a, b]}}
-published:
-  - source: a paper, p. 7
-    budget: 0.2
-    scores: {tiny: {Full: [90, 80, null, 5], H2O: [50, 40, 1, null], Other_one: [60, null, null, 7]}}
-"""
 
 
 @pytest.fixture
@@ -49,19 +38,6 @@ def folder(tmp_path):
 
     write()
     return write
-
-
-def made(results, method, budget, task, right: str, identity: dict | None = None, **names) -> Path:
-    """A cell whose row i is right where right[i] is 1."""
-    rows = [
-        {"id": f"r{i}", "pred": "red" if one == "1" else "blue", "answers": ["red"], **ledger(method, budget)}
-        for i, one in enumerate(right)
-    ]
-    path = write_cell(results, method, budget, task, rows, SCORED, **names)
-    if identity is not None:
-        config = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps(config | {"identity": identity}))
-    return path
 
 
 @pytest.fixture
@@ -229,37 +205,6 @@ def test_without_any_cell_the_published_numbers_stand_alone(folder, tmp_path):
     said = []
     text = render(filled(folder, tmp_path / "nothing", said), "markdown")
     assert "90.00" in text and len(said) == 1 and "no cells" in said[0]
-
-
-def test_the_command(tmp_path, capsys):
-    import eval_long_bench
-
-    made(tmp_path / "r", "h2o", 0.2, "mini_single", "10", {"task.length": 512})
-    eval_long_bench.main(["table=mini", f"results_dir={tmp_path / 'r'}", "format=csv", f"out={tmp_path / 't.csv'}"])
-    assert "mini,tiny,h2o,0.2,single,,,50.0" in (tmp_path / "t.csv").read_text()
-    eval_long_bench.main(["table=mini", f"results_dir={tmp_path / 'r'}"])
-    assert "50.00" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "words, what",
-    [
-        (["table=minni"], "unknown table 'minni'"),
-        (["table=mini", "format=pdf"], "format=pdf is unknown"),
-        (["table=mini", "preds=x"], "does not go with preds=x"),
-        (["table=mini", "json=x.json"], "does not go with json=x.json"),
-        (["format=csv"], "format=csv is of a table"),
-        (["out=x.csv"], "out= is of a table"),
-        (["table=mini", "where=[seed]"], "'seed' in where="),
-        (["table=mini", "out=/nowhere/x"], "cannot write out="),
-    ],
-)
-def test_bad_input_of_the_command(words, what):
-    import eval_long_bench
-
-    with pytest.raises(InputError, match=what) as caught:
-        eval_long_bench.main(words)
-    assert caught.value.hint
 
 
 @pytest.mark.parametrize("tasks", [3, 1])
