@@ -60,7 +60,7 @@ def add(text: str, place: Path) -> list[Path]:
 
 
 def python(place: Path, *words: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(place), "D2O_SHARED": "nowhere"}
+    env = {**os.environ, "PYTHONPATH": str(place), "D2O_SHARED": "nowhere", "PYTEST_ADDOPTS": ""}
     done = subprocess.run([sys.executable, *words], cwd=place, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

@@ -181,7 +181,7 @@ def test_what_no_one_reads_does_no_harm(change, run):
 
 @pytest.mark.parametrize("text", TEMPLATES)
 def test_a_chat_template_is_a_program_that_may_fail(text, run, monkeypatch):
-    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    monkeypatch.setattr(chat, "SECONDS", 2.0)
     *ended, results = run(template(text), "task=passkey", "task.lengths=[300]", "task.depths=[50]", "task.chat=true")
     assert TEMPLATES[text] in two_lines(*ended)[0]
     assert rows(results) == []
@@ -201,7 +201,7 @@ def test_parts_of_broken_folders(case, run, shared, monkeypatch):
     found = list((shared / "cases" / "model").glob(f"{case}_*/*"))
     if not found:
         pytest.skip("no such part of a folder")
-    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    monkeypatch.setattr(chat, "SECONDS", 2.0)
     change = lambda folder: [write(file.name, file.read_bytes())(folder) for file in found]  # noqa: E731
     *ended, results = run(change, "task=passkey", "task.lengths=[300]", "task.depths=[50]", "task.chat=true")
     two_lines(*ended)
