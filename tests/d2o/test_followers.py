@@ -22,11 +22,8 @@ LENGTHS = (70, 41, 58, 23)
 NEW = 5
 APART = {"locret", "locret_original", "pyramidinfer", "pyramidinfer_official"}
 BUDGETS = {"d2o_protected": (0.7,), "knorm": (0.7, 60), "full": (1,), "d2o": (0.4, 60, 1), "h2o": (0.4, 60, 1)}
-SETTINGS = {
-    "before": {},
-    "again": {"again": True},
-    "after": {"questions": [prompt(6 - b % 2, 7 + b) for b in range(4)]},
-}
+QUESTIONS = [prompt(6 - b % 2, 7 + b) for b in range(4)]
+SETTINGS = {"before": {}, "again": {"again": True}, "after": {"questions": QUESTIONS}}
 EVERY = [(rows, chunk, when) for rows in (1, 4) for chunk in (None, 16) for when in SETTINGS]
 SOME = [(1, 16, "before"), (4, None, "after"), (4, 16, "again")]
 
@@ -122,7 +119,7 @@ def test_some_read_the_last_token_again_and_others_do_not():
 
 @pytest.fixture
 def one_kernel(monkeypatch):
-    """As on a device where sums come in a pass of their own: all that can share read together."""
+    """Sums in a pass of their own: all that can share read together."""
     monkeypatch.setattr("d2o.engine.reading.sums_along", lambda engine: False)
 
 
