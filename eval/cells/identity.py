@@ -18,8 +18,9 @@ from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
-ADDED = {"model.chat_options": None, "model.strip_thinking": True}  # settings younger than the first cells, which had
-# what stands here: a setting at that value is left out of an identity, and so the cells are found under the same hash
+# Settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
+# and so the cells are found under the same hash.
+ADDED = {"model.chat_options": None, "model.strip_thinking": True, "method.decoding": "grow"}
 
 
 def digest(value: Any) -> str:
