@@ -12,7 +12,7 @@ import torch
 from d2o.errors import InputError
 from d2o.lab.memory import device_name
 from scripts.card import runs, steps, twins
-from scripts.card.parts import Check
+from scripts.card.check import Check
 from scripts.command import ROOT
 from scripts.measure.bench_runs import build_method
 

@@ -7,8 +7,7 @@ import json
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,21 +15,11 @@ from typing import Any
 import torch
 
 from d2o.errors import InputError
+from scripts.card.check import Check, Failed
+from scripts.card.listing import checks, describe
 
 SECONDS = 60  # of one part, at most
 LINES = 6  # of a failed part's error
-
-
-class Failed(AssertionError):
-    """A part found what it must not."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One part: `work()` returns what it read, or raises."""
-
-    name: str
-    work: Callable[[], dict[str, Any]]
 
 
 def work(given: SimpleNamespace, only: list[str]) -> int:
@@ -38,8 +27,6 @@ def work(given: SimpleNamespace, only: list[str]) -> int:
     the process cannot go on and another one should."""
     if given.device == "cuda" and not torch.cuda.is_available():
         raise InputError("torch sees no CUDA device", "run it where there is one, or --device cpu to try the check")
-    from scripts.card.listing import checks, describe
-
     torch.set_num_threads(min(4, torch.get_num_threads()))  # the models are small
     device, out = torch.device(given.device), Path(given.out)
     state = json.loads(out.read_text()) if out.exists() else {"device": describe(device), "parts": []}

@@ -22,7 +22,7 @@ from d2o.engine.reading import shares_prefill
 from d2o.engine.start import open_engine
 from d2o.engine.together import generate_together
 from d2o.layer import KVLayer
-from scripts.card.parts import Failed
+from scripts.card.check import Failed
 from scripts.command import ROOT
 
 LENGTHS, QUESTION, STEPS, BUDGET = (150, 97), 3, 24, 0.3

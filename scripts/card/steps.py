@@ -16,7 +16,7 @@ from d2o.engine.graph import check_graph, is_static
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
-from scripts.card.parts import Failed
+from scripts.card.check import Failed
 from scripts.card.runs import BUDGET, LENGTHS, VOCAB, Make, apart, small_model, texts
 
 WARM = 40  # steps until every row is at its budget and all that is made once is made

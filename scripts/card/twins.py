@@ -13,7 +13,7 @@ from torch import Tensor
 from d2o.kernels.attend import attend, attend_lse, attend_row, repeat_heads, triton_serves
 from d2o.kernels.sums import column_sums
 from d2o.merge import nearest
-from scripts.card.parts import Failed
+from scripts.card.check import Failed
 
 LIMITS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # ||out - ref|| / ||ref||
 SHAPES = {"D 128": (2, 4, 2, 300, 128), "D 64": (1, 4, 4, 333, 64), "D 80": (1, 4, 2, 257, 80)}  # B, Hq, Hkv, n, D

@@ -10,8 +10,9 @@ import torch
 from baselines.h2o import H2O
 from d2o.errors import InputError
 from scripts import check_gpu
-from scripts.card import parts, twins
 from scripts.card import runs as whole_runs
+from scripts.card import twins
+from scripts.card.check import Check, Failed
 
 
 @pytest.fixture
@@ -79,10 +80,10 @@ def test_wrong_statistics_and_slots_that_are_no_number_are_seen(monkeypatch):
     assert twins.sums(cpu, torch.float32, shape)["all"] < 1e-6
     honest = twins.column_sums
     monkeypatch.setattr(twins, "column_sums", lambda *words: honest(*words) * 1.001)
-    with pytest.raises(parts.Failed, match="apart"):
+    with pytest.raises(Failed, match="apart"):
         twins.sums(cpu, torch.float32, shape)
     monkeypatch.setattr(twins, "column_sums", lambda *words: honest(*words).fill_(float("nan")))
-    with pytest.raises(parts.Failed, match="nan apart"):
+    with pytest.raises(Failed, match="nan apart"):
         twins.sums(cpu, torch.float32, shape)
 
 
@@ -103,7 +104,7 @@ def test_a_process_that_dies_is_a_failed_part(tmp_path, monkeypatch, capsys):
     out, died = tmp_path / "check.json", []
 
     def listed(*_):
-        return [parts.Check(name, lambda: {"n": 1}) for name in ("before", "deadly", "after")]
+        return [Check(name, lambda: {"n": 1}) for name in ("before", "deadly", "after")]
 
     def call(words):
         state = json.loads(out.read_text()) if out.exists() else {"device": {}, "parts": []}
@@ -115,7 +116,7 @@ def test_a_process_that_dies_is_a_failed_part(tmp_path, monkeypatch, capsys):
         return check_gpu.main(words[1:])
 
     monkeypatch.setattr(check_gpu, "call", call)
-    monkeypatch.setattr("scripts.card.listing.checks", listed)
+    monkeypatch.setattr("scripts.card.parts.checks", listed)
     assert check_gpu.main(["--device", "cpu", "--out", str(out)]) == 1
     found = {part["part"]: part for part in json.loads(out.read_text())["parts"]}
     assert found["deadly"]["passed"] is False and "-11" in found["deadly"]["error"]
