@@ -1,4 +1,4 @@
-"""Draw how the model `tiny` learnt: `python scripts/train/tiny_curve.py models/tiny` reads train.csv and eval.csv there."""
+"""Draw how `tiny` learnt: `python scripts/train/tiny_curve.py models/tiny` reads train.csv and eval.csv there."""
 
 import csv
 import pathlib
