@@ -76,11 +76,16 @@ def describe(composed: Composed) -> dict[str, Any]:
     return {
         "model": model_name(cfg.model, names["model"]),
         "method": names["method"],
-        "variant": str(cfg.method.get("variant") or "default"),
+        "variant": str(cfg.method.get(_named(cfg)) or "default"),
         "budget": cfg.budget,
         "task": cfg.task.get("cell") or names["task"],
         "seed": cfg.seed,
     }
+
+
+def _named(cfg: DictConfig) -> str:
+    """The setting that stands in a cell's name: the variant, or of a method over another one that other one."""
+    return "variant" if "variant" in cfg.method else "base"
 
 
 def model_name(node: Mapping[str, Any], choice: str) -> str:
@@ -94,8 +99,8 @@ def folder(composed: Composed) -> Path:
     """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
     cell, cfg, plain = describe(composed), composed.cfg, composed.plain.copy()
     plain.budget = cfg.budget
-    if "variant" in cfg.method:
-        plain.method.variant = cfg.method.variant
+    if _named(cfg) in cfg.method:
+        plain.method[_named(cfg)] = cfg.method[_named(cfg)]
     if cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
         plain.task.tasks = cfg.task.tasks
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
