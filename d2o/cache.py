@@ -14,6 +14,7 @@ from d2o.feed import Feed
 from d2o.kernels.logits import Scale
 from d2o.layer import KVLayer
 from d2o.ledger import Ledger
+from d2o.models.about import About
 from d2o.window import WindowLayer
 
 
@@ -35,6 +36,7 @@ class KVCache(Cache):
         seed: int = 0,
         rotation: Callable[[Tensor, Tensor], Tensor] | None = None,
         expanded: int = 1,
+        about: About | None = None,
     ) -> None:
         super().__init__(layers=[method() if span is None else WindowLayer(span) for span in windows])
         self.windows = list(windows)
@@ -42,7 +44,7 @@ class KVCache(Cache):
         self.rotation, self.expanded = rotation, expanded
         self.feed: Feed | None = None
         for index, layer in enumerate(self.layers):
-            layer.index, layer.seed, layer.rotation = index, seed, rotation
+            layer.index, layer.seed, layer.rotation, layer.about = index, seed, rotation, about
             layer.budget = self.budget
             layer.unlimited = budget.whole
         self.prompt: list[int] = []

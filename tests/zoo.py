@@ -112,6 +112,8 @@ LISTED = {
     "d2o": D2O,
     "d2o_uniform": functools.partial(D2O, layer_budgets="uniform"),
     "d2o_drop": functools.partial(D2O, merge=False),
+    "d2o_older": functools.partial(D2O, merge_into="older"),
+    "d2o_values": functools.partial(D2O, merge="values"),
     "d2o_protected": functools.partial(D2O, protected_layers=[0]),
     "d2o_official": functools.partial(D2O, variant="official", budget_accounting="nominal"),
     "pyramidkv": functools.partial(PyramidKV, window=4, beta=4),
@@ -143,7 +145,7 @@ PLAIN += [name for name, method in ADDED.items() if is_plain(method())]
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them
 FEW = ("llama_gqa", "falcon_new", "phi3", "qwen3", "gemma")
 LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova",
-         "locret", "locret_original")
+         "locret", "locret_original", "d2o_older", "d2o_values")
 
 
 def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:

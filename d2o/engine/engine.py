@@ -22,6 +22,7 @@ from d2o.engine.switch import Switch
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KVLayer
+from d2o.models.about import About
 from d2o.models.finite import not_finite
 from d2o.models.support import expanded_heads, windows
 
@@ -54,7 +55,8 @@ class Engine:
         self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
         self.windows = windows(config, longest)  # per layer; None: it does not slide
         self.device = next(model.parameters()).device
-        self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys, for slots as positions
+        self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys and queries
+        self.about = About(model)
         self.switch: Switch | None = None  # of a rotation that depends on the length of the text
         self.captured: StepGraph | None = None
 
@@ -72,6 +74,7 @@ class Engine:
             seed=self.seed,
             rotation=self.rotation,
             expanded=self.expanded,
+            about=self.about,
         )
 
     @torch.inference_mode()
