@@ -26,7 +26,8 @@ def main(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
         from eval.text import by_name
 
-        print(f"{by_name(__doc__)}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
+        text = f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}"
+        print(by_name(text), end="")
         return
     from eval.config.score_config import read_score_config
 

@@ -1,4 +1,4 @@
-"""How setuptools builds this project: the package `d2o`, and inside it, under `d2o/_bench/`, all that the commands need.
+"""How setuptools builds this project: the package `d2o`, and inside it, in `d2o/_bench/`, all that the commands need.
 
 The benchmark's folders have names that others have too (`eval`, `models`, `configs`), so none of them becomes a package
 of the environment that the wheel is installed into. An editable install has them where they are.
