@@ -18,8 +18,11 @@ from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
-ADDED = {"model.chat_options": None, "model.strip_thinking": True}  # settings younger than the first cells, which had
-# what stands here: a setting at that value is left out of an identity, and so the cells are found under the same hash
+# settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
+# and so the cells are found under the same hash
+ADDED = {"model.chat_options": None, "model.strip_thinking": True, "method.merge_into": "all",
+         "method.decoding": "grow"}  # fmt: skip
+SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
 
 
 def digest(value: Any) -> str:
@@ -59,7 +62,13 @@ def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:
             if not (prefix in GROUPS and str(key).startswith("_")):
                 _flatten(child, f"{prefix}.{key}", into)
     else:
-        into[prefix] = value
+        into[prefix] = settled(prefix, value)
+
+
+def settled(key: str, value: Any) -> Any:
+    """The value of a setting as identities have it, where several words say the same."""
+    same = SAME.get(key, {})
+    return same.get(value, value) if isinstance(value, str) else value
 
 
 def describe(composed: Composed) -> dict[str, Any]:
