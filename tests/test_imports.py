@@ -127,6 +127,12 @@ def test_nobody_imports_a_method():
             assert not {other for other in others if other.startswith("baselines")}, name
 
 
+def test_methods_import_each_other_by_a_dot():
+    """`from .snapkv import SnapKV`: where it is installed the folder has another name (d2o/stock/places.py)."""
+    for path in sources("baselines"):
+        assert "baselines" not in first(imported(parse(path))), path
+
+
 def test_engine_needs_no_harness():
     for path in [*sources("d2o"), *sources("baselines")]:
         assert not first(imported(parse(path))) & HARNESS, path
