@@ -57,12 +57,12 @@ def imported(tree: ast.AST, top_only: bool = False) -> set[str]:
 
 
 def beside(path: Path) -> set[str]:
-    """Dotted names that a file imports from its own folder, `from .snapkv import SnapKV`."""
-    nodes = [node for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    folder = module(path.parent / "__init__.py")
-    modules = [".".join(filter(None, (folder, node.module))) for node in nodes]
-    return {name for node, one in zip(nodes, modules, strict=True)
-            for name in (one, *(f"{one}.{alias.name}" for alias in node.names))}  # fmt: skip
+    """Dotted names that a file imports by a dot, `from .snapkv import SnapKV`, `from ..window import QueryWindow`."""
+    found = set()
+    for node in (one for one in ast.walk(parse(path)) if isinstance(one, ast.ImportFrom) and one.level):
+        name = ".".join(filter(None, (module(path.parents[node.level - 1] / "__init__.py"), node.module)))
+        found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+    return found
 
 
 MODULES = {module(path): path for part in ARROWS for path in sources(part)}
