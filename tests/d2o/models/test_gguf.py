@@ -193,7 +193,9 @@ def test_what_would_be_left_out_is_refused(tmp_path, source, how, said):
         read_header_of_model(write_gguf(tmp_path / "x.gguf", source, **how))
 
 
-@pytest.mark.parametrize("arch, said", [("whisper9", "whisper9: .*not supported"), ("mamba", "mamba: not a decoder of attention")])
+@pytest.mark.parametrize(
+    "arch, said", [("whisper9", "whisper9: .*not supported"), ("mamba", "mamba: not a decoder of attention")]
+)
 def test_another_family_is_refused(tmp_path, source, arch, said):
     with pytest.raises(InputError, match=said):
         load(str(write_gguf(tmp_path / "x.gguf", source, arch=arch)))
