@@ -96,13 +96,16 @@ class Eviction(SlotStorage):
         held, slots = self.held[row], self.slots[row]
         if held <= slots:
             return torch.arange(held, device=scores.device).expand(scores.shape[1], -1)
-        sinks, recent = self._guards(slots)
-        at = self.positions[row, :, :held]
-        protected = (at < sinks) | (at > self.now[row] - recent)
-        marked = scores[row, :, :held].masked_fill(protected, float("inf"))
+        marked = self.guarded(scores, row)
         # a stable sort, not top-k: pooled scores come in runs of equals, and of equals the older stays everywhere
         best = marked.sort(dim=-1, descending=True, stable=True).indices[:, :slots]
         return best.sort(dim=-1).values
+
+    def guarded(self, scores: Tensor, row: int) -> Tensor:
+        """`[Hkv, held]`: of `scores [B, Hkv, >= held]` those of a row, infinite for what must not leave."""
+        sinks, recent = self._guards(self.slots[row])
+        at = self.positions[row, :, : self.held[row]]
+        return scores[row, :, : self.held[row]].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
 
     def _guards(self, slots: int) -> tuple[int, int]:
         """(sinks, recent) that must not leave: together never more than `slots`."""
@@ -144,6 +147,14 @@ class Eviction(SlotStorage):
         given, self.slots, self.spare = self.slots, slots, spare
         self.compress(0)
         self.slots, self.spare = given, 0
+
+    def widen(self, slots: list[int]) -> None:
+        """Give row b `slots[b]` slots from here on, more than it had. What is held moves together, so that the next
+        tokens go behind it."""
+        heads, self.slots = self.positions.shape[1], slots
+        index = [(row >= 0).nonzero()[:, 1].view(heads, -1) for row in self.positions]
+        self.keep(index, max(self._capacity(h, s, self.reserve) for h, s in zip(self.held, slots, strict=True)))
+        self.arm()
 
     def row_bytes(self, row: int, prompt: list[int]) -> int:
         """Of `bytes()`, what row `row` of a batch of prompts of `prompt[b]` tokens would take alone."""

@@ -1,4 +1,4 @@
-"""Draw how the model `tiny` learnt, by its train.csv and eval.csv: `python scripts/train/tiny_curve.py models/tiny`."""
+"""Draw how `tiny` learnt: `python scripts/train/tiny_curve.py models/tiny` reads train.csv and eval.csv there."""
 
 import csv
 import pathlib
