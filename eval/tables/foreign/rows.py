@@ -117,8 +117,7 @@ def _kvpress(file: File, note: Note) -> list[Part]:
 
 
 def _press(file: File) -> tuple[dict[str, Any], str, str]:
-        given = read if isinstance(read, dict) else {}
-    """{model, method, budget}, the data set and its subset: of config.yaml, else of the folder's name, parts joined by __."""
+    """{model, method, budget}, the data set and its subset: of config.yaml, else of the folder's name."""
     named = dict(zip(("dataset", "data_dir", "model", "press_name", "compression_ratio"),
                      file.path.parent.name.split("__"), strict=False))  # fmt: skip
     config = file.path.parent / "config.yaml"
