@@ -58,14 +58,6 @@ class Follower:
         self.last = logits[-1:].clone()  # no view, which would hold the whole piece
         return log_probs
 
-    def compare(self, log_probs: Tensor, full: Tensor, wanted: Tensor) -> None:
-        """Own log-probabilities `[n, vocab]` of a piece beside those of the full cache; `wanted [n]`: its tokens."""
-        found = self.found
-        found.full_nll += _nll(full, wanted)
-        # the clamp is for what rounding leaves below zero where both agree
-        found.kl += (full.exp() * (full - log_probs)).sum(dim=-1).clamp_min(0).tolist()
-        found.agree += (full.argmax(dim=-1) == log_probs.argmax(dim=-1)).tolist()
-
     def done(self) -> Forced:
         """All that was found, with the ledger's fields."""
         row, seconds = self.cache.close_ledger(0).as_row(), sum(s for _, s in self.found.pieces)
@@ -127,9 +119,16 @@ def _feed(
                 open_.remove(one)
                 continue
             if twin:
-                one.compare(log_probs, beside, fed[0])
+                _compare(one.found, log_probs, beside, fed[0])
     return failed
 
 
 def _nll(log_probs: Tensor, wanted: Tensor) -> list[float]:
     return (-log_probs.gather(1, wanted.unsqueeze(1)).squeeze(1)).tolist()
+
+
+def _compare(found: Forced, log_probs: Tensor, full: Tensor, wanted: Tensor) -> None:
+    found.full_nll += _nll(full, wanted)
+    # the clamp is for what rounding leaves below zero where both agree
+    found.kl += (full.exp() * (full - log_probs)).sum(dim=-1).clamp_min(0).tolist()
+    found.agree += (full.argmax(dim=-1) == log_probs.argmax(dim=-1)).tolist()
