@@ -4,6 +4,7 @@ python eval_long_bench.py                            every cell under results/
 python eval_long_bench.py results_dir=DIR scorer=official|fixed json=FILE
 python eval_long_bench.py report=true                one HTML page of it all, results/report.html; plots=true: figures
 python eval_long_bench.py table=NAME                 a table of configs/table; format=markdown|csv|latex|html out=FILE
+python eval_long_bench.py table=NAME against=published   measured less published, and what differs in the protocols
 python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FILE gets {"scores": {set: number}}
 """
 
@@ -48,13 +49,15 @@ def score(config: Any) -> None:
 
 def print_table(config: Any) -> None:
     """A table of configs/table, to the terminal or to out=FILE."""
+    from eval.tables.against import against_published
     from eval.tables.fill import fill
     from eval.tables.formats import render
     from eval.tables.read import read_table
 
     table = read_table(config.table, CONFIGS)
     folder, where = Path(config.results_dir), config.where or ()
-    text = render(fill(table, folder, CONFIGS, config.scorer, note, config.mix_protocols, where), config.format)
+    filled = fill(table, folder, CONFIGS, config.scorer, note, config.mix_protocols, where)
+    text = against_published(filled, folder, config.format) if config.against else render(filled, config.format)
     if config.out is None:
         print(text.rstrip("\n"))
     else:

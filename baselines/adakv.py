@@ -19,10 +19,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baselines.snapkv import SnapKV
 from d2o.errors import InputError
 from d2o.ragged import RaggedLayer
 from d2o.shares import whole_shares
+
+from .snapkv import SnapKV
 
 
 class AdaKV(RaggedLayer, SnapKV):

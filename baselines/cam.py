@@ -20,24 +20,21 @@ Intended differences from the reference
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from baselines.random import uniform
-from d2o.budget import Budget
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
 
+from .compose import Over, chosen
+from .random import uniform
+
 NOWHERE = torch.iinfo(torch.int32).max
 SALT = 0x51ED270B  # draws must not be those of `random`, whose priorities they would follow
-SHOWN = tuple(vars(KVLayer()))  # what every layer knows of its slots and its place
 BASES = "method.base=streaming_llm, h2o, tova, random, or another method that evicts at every step"
 
 
@@ -50,91 +47,25 @@ def cam(
     choice("cam", "variant", variant, "streaming", "hh_mask")
     if variant == "hh_mask" and base != "streaming_llm":
         raise InputError(f"cam's variant=hh_mask on base={base!r}", "method.base=streaming_llm, or variant=streaming")
-    chosen = _base_class(base)(**(base_args or {}))
-    if not chosen.decode_eviction or chosen.merges or chosen.compress_at != "prefill" or chosen.window != 1:
-        raise InputError(f"cam cannot work on base={base!r}, which merges itself or evicts only once", BASES)
-    return CaM(chosen, int(merge), variant)
+    found = chosen("cam", base, base_args, BASES)
+    if not found.decode_eviction or found.window != 1:
+        raise InputError(f"cam cannot work on base={base!r}, which evicts only once or looks at many rows", BASES)
+    return CaM(found, int(merge), variant)
 
 
-def _base_class(name: str) -> type[KVLayer]:
-    known = name.isidentifier() and importlib.util.find_spec(f"baselines.{name}") is not None
-    if not known:
-        raise InputError(f"cam has no base={name!r}", BASES)
-    module = importlib.import_module(f"baselines.{name}")
-    own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
-    found = [x for x in own if issubclass(x, KVLayer) and x is not CaM]
-    if len(found) != 1:
-        raise InputError(f"cam has no base={name!r}: that file is not one method", BASES)
-    return found[0]
-
-
-class CaM(KVLayer):
-    """A layer that has a method, `chooser`, which says what leaves, and merges what does. The chooser is shown this
-    layer's slots and never fed. `merge`: how many values share what leaves; `received [B, Hkv, C]`: the attention that
-    each slot got."""
+class CaM(Over):
+    """A layer over a method, `chooser`, which says what leaves, and merges what does. `merge`: how many values share
+    what leaves; `received [B, Hkv, C]`: the attention that each slot got."""
 
     def __init__(self, chooser: KVLayer, merge: int, variant: str) -> None:
-        super().__init__()
-        self.chooser, self.merge, self.variant = chooser, merge, variant
+        super().__init__(chooser)
+        self.merge, self.variant = merge, variant
         self.state, self.rows = (*chooser.state, "received"), "last" if variant == "hh_mask" else "all"
-        self.sinks, self.stride, self.nominal = chooser.sinks, chooser.stride, chooser.nominal
-        self.slot_positions, self.needs_all_layers = chooser.slot_positions, chooser.needs_all_layers
         self.leaving: Tensor | None = None  # [B, Hkv, 1], what the leaving slot of each head received
 
-    def shown(self) -> KVLayer:
-        """The chooser, over the slots of this layer as they are now: the same tensors, not copies of them."""
-        mine = vars(self)
-        vars(self.chooser).update({name: mine[name] for name in (*SHOWN, *self.chooser.state) if name in mine})
-        return self.chooser
-
-    # ---- what the chooser says
-    @property
-    def shares_prefill(self) -> bool:
-        """The chooser's."""
-        return self.shown().shares_prefill
-
-    @classmethod
-    def allocate(cls, layers: list[CaM], budget: Budget, lengths: list[int]) -> list[list[int]]:
-        """Slots per layer and row, `[L][B]`: the chooser's."""
-        return type(layers[0].chooser).allocate([layer.shown() for layer in layers], budget, lengths)
-
-    def recent(self, slots: int) -> int:
-        """The chooser's."""
-        return self.shown().recent(slots)
-
-    def importance(self) -> Tensor:
-        """The chooser's, `[B, Hkv or 1, C]`."""
-        return self.shown().importance()
-
-    def written(self, key: Tensor) -> None:
-        """A step wrote `key [B, Hkv, 1, D]`: the chooser may remember something of it."""
-        self.shown().written(key)
-
-    def early(self, prompt: list[int]) -> list[int] | None:
-        """The chooser's."""
-        return self.shown().early(prompt)
-
-    def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
-        """The chooser's."""
-        return self.chooser.rewrite(prompt, question)
-
-    def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
-        """The chooser's."""
-        return self.shown().pieces(lengths, chunk)
-
-    def past_keys(self, rows: slice, past: int) -> Tensor:
-        """The chooser's, `[b, Hkv, past, D]`."""
-        return self.shown().past_keys(rows, past)
-
-    def attention_keys(self, used: int) -> Tensor:
-        """The chooser's, `[B, Hkv, used, D]`."""
-        return self.shown().attention_keys(used)
-
-    # ---- and what is merged
     def arm(self) -> None:
         """As for every method; merging begins with the first step: the cut before it merges nothing."""
         super().arm()
-        self.shown()  # or the chooser would hold on to what was there before the cut
         self.merges = True
 
     def observe(self, attn: PromptRows | LastRows) -> None:

@@ -20,6 +20,8 @@ Intended differences from the reference
 - The threshold belongs to one sequence; in the reference it leaks into the next sample.
 - The layer metric is taken over the query heads, as there, and needs all layers: eviction waits for the last one.
 - Where the budget is so small that N is below the sinks, the sinks give way.
+- Not of the paper, and off unless asked for: `merge: values` leaves the keys of kept slots as they are, `merge: none`
+  drops what leaves, `merge_into: older` spares the recent window as a target. docs/merge.md says what they do.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries, Merge
 from d2o.layer import KVLayer
-from d2o.merge import merge_average, merge_exponential, nearest
+from d2o.merge import merge_average, merge_exponential, moved_threshold, nearest
 from d2o.rows import LastRows, PromptRows, group_sum
 from d2o.shares import realised_slots
 
@@ -43,6 +45,8 @@ VARIANTS = {
     "official": {"recent": 0.5, "compress_at": "first_decode", "protected_layers": [0, 1, -1]},
 }
 CHOICES = {
+    "merge": ("keys_values", "values", "none"),
+    "merge_into": ("all", "older"),
     "layer_budgets": ("variance", "uniform"),
     "compress_at": ("prefill", "first_decode"),
     "budget_accounting": ("realised", "nominal"),
@@ -55,6 +59,8 @@ class D2O(KVLayer):
 
     threshold: "ema" or a number (a fixed cosine; -1 merges everything, 2 nothing); beta is the EMA of `paper`,
     alpha and belta that of `official`; self_weight is the kept slot's own weight in `paper`; stride as in h2o.
+    merge: what of an evicted slot goes into a kept one; True and False are "keys_values" and "none".
+    merge_into: "all" kept slots, or only the "older" ones, those before the recent window.
     hold: what a layer holds until all layers are seen, "all" or the "bound" of what it can be given, see
     d2o/allocation.py.
     """
@@ -65,7 +71,8 @@ class D2O(KVLayer):
         self,
         variant: str = "paper",
         layer_budgets: str = "variance",
-        merge: bool = True,
+        merge: str | bool = "keys_values",
+        merge_into: str = "all",
         threshold: str | float = "ema",
         self_weight: float = math.e,
         beta: float = 0.7,
@@ -82,7 +89,9 @@ class D2O(KVLayer):
         super().__init__()
         choice("d2o", "variant", variant, *VARIANTS)
         preset = VARIANTS[variant]
-        self.variant, self.layer_budgets, self.merges, self.threshold = variant, layer_budgets, merge, threshold
+        self.variant, self.layer_budgets, self.threshold = variant, layer_budgets, threshold
+        self.merge = ("keys_values" if merge else "none") if isinstance(merge, bool) else merge
+        self.merge_into, self.merges = merge_into, self.merge != "none"
         self.self_weight, self.beta, self.alpha, self.belta = self_weight, beta, alpha, belta
         self.sinks, self.stride, self.budget_accounting = sinks, stride, budget_accounting
         self.recent_share = preset["recent"] if recent is None else recent
@@ -201,19 +210,32 @@ class D2O(KVLayer):
         """Merge what is similar enough into its nearest kept slot."""
         known = self.free is not None  # armed: the norms of the kept keys are there
         norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
-        leaving = evicted.positions >= 0
-        cosine, target = nearest(evicted.keys, kept.keys, norms, kept.positions >= 0)
+        cosine, target = nearest(evicted.keys, kept.keys, norms, self._targets(kept, rows))
+        leaving = (evicted.positions >= 0) & cosine.isfinite()  # where a row has no target there is no cosine
         merged = leaving & self._accepted(cosine, leaving, rows)
         if self.merge_log is not None:
             self.merge_log.append(Merge(evicted.positions, kept.positions.gather(2, target), merged))
-        for old, new in ((kept.keys, evicted.keys), (kept.values, evicted.values)):
+        keys = self.merge == "keys_values"
+        for old, new in ((kept.keys, evicted.keys), (kept.values, evicted.values))[not keys :]:
             if self.variant == "paper":
                 merge_exponential(old, new, target, cosine, merged, self.self_weight)
             else:
                 merge_average(old, new, target, cosine, merged)
-        if known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
+        if keys and known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
             index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
             norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
+
+    def _targets(self, kept: Entries, rows: slice) -> Tensor:
+        """Which of the kept slots may take something in, `[b, H, C]`."""
+        filled = kept.positions >= 0
+        if self.merge_into == "all":
+            return filled
+        if self.free is None:  # not armed: the recent window of every row is counted anew
+            counts = [self._guards(slots)[1] for slots in self.slots]
+            recent = torch.tensor(counts, device=filled.device).view(-1, 1, 1)[rows]
+        else:
+            recent = self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
+        return filled & (kept.positions <= self.now[rows] - recent)
 
     def _accepted(self, cosine: Tensor, leaving: Tensor, rows: slice) -> Tensor:
         """Which of the leaving entries `[b, H, E]` are merged; moves the threshold of these rows on."""
@@ -222,14 +244,6 @@ class D2O(KVLayer):
             return per_rank >= self.threshold
         if self.tau is None:
             self.tau = torch.full((len(self.slots), 1, 1), float("nan"), device=cosine.device)
-        old = self.tau[rows]
-        count = leaving.sum(dim=(1, 2), keepdim=True)
-        mean = torch.where(leaving, cosine, 0.0).sum(dim=(1, 2), keepdim=True) / count.clamp_min(1)
-        if self.variant == "paper":
-            largest = torch.where(leaving, cosine, float("-inf")).amax(dim=(1, 2), keepdim=True)
-            moved = self.beta * largest + (1 - self.beta) * old
-        else:
-            moved = self.alpha * old + self.belta * mean
-        new = torch.where(count == 0, old, torch.where(old.isnan(), mean, moved))
-        self.tau[rows] = new
+        weights = (1 - self.beta, self.beta, 0.0) if self.variant == "paper" else (self.alpha, 0.0, self.belta)
+        self.tau[rows] = new = moved_threshold(self.tau[rows], cosine, leaving, weights)
         return per_rank >= new

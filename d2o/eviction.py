@@ -145,6 +145,14 @@ class Eviction(SlotStorage):
         self.compress(0)
         self.slots, self.spare = given, 0
 
+    def widen(self, slots: list[int]) -> None:
+        """Give row b `slots[b]` slots from here on, more than it had. What is held moves together, so that the next
+        tokens go behind it."""
+        heads, self.slots = self.positions.shape[1], slots
+        index = [(row >= 0).nonzero()[:, 1].view(heads, -1) for row in self.positions]
+        self.keep(index, max(self._capacity(h, s, self.reserve) for h, s in zip(self.held, slots, strict=True)))
+        self.arm()
+
     def row_bytes(self, row: int, prompt: list[int]) -> int:
         """Of `bytes()`, what row `row` of a batch of prompts of `prompt[b]` tokens would take alone."""
         held = [n + self.cut_late for n in prompt]

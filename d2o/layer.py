@@ -13,43 +13,24 @@ once gives what it gives token by token, while the rest of the model still runs 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2o.budget import Budget
-from d2o.eviction import Eviction
-from d2o.feed import Feed, chunks
+from d2o.feed import Feed
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import RowStats, attend_block
 from d2o.kernels.fused import Fed
 from d2o.kernels.logits import Scale
+from d2o.method import Method, reads_alike
 from d2o.rows import LastRows, PromptRows, window_rows
-from d2o.sharing import reads_alike
 from d2o.storage import moves
 
 
-class KVLayer(Eviction):
-    """One layer of a cache under an eviction policy; see the module docstring. Subclasses set:
-
-    state            names of the per-slot tensors `[B, Hkv, C]` that they keep
-    rows             "none" | "last" (the last `window` rows of the prompt) | "all": what `observe` sees in the prefill
-    stride           of "all", every how many-th row `observe` will ask for: so many are counted beside the attention
-    decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
-    needs_all_layers True: the slots of a layer depend on the other layers (`allocate` is called after the prefill)
-    merges           True: `absorb` is given what is evicted
-    budgeted         False: takes no budget
-    nominal          True: the slots that `allocate` gives do not add up to the budget, by design
-    compress_at      "first_decode": the first decode step still attends to the whole prompt
-    slot_positions   True: keys are turned to the index of their slot before attention
-    plain_attention  True: cannot work beside layers that slide, nor with soft caps or sink logits
-    """
-
-    rows, window, stride = "none", 1, 1
-    needs_all_layers, budgeted, nominal = False, True, False
-    compress_at, slot_positions, plain_attention = "prefill", False, False
+class KVLayer(Method):
+    """One layer of a cache under an eviction policy; see the module docstring. What it may say is d2o/method.py."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,52 +40,6 @@ class KVLayer(Eviction):
         self.unlimited = False  # nothing is ever evicted: no statistics are taken
         self.stats: RowStats | None = None  # of the block attended last, until it was observed
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
-
-    @property
-    def cut_late(self) -> bool:
-        """Whether the first cut waits for the first decode step."""
-        return self.compress_at == "first_decode"
-
-    # ---- what a method says, besides `importance`, `recent` and `absorb`
-    def observe(self, attn: PromptRows | LastRows) -> None:
-        """Update what is remembered per slot."""
-
-    def written(self, key: Tensor) -> None:
-        """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""
-
-    @classmethod
-    def allocate(cls, layers: list[KVLayer], budget: Budget, lengths: list[int]) -> list[list[int]]:
-        """Slots per layer and row, `[L][B]`; the same for every layer unless a method says otherwise."""
-        return [[budget.slots(n) for n in lengths] for _ in layers]
-
-    def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
-        """The token ids that `generate` feeds for `prompt`; `question`: what is fed after the eviction, if anything."""
-        return prompt
-
-    def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
-        """`[forward][B]`: how many tokens of each row every forward of the prefill feeds. All rows end in the last.
-
-        Asked of the first layer, after `allocate`; `chunk`: the most tokens of one forward that the user wants.
-        """
-        return chunks(lengths, chunk or max(lengths))
-
-    def around_forward(
-        self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed
-    ) -> contextlib.AbstractContextManager[object]:
-        """Entered around every forward of the engine, on the first of the cache's `layers`; `feed` says which one it
-        is. For methods that need more of a model than its attention: their hooks leave when the forward ends."""
-        return contextlib.nullcontext()
-
-    def chunk_done(self, feed: Feed, past: list[int]) -> None:
-        """A forward of the prefill was attended and its tokens lie behind the `past[b]` slots held before it."""
-
-    def early(self, prompt: list[int]) -> list[int] | None:
-        """Slots per row that every chunk of the prefill is cut at, before the cut at the budget; None: no such cut."""
-        return None
-
-    def past_keys(self, rows: slice, past: int) -> Tensor:
-        """The keys `[b, Hkv, past, D]` of the first slots of some rows, as the tokens behind them see them."""
-        return self.keys[rows, :, :past]
 
     # ---- one forward pass
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
@@ -142,7 +77,7 @@ class KVLayer(Eviction):
             if not self.is_initialized:
                 self.allocate_storage(k, v, self._first_capacity(feed))
             out = self._block(q, k, v, scale, feed.lengths)
-        if self.rows == "all" and not self.unlimited:
+        if self.rows in ("all", "queries") and not self.unlimited:
             keys = self.keys[:, :, : self.used]
             self.observe(PromptRows(q, keys, self.stats, past, feed.lengths, scale, whole and feed.last))
             self.stats = None

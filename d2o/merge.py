@@ -83,6 +83,17 @@ def _largest(cosines: Tensor) -> tuple[Tensor, Tensor]:
     return best, runs.gather(2, index).squeeze(2).argmax(dim=-1) + run * RUN
 
 
+def moved_threshold(old: Tensor, cosine: Tensor, leaving: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    """The threshold `[b, 1, 1]` after the cosines `[b, H, E]` of what is `leaving`: a mean of `old [b, 1, 1]`, the
+    largest and the mean of the cosines, with the three `weights`. The mean where there was none (nan), and `old` where
+    nothing leaves."""
+    count = leaving.sum(dim=(1, 2), keepdim=True)
+    mean = torch.where(leaving, cosine, 0.0).sum(dim=(1, 2), keepdim=True) / count.clamp_min(1)
+    largest = torch.where(leaving, cosine, float("-inf")).amax(dim=(1, 2), keepdim=True)
+    moved = sum(w * x for w, x in zip(weights, (old, largest, mean), strict=True) if w)
+    return torch.where(count == 0, old, torch.where(old.isnan(), mean, moved))
+
+
 def merge_exponential(
     kept: Tensor, evicted: Tensor, target: Tensor, cosine: Tensor, merged: Tensor, own: float
 ) -> None:

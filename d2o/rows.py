@@ -25,7 +25,7 @@ class PromptRows:
 
     queries: Tensor  # [B, Hq, n, D]
     keys: Tensor  # [B, Hkv, used, D]
-    stats: RowStats
+    stats: RowStats | None  # None: only the queries are shown
     past: list[int]
     lengths: list[int]
     scale: Scale

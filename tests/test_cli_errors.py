@@ -75,7 +75,7 @@ def refused(words, capsys):
         ("wandb.mode=on", "wandb.mode=on", "offline"),
         ("scorer=best", "scorer=best", "official"),
         ("method=h2o method.recent=abc", "method.recent=abc", "0.5"),
-        ("method=d2o method.merge=3", "method.merge=3", "true"),
+        ("method=d2o method.merge=3", "merge=3", "keys_values, values or none"),
         ("model=path", "model.path is not given", "model.path="),
         ("model=path model.path=no_such_folder", "model.path=no_such_folder", "config.json"),
         ("engine.device=cuda:99", "'cuda:99'", "cpu"),

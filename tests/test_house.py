@@ -109,7 +109,7 @@ def overrides(node: ast.AST) -> bool:
 
 
 def documented_in_a_base() -> set[str]:
-    bases = ["d2o/layer.py", "d2o/eviction.py", "d2o/storage.py", "d2o/ragged.py", "eval/tasks/task.py"]
+    bases = [f"d2o/{name}.py" for name in ("layer", "method", "eviction", "storage", "ragged")] + ["eval/tasks/task.py"]
     trees = [TREES[ROOT / name] for name in bases]
     methods = [node for tree in trees for one in tree.body if isinstance(one, ast.ClassDef) for node in one.body]
     return {node.name for node in methods if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)}

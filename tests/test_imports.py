@@ -20,7 +20,7 @@ ARROWS = {
 # stands on REST.
 EVAL_FLOORS = [["cli"], ["run"], ["track"], ["config", "plots"], ["tables"], ["tasks"], ["scores"], ["cells"],
                ["exits", "text", ""]]  # fmt: skip
-D2O_FLOORS = [["lab"], ["engine"], ["cache"], ["REST"], ["kernels"], ["errors"]]
+D2O_FLOORS = [["stock"], ["lab"], ["engine"], ["cache"], ["REST"], ["kernels"], ["errors"]]
 ENGINE_FLOORS = [["opened"], ["start", "probe", "rotary"], ["together"], ["reading", "side"],
                  ["engine", "generation", "graph", "reader", "switch"]]  # fmt: skip
 APART = [("eval.config", "eval.plots"), ("eval.plots", "eval.config")]  # neighbours that know nothing of one another
@@ -56,8 +56,17 @@ def imported(tree: ast.AST, top_only: bool = False) -> set[str]:
     return found
 
 
+def beside(path: Path) -> set[str]:
+    """Dotted names that a file imports from its own folder, `from .snapkv import SnapKV`."""
+    nodes = [node for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    folder = module(path.parent / "__init__.py")
+    modules = [".".join(filter(None, (folder, node.module))) for node in nodes]
+    return {name for node, one in zip(nodes, modules, strict=True)
+            for name in (one, *(f"{one}.{alias.name}" for alias in node.names))}  # fmt: skip
+
+
 MODULES = {module(path): path for part in ARROWS for path in sources(part)}
-GRAPH = {name: (imported(parse(path)) & set(MODULES)) - {name} for name, path in MODULES.items()}
+GRAPH = {name: ((imported(parse(path)) | beside(path)) & set(MODULES)) - {name} for name, path in MODULES.items()}
 
 
 def first(names: set[str]) -> set[str]:

@@ -55,7 +55,7 @@ NUMBERS = [
     ("limit=\uff11", "limit="),
     (f"engine.chunk={HUGE}", "is above"),
     ("engine.graph=maybe", "engine.graph=maybe"),
-    ("method.merge=yes", "neither true nor false", "method=d2o"),
+    ("method.merge=yes", "d2o has no merge='yes'", "method=d2o"),
     ("shard=0/0", "no such part"),
     ("shard=\u0661/\u0662", "cannot read"),
     ("model.window=0", "is below 1"),

@@ -22,6 +22,7 @@ from d2o.engine.switch import Switch
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.layer import KVLayer
+from d2o.models.about import About
 from d2o.models.finite import not_finite
 from d2o.models.support import expanded_heads, windows
 
@@ -54,19 +55,26 @@ class Engine:
         self.layers, self.expanded = config.num_hidden_layers, expanded_heads(config)
         self.windows = windows(config, longest)  # per layer; None: it does not slide
         self.device = next(model.parameters()).device
-        self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys, for slots as positions
+        self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys and queries
+        self.about = About(model)
         self.switch: Switch | None = None  # of a rotation that depends on the length of the text
         self.captured: StepGraph | None = None
 
-    def new_cache(self, method: Callable[[], KVLayer] | None = None, budget: Budget | None = None) -> KVCache:
+    def new_cache(
+        self,
+        method: Callable[[], KVLayer] | None = None,
+        budget: Budget | None = None,
+        kind: Callable[..., KVCache] = KVCache,
+    ) -> KVCache:
         """An empty cache for one batch."""
-        return KVCache(
+        return kind(
             method or self.method,
             self.windows,
             budget or self.budget,
             seed=self.seed,
             rotation=self.rotation,
             expanded=self.expanded,
+            about=self.about,
         )
 
     @torch.inference_mode()
@@ -77,7 +85,7 @@ class Engine:
         with forward_context(self.model), self.turning(cache), around:
             out = self.model(
                 input_ids=ids,
-                position_ids=self._position_ids(cache, ids, feed),
+                position_ids=self.position_ids(cache, ids, feed),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep,
@@ -108,7 +116,7 @@ class Engine:
             cache.far = self.switch.far_rows(whole, self.device)
         cache.begin_prefill(prompt)
 
-    def _position_ids(self, cache: KVCache, ids: Tensor, feed: Feed) -> Tensor:
+    def position_ids(self, cache: KVCache, ids: Tensor, feed: Feed) -> Tensor:
         """`[B, n]`; after the prefill from what the device knows, so that a step copies nothing to it."""
         n = ids.shape[1]
         if not feed.prefill:
@@ -163,10 +171,10 @@ class Engine:
             logits = self.forward(cache, ids.to(self.device), feed, width if every else 1)
             if every:
                 every(start, logits)
-        self._check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
+        self.check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
         return logits[:, -1]
 
-    def _check_finite(self, logits: Tensor, lengths: list[int]) -> None:
+    def check_finite(self, logits: Tensor, lengths: list[int]) -> None:
         """NotFinite for the first row of `logits [B, vocab]` that is not. Waits for the device, once a prefill."""
         for row, good in enumerate(logits.isfinite().all(dim=-1).tolist()):
             if not good:

@@ -29,7 +29,8 @@ class Reader(KVLayer):
         self.apart = not all(layer.shares_prefill for layer in layers)  # layers that are no method's: each for itself
         seeing = [layer for layer in layers if not layer.unlimited]
         wide = [layer.stride for layer in seeing if layer.rows == "all"]
-        self.rows, self.stride = ("all", min(wide)) if wide else ("none", 1)
+        bare = "queries" if any(layer.rows == "queries" for layer in seeing) else "none"
+        self.rows, self.stride = ("all", min(wide)) if wide else (bare, 1)
         self.window = max((layer.window for layer in seeing if layer.rows == "last"), default=0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
@@ -61,7 +62,7 @@ class Reader(KVLayer):
         for layer in self.layers:
             layer.borrow(self, max(feed.prompt), _planned(feed))
             layer.now = self._position()
-        if self.rows == "all":
+        if self.rows != "none":
             keys = self.keys[:, :, : self.used]
             self._observe(AllRows(q, keys, self.stats, past, feed.lengths, scale, whole and feed.last))
         if feed.last:
@@ -76,7 +77,7 @@ class Reader(KVLayer):
 
     def _observe(self, rows: AllRows) -> None:
         for layer in self.layers:
-            if layer.rows == "all" and not layer.unlimited:
+            if layer.rows in ("all", "queries") and not layer.unlimited:
                 layer.observe(rows)
         self.stats = None
 

@@ -59,6 +59,6 @@ def open_engine(
         engine.budget = FULL
     elif wanted.size:
         engine.budget = replace(wanted, token_bytes=probe.token_bytes(engine))
-    if engine.prototype.slot_positions:
+    if engine.prototype.slot_positions or engine.prototype.turns:
         engine.rotation = find_rotation(engine)
     return engine

@@ -18,8 +18,11 @@ from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
-ADDED = {"model.chat_options": None, "model.strip_thinking": True}  # settings younger than the first cells, which had
-# what stands here: a setting at that value is left out of an identity, and so the cells are found under the same hash
+# settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
+# and so the cells are found under the same hash
+ADDED = {"model.chat_options": None, "model.strip_thinking": True, "method.merge_into": "all",
+         "method.decoding": "grow"}  # fmt: skip
+SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
 
 
 def digest(value: Any) -> str:
@@ -59,7 +62,13 @@ def _flatten(value: Any, prefix: str, into: dict[str, Any]) -> None:
             if not (prefix in GROUPS and str(key).startswith("_")):
                 _flatten(child, f"{prefix}.{key}", into)
     else:
-        into[prefix] = value
+        into[prefix] = settled(prefix, value)
+
+
+def settled(key: str, value: Any) -> Any:
+    """The value of a setting as identities have it, where several words say the same."""
+    same = SAME.get(key, {})
+    return same.get(value, value) if isinstance(value, str) else value
 
 
 def describe(composed: Composed) -> dict[str, Any]:
@@ -68,11 +77,16 @@ def describe(composed: Composed) -> dict[str, Any]:
     return {
         "model": model_name(cfg.model, names["model"]),
         "method": names["method"],
-        "variant": str(cfg.method.get("variant") or "default"),
+        "variant": str(cfg.method.get(_named(cfg)) or "default"),
         "budget": cfg.budget,
         "task": cfg.task.get("cell") or names["task"],
         "seed": cfg.seed,
     }
+
+
+def _named(cfg: DictConfig) -> str:
+    """The setting that stands in a cell's name: the variant, or of a method over another one that other one."""
+    return "variant" if "variant" in cfg.method else "base"
 
 
 def model_name(node: Mapping[str, Any], choice: str) -> str:
@@ -86,8 +100,8 @@ def folder(composed: Composed) -> Path:
     """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
     cell, cfg, plain = describe(composed), composed.cfg, composed.plain.copy()
     plain.budget = cfg.budget
-    if "variant" in cfg.method:
-        plain.method.variant = cfg.method.variant
+    if _named(cfg) in cfg.method:
+        plain.method[_named(cfg)] = cfg.method[_named(cfg)]
     if cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
         plain.task.tasks = cfg.task.tasks
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned

@@ -30,6 +30,7 @@ class ScoreConfig:
     format: str = "terminal"
     out: str | None = None
     where: list[str] | None = None
+    against: str | None = None
     report: Any = False
     plots: Any = False
 
@@ -74,11 +75,13 @@ def _check_table(config: ScoreConfig) -> None:
     """What belongs to a table, and what a table does not go with."""
     if config.format not in FORMATS:
         raise InputError(f"format={config.format} is unknown", f"format is one of {', '.join(FORMATS)}")
+    if config.against not in (None, "published"):
+        raise InputError(f"against={config.against} is unknown", "write against=published")
     for word in config.where or ():
         if "=" not in word:
             raise InputError(f"{word!r} in where= is no key=value", "write where=[seed=0]")
     if config.table is None:
-        for key in ("out", "where"):
+        for key in ("out", "where", "against"):
             if getattr(config, key) is not None:
                 raise InputError(f"{key}= is of a table, and none is named", "add table=NAME")
         if config.format != "terminal":

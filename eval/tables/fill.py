@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from d2o.errors import InputError
@@ -37,6 +37,7 @@ class Value:
     realised: float | None = None
     holds_more: bool = False  # of its comparison, eval/scores/holds_more.py
     result: CellResult | None = field(default=None, repr=False)
+    secondary: bool = False  # what is published was read in another text than the one that measured it
 
     @property
     def difference(self) -> float | None:
@@ -82,10 +83,15 @@ def fill(
     mark_holds_more(distinct)
     filled = Filled(table, scorer)
     for slot in table.slots():
-        filled.values[slot.key] = _slot_value(slot, table.published.get(slot.key), results.get(slot.key))
+        value = _slot_value(slot, table.published.get(slot.key), results.get(slot.key))
+        secondary = slot.key in table.cited and table.cited[slot.key].secondary
+        filled.values[slot.key] = replace(value, secondary=secondary)
     for key in {slot.key[:-1]: None for slot in table.slots()}:
         for one in table.means:
-            filled.means[*key, one.label] = _mean_value([filled.values[*key, label] for label in one.over], one.bucket)
+            over = [filled.values[*key, label] for label in one.over]
+            value = _mean_value(over, one.bucket)
+            secondary = value.published is not None and any(part.secondary for part in over)
+            filled.means[*key, one.label] = replace(value, secondary=secondary)
     return filled
 
 

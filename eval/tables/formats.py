@@ -13,26 +13,27 @@ from typing import Any
 from d2o.budget import plain
 from eval.scores.bootstrap import Interval
 from eval.tables.fill import Filled, Value
-from eval.tables.grid import BEST, SECOND, Entry, Grid, grids, notes
+from eval.tables.grid import BEST, SECOND, SECONDARY, Entry, Grid, Page, page
 from eval.text import in_csv, in_markdown, markdown, visible
 
 ANSI = {BEST: "\033[1m", SECOND: "\033[4m"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
+         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+         SECONDARY: r"\textdagger{}"}  # fmt: skip
 FIELDS = ("table", "model", "method", "budget", "task", "published", "source", "measured", "low", "high", "difference",
           "vs_full", "vs_full_low", "vs_full_high", "rows", "total", "realised", "uneven",
-          "protocol_hash", "folder")  # fmt: skip
+          "protocol_hash", "folder", "secondary")  # fmt: skip
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def as_markdown(filled: Filled) -> str:
+def as_markdown(shown: Page) -> str:
     """A Markdown table per model, best bold, second underlined."""
-    return _text(filled, lambda entry, width, left: _pad(_marked(entry), width, left))
+    return _text(shown, lambda entry, width, left: _pad(_marked(entry), width, left))
 
 
-def as_terminal(filled: Filled) -> str:
+def as_terminal(shown: Page) -> str:
     """Marks as the terminal shows them; where there is none, as in Markdown."""
-    return _text(filled, _ansi) if sys.stdout.isatty() else as_markdown(filled)
+    return _text(shown, _ansi) if sys.stdout.isatty() else as_markdown(shown)
 
 
 def as_csv(filled: Filled) -> str:
@@ -45,10 +46,10 @@ def as_csv(filled: Filled) -> str:
     return out.getvalue()
 
 
-def as_latex(filled: Filled) -> str:
+def as_latex(shown: Page) -> str:
     """A booktabs tabular per model."""
-    parts = ["\n".join(["% \\usepackage{booktabs}", *(f"% {visible(note)}" for note in notes(filled))])]
-    for grid in grids(filled):
+    parts = ["\n".join(["% \\usepackage{booktabs}", *(f"% {visible(note)}" for note in shown.notes)])]
+    for grid in shown.grids:
         align = "l" * grid.left + "r" * (len(grid.header) - grid.left)
         lines = [f"% {visible(grid.title)}", f"\\begin{{tabular}}{{{align}}}", "\\toprule"]
         lines.append(_line(map(_escaped, grid.header)))
@@ -59,7 +60,7 @@ def as_latex(filled: Filled) -> str:
     return "\n\n".join(parts)
 
 
-def as_html(filled: Filled) -> str:
+def as_html(shown: Page) -> str:
     """A page that needs nothing else."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -71,22 +72,25 @@ def as_html(filled: Filled) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    parts = {"title": filled.table.title, "grids": grids(filled), "notes": notes(filled)}
+    parts = {"title": shown.title, "grids": shown.grids, "notes": shown.notes}
     return environment.get_template("table.html").render(parts)
 
 
 def render(filled: Filled, form: str) -> str:
     """`form`: one of eval.config.score_config.FORMATS."""
-    return {"terminal": as_terminal, "markdown": as_markdown, "csv": as_csv, "latex": as_latex, "html": as_html}[form](
-        filled
-    )
+    return as_csv(filled) if form == "csv" else show(page(filled), form)
 
 
-def _text(filled: Filled, cell: Callable[[Entry, int, bool], str]) -> str:
-    parts = [in_markdown(filled.table.title)]
-    for grid in grids(filled):
+def show(shown: Page, form: str) -> str:
+    """Lines with marks in any format but csv."""
+    return {"terminal": as_terminal, "markdown": as_markdown, "latex": as_latex, "html": as_html}[form](shown)
+
+
+def _text(shown: Page, cell: Callable[[Entry, int, bool], str]) -> str:
+    parts = [in_markdown(shown.title)]
+    for grid in shown.grids:
         parts.append(f"{in_markdown(grid.title)}\n\n{_lines(grid, cell)}")
-    return "\n\n".join([*parts, "\n".join(f"- {in_markdown(note)}" for note in notes(filled))])
+    return "\n\n".join([*parts, "\n".join(f"- {in_markdown(note)}" for note in shown.notes)])
 
 
 def _lines(grid: Grid, cell: Callable[[Entry, int, bool], str]) -> str:
@@ -117,11 +121,12 @@ def _pad(text: str, width: int, left: bool) -> str:
 
 def _record(filled: Filled, key: tuple, value: Value) -> list[Any]:
     model, method, budget, task = key
-    result = value.result
+    result, source = value.result, filled.table.cited.get(key)
     return [
-        filled.table.name, model, method, budget and plain(budget), task, value.published, filled.table.cited.get(key),
+        filled.table.name, model, method, budget and plain(budget), task, value.published, source and source.cite,
         value.measured, *_bounds(value.interval)[1:], value.difference, *_bounds(value.against), value.rows,
         value.total, value.realised, value.holds_more, result and result.protocol_hash, result and result.folder,
+        value.secondary if value.published is not None else None,
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from eval.text import number
 
 FEW = 4  # tasks and means that still stand under one another
 BEST, SECOND = "best", "second"
+SECONDARY = "†"  # behind a published number that was read elsewhere than where it was measured
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,26 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Page:
+    """What is shown of a table, in any format."""
+
+    title: str
+    grids: list[Grid]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Column:
     """A task or a mean: its key, how its numbers are shown, and which of them are marked."""
 
     label: str
     digits: int
     lower: bool
+
+
+def page(filled: Filled) -> Page:
+    """The whole table."""
+    return Page(filled.table.title, grids(filled), notes(filled))
 
 
 def grids(filled: Filled) -> list[Grid]:
@@ -66,8 +81,17 @@ def notes(filled: Filled) -> list[str]:
         said.append("vs full: mean difference over the rows that both have; 95 % intervals are bootstrapped over rows")
     if any(value.holds_more for value in filled.values.values()):
         said.append(FOOTNOTE)
-    sources = dict.fromkeys(filled.table.cited.values())
-    return [*said, *(f"published: {source}" for source in sources)]
+    return [*said, *source_notes(filled)]
+
+
+def source_notes(filled: Filled) -> list[str]:
+    """Where the published numbers are from, and what the mark behind some of them means."""
+    cited = filled.table.cited.values()
+    sources = {source.cite: source.secondary for source in cited}
+    said = [f"published{SECONDARY * secondary}: {cite}" for cite, secondary in sources.items()]
+    if any(sources.values()):
+        said.append(f"{SECONDARY} secondary source: not read in the text of those who measured it")
+    return said
 
 
 def _wide(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
@@ -90,7 +114,7 @@ def _wide(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
             row += [Entry(text) for text in (_about(values) if kind == "measured" else ("", ""))]
             for column in ordered:
                 mark = marks.get(kind, {}).get((method.label, budget, column.label), "")
-                row.append(Entry(_text(getattr(values[column.label], kind), column, kind), mark))
+                row.append(Entry(_text(values[column.label], column, kind), mark))
             if first:
                 row += map(Entry, interval(values[first].against, "+") if kind == "measured" else ("", ""))
             grid.rows.append(row)
@@ -104,16 +128,19 @@ def _long(filled: Filled, model: Part, columns: Sequence[Column]) -> Grid:
     header += [*(["95 % interval"] if scored else []), *(["difference"] if said else [])]
     grid = Grid(model.label, [*header, *(["vs full", "95 % interval"] if scored else [])], left=3)
     marks = {kind: _marks(filled, model, columns, kind) for kind in ("published", "measured")}
+    dead = {task.label for task in filled.table.tasks if None in (model.words, task.words)}  # nothing is run for it
     for column in columns:
         grid.rules.add(len(grid.rows))
         for method, budget in _lines(filled, model):
             value, key = _at(filled, model, method, budget, column), (method.label, budget, column.label)
+            if value.published is None and (method.words is None or column.label in dead):
+                continue
             row = [column.label, method.label, _budget(budget), realised(value.realised, value), _rows(value)]
             entries = [*map(Entry, row)]
             for kind in ("published", "measured") if said else ("measured",):
-                entries.append(Entry(_text(getattr(value, kind), column, kind), marks[kind].get(key, "")))
+                entries.append(Entry(_text(value, column, kind), marks[kind].get(key, "")))
             entries += [Entry(interval(value.interval)[1])] if scored else []
-            entries += [Entry(_text(value.difference, column, "difference"))] if said else []
+            entries += [Entry(_text(value, column, "difference"))] if said else []
             grid.rows.append(entries + ([*map(Entry, interval(value.against, "+"))] if scored else []))
     return grid
 
@@ -172,5 +199,6 @@ def _budget(budget: float | None) -> str:
     return "" if budget is None else budget_name(budget)
 
 
-def _text(value: float | None, column: Column, kind: str) -> str:
-    return number(value, column.digits, "+" if kind == "difference" else "")
+def _text(value: Value, column: Column, kind: str) -> str:
+    shown = number(getattr(value, kind), column.digits, "+" if kind == "difference" else "")
+    return shown + SECONDARY if shown and kind == "published" and value.secondary else shown

@@ -15,7 +15,7 @@ from typing import Any
 
 from d2o.budget import read_budget
 from d2o.errors import InputError
-from eval.cells.identity import model_name
+from eval.cells.identity import ADDED, model_name, settled
 from eval.tables.spec import Part, Slot, TableSpec
 
 ASKED = ("method.", "model.", "task.", "engine.", "seed")
@@ -97,10 +97,11 @@ def _asked(slot: Slot, table: TableSpec, where: tuple[str, ...], config_dir: Pat
 
 def _difference(identity: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
     """The first knob on which a cell is not what is asked for; a knob that the cell knows nothing of is none."""
-    for key, value in identity.items():
+    young = {key: ADDED[key] for key in asked if key in ADDED}
+    for key, value in (young | {**identity}).items():
         private = key.rpartition(".")[2].startswith("_")
-        if key in asked and asked[key] != value:
-            return f"{key}={value} where the table has {key}={asked[key]}"
+        if key in asked and settled(key, asked[key]) != value:
+            return f"{key}={value} where the table has {key}={settled(key, asked[key])}"
         if key.startswith("method.") and not private and key not in asked:
             return f"{key}={value}, of which the table says nothing"
     return None

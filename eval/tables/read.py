@@ -12,27 +12,33 @@
 
 A list of names is short for an axis whose values are called as what they run. The full cache has no budget, nor has a
 method with `budgets: []`; a model may bring `budgets` of its own. Numbers are published as they stand in their source;
-`scale: 100` makes per cent of them.
+`scale: 100` makes per cent of them. A source of several blocks, or of which more is known, is named once:
+
+    sources:
+      keepkv:
+        cite: a paper, Table 3
+        secondary: true                      # the numbers were read elsewhere than in it
+        says: {chat template: "off", truncation: {Llama-2-7B: "middle, 4096 tokens"}}   # of SAYS, for against=published
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2o.budget import plain, read_budget
+from d2o.budget import read_budget
 from d2o.errors import InputError
+from eval.tables.keys import close_to, known, one_of
+from eval.tables.published import publish, read_source
 from eval.tables.spec import AXES, Mean, Part, TableSpec
 
-KEYS = ("title", *AXES, "budgets", "words", "means", "published")
+KEYS = ("title", *AXES, "budgets", "words", "means", "sources", "published")
 PART_KEYS = {
     "models": ("words", "budgets"),
     "methods": ("words", "budgets"),
     "tasks": ("words", "figure", "better", "digits"),
 }
-BLOCK_KEYS = ("source", "budget", "tasks", "scores", "scale")
 
 
 def tables(config_dir: Path) -> list[str]:
@@ -48,8 +54,8 @@ def read_table(name: str, config_dir: Path) -> TableSpec:
 
     path = config_dir / "table" / f"{name}.yaml"
     if not path.is_file():
-        known = tables(config_dir)
-        raise InputError(f"unknown table {name!r}", f"{_close(name, known)}table is one of {', '.join(known)}")
+        there = tables(config_dir)
+        raise InputError(f"unknown table {name!r}", f"{close_to(name, there)}table is one of {', '.join(there)}")
     try:
         given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError) as error:
@@ -63,7 +69,7 @@ def read_table(name: str, config_dir: Path) -> TableSpec:
 def _table(name: str, given: Any, config_dir: Path) -> TableSpec:
     if not isinstance(given, dict):
         raise InputError("its file holds no keys", f"write {', '.join(KEYS)}")
-    _known(given, KEYS, "key")
+    known(given, KEYS, "key")
     for key in (*AXES, "budgets"):
         if not given.get(key):
             raise InputError(f"{key} is not given", f"write {key}: with at least one value")
@@ -73,8 +79,9 @@ def _table(name: str, given: Any, config_dir: Path) -> TableSpec:
     )
     labels = [task.label for task in table.tasks]
     table.means = [_mean_column(str(header), more or {}, labels) for header, more in (given.get("means") or {}).items()]
+    sources = {str(key): read_source(str(key), one) for key, one in (given.get("sources") or {}).items()}
     for block in given.get("published") or ():
-        _publish(table, block, labels)
+        publish(table, block, labels, sources)
     return table
 
 
@@ -95,7 +102,7 @@ def _axis(key: str, given: Any, config_dir: Path) -> list[Part]:
 
 def _part(key: str, label: str, value: Any, config_dir: Path) -> Part:
     group, more = AXES[key], value if isinstance(value, dict) else {"words": value}
-    _known(more, PART_KEYS[key], f"key of {label!r}")
+    known(more, PART_KEYS[key], f"key of {label!r}")
     words = None if more.get("words") is None else _words(more, "words")
     budgets = None if more.get("budgets") is None else _budgets(more["budgets"])
     if key == "methods" and budgets:
@@ -106,51 +113,15 @@ def _part(key: str, label: str, value: Any, config_dir: Path) -> Part:
     if words is not None:
         if part.choice(group) is None:
             raise InputError(f"{label!r} of {key} names no {group}", f"write {label}: {group}=NAME, or null")
-        known = sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
-        _one_of(part.choice(group), known, group)
+        one_of(part.choice(group), sorted(path.stem for path in (config_dir / group).glob("*.yaml")), group)
     return part
 
 
 def _mean_column(header: str, given: Any, labels: list[str]) -> Mean:
-    _known(given, ("tasks", "bucket"), f"key of the mean {header!r}")
+    known(given, ("tasks", "bucket"), f"key of the mean {header!r}")
     for label in given.get("tasks") or ():
-        _one_of(label, labels, f"task of the mean {header!r}")
+        one_of(label, labels, f"task of the mean {header!r}")
     return Mean(header, tuple(given.get("tasks") or labels), given.get("bucket"))
-
-
-def _publish(table: TableSpec, block: Any, labels: list[str]) -> None:
-    _known(block, BLOCK_KEYS, "key of a published block")
-    for key in ("source", "scores"):
-        if not block.get(key):
-            raise InputError(f"a published block has no {key}", f"write {key}:")
-    columns = block.get("tasks") or labels
-    for label in columns:
-        _one_of(label, labels, "task of a published block")
-    models, methods = ({part.label: part for part in axis} for axis in (table.models, table.methods))
-    for model, scores in block["scores"].items():
-        _one_of(model, list(models), "model of a published block")
-        for method, row in scores.items():
-            _one_of(method, list(methods), "method of a published block")
-            if len(row) != len(columns):
-                what = f"{len(row)} published numbers of {model}, {method} for {len(columns)} tasks"
-                raise InputError(what, "give one for each, null for what is unknown")
-            budgets = table.budgets_of(models[model], methods[method])
-            budget = None if None in budgets else read_budget(block.get("budget", plain(budgets[0])))
-            if budget not in budgets:
-                what = f"budget {budget} of {model}, {method} is none of {list(budgets)}"
-                raise InputError(what, "add it to budgets")
-            for label, number in zip(columns, row, strict=True):
-                if number is not None:
-                    _put(table, (model, method, budget, label), number, block)
-
-
-def _put(table: TableSpec, key: tuple, number: Any, block: dict[str, Any]) -> None:
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise InputError(f"the published {number!r} of {key} is no number", "write a number, or null")
-    if key in table.published:
-        raise InputError(f"two published numbers for {key}", "delete one of them")
-    table.published[key] = float(number) * block.get("scale", 1)
-    table.cited[key] = str(block["source"])
 
 
 def _budgets(given: Any) -> tuple[float, ...]:
@@ -167,21 +138,3 @@ def _words(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
         if "=" not in word:
             raise InputError(f"{word!r} is no key=value", "write words as run_pred.py takes them")
     return words
-
-
-def _known(given: Any, keys: Sequence[str], what: str) -> None:
-    if not isinstance(given, dict):
-        raise InputError(f"{given!r} has no keys", f"write {', '.join(keys)}")
-    for key in given:
-        if key not in keys:
-            raise InputError(f"unknown {what}: {key!r}", f"{_close(str(key), keys)}it is one of {', '.join(keys)}")
-
-
-def _one_of(name: Any, known: Sequence[str], what: str) -> None:
-    if name not in known:
-        raise InputError(f"unknown {what} {name!r}", f"{_close(str(name), known)}it is one of {', '.join(known)}")
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}? " if close else ""

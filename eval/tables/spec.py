@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 AXES = {"models": "model", "methods": "method", "tasks": "task"}
 
@@ -59,9 +60,27 @@ class Mean:
     bucket: str | None = None
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where published numbers stand. `secondary`: they were read in another text than the one that measured them.
+
+    `says`: what it says of how they were made, {item of eval/tables/against.py: text, or {model's label: text}}.
+    """
+
+    cite: str
+    secondary: bool = False
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+    def said(self, item: str, model: str) -> str | None:
+        """What it says of an item for a model of the table; None where it says nothing."""
+        found = self.says.get(item)
+        found = found.get(model) if isinstance(found, Mapping) else found
+        return None if found is None else str(found)
+
+
 @dataclass
 class TableSpec:
-    """`published`: {(model, method, budget or None, task): number}, `cited`: the same keys to where it stands."""
+    """`published`: {(model, method, budget or None, task): number}, `cited`: the same keys to their source."""
 
     name: str
     title: str
@@ -72,7 +91,7 @@ class TableSpec:
     words: tuple[str, ...] = ()
     means: list[Mean] = field(default_factory=list)
     published: dict[tuple, float] = field(default_factory=dict)
-    cited: dict[tuple, str] = field(default_factory=dict)
+    cited: dict[tuple, Source] = field(default_factory=dict)
 
     def slots(self) -> Iterator[Slot]:
         """Model by model, method by method, budget by budget, task by task."""

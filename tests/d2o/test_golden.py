@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden import Case, by_position, drive, held
+from golden import Case, by_position, cases, close, drive, held, same
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.h2o import H2O
@@ -16,22 +16,6 @@ from d2o.allocation import layer_metric, ratios
 from d2o.d2o import D2O
 from d2o.engine.rotary import Rotation
 from d2o.engine.start import open_engine
-
-FLOAT = 2e-5
-
-
-def cases(shared, method):
-    folders = sorted((shared / "golden").glob(f"{method}__*"))
-    assert folders, f"no golden case of {method}"
-    return [Case.read(folder) for folder in folders]
-
-
-def close(ours, reference, tolerance=FLOAT):
-    torch.testing.assert_close(ours, reference, atol=tolerance, rtol=0)
-
-
-def same(ours, reference):
-    assert torch.equal(ours.long(), reference.long())
 
 
 def notes(look):

@@ -167,10 +167,14 @@ class PlainRandom(Plain):
 class PlainD2O(PlainH2O):
     """Eviction of H2O with 3 : 1 and four sinks; the merge of the paper, one head at a time."""
 
-    recent = SLOTS // 4
+    recent, parts, older = SLOTS // 4, (0, 1), False
 
     def setup(self):
         self.tau, self.gone = None, {}
+
+    def targets(self, head):
+        newest = max(self.held[head])
+        return {c: x for c, x in self.held[head].items() if not self.older or c <= newest - self.recent}
 
     def stays(self, position, t):
         return position < 4 or position > t - self.recent
@@ -182,7 +186,7 @@ class PlainD2O(PlainH2O):
         best = {}
         for h, entries in self.gone.items():
             for p, entry in entries.items():
-                likeness = {c: torch.cosine_similarity(entry[0], kept[0], dim=0) for c, kept in self.held[h].items()}
+                likeness = {c: torch.cosine_similarity(entry[0], kept[0], dim=0) for c, kept in self.targets(h).items()}
                 cosine = {c: float(x) for c, x in likeness.items()}
                 target = max(cosine, key=cosine.get)
                 best[h, p] = (cosine[target], target)
@@ -197,7 +201,7 @@ class PlainD2O(PlainH2O):
                     targets.setdefault(target, []).append((math.exp(m), entry))
             for target, merged in targets.items():
                 total = sum(w for w, _ in merged) + math.e
-                for part in (0, 1):
+                for part in self.parts:
                     new = sum(w / total * entry[part] for w, entry in merged)
                     self.held[h][target][part] = math.e / total * self.held[h][target][part] + new
         self.gone = {}

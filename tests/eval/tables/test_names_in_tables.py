@@ -9,7 +9,7 @@ import pytest
 
 from eval.tables.fill import fill
 from eval.tables.formats import render
-from eval.tables.spec import Part, TableSpec
+from eval.tables.spec import Part, Source, TableSpec
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NAMES = ["a\x1b[31mb", "a\u202eb", "a\nb", "a\x00b", "a|b", "<b>", "=1+1", "+1", "-1", "@x", "\ud800", "[x]", "*x",
@@ -19,7 +19,7 @@ NAMES = ["a\x1b[31mb", "a\u202eb", "a\nb", "a\x00b", "a|b", "<b>", "=1+1", "+1",
 def table(tmp_path, name: str, form: str) -> str:
     part = Part(name, None)
     key = (name, name, 0.2, name)
-    spec = TableSpec("t", name, [part], [part], [part], (0.2,), published={key: 1.0}, cited={key: name})
+    spec = TableSpec("t", name, [part], [part], [part], (0.2,), published={key: 1.0}, cited={key: Source(name)})
     return render(fill(spec, tmp_path, CONFIGS, "official", lambda text: None), form)
 
 

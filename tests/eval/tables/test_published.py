@@ -53,7 +53,8 @@ def test_longbench(shared):
     found = blocks(body, models, methods)
     assert len(found) == 6 + 5 + 6 + 5
     columns = head.removeprefix("Columns:").split()
-    check(found, published("d2o_longbench"), columns, {}, lambda _, method: None if method == "Full" else 0.2)
+    table = {key: number for key, number in published("d2o_longbench").items() if key[:2] in found}
+    check(found, table, columns, {}, lambda _, method: None if method == "Full" else 0.2)
 
 
 @pytest.mark.parametrize("name, first, last", [("locret_infinitebench", "InfiniteBench, R", "(averages"),
@@ -102,4 +103,5 @@ def test_throughput(shared):
         for method, pair in found.items()
         for column, number in zip(("tokens/s", "batch"), pair, strict=True)
     }
-    assert published("throughput") == expected and len(expected) == 6
+    assert {key: n for key, n in published("throughput").items() if key[1] != "KeepKV"} == expected
+    assert len(expected) == 6

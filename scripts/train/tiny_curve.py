@@ -1,10 +1,10 @@
-"""Draw how the model `tiny` learnt: `python scripts/tiny_curve.py models/tiny` reads train.csv and eval.csv there."""
+"""Draw how `tiny` learnt: `python scripts/train/tiny_curve.py models/tiny` reads train.csv and eval.csv there."""
 
 import csv
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from scripts.command import read, run
 

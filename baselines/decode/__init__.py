@@ -1,0 +1,1 @@
+"""Methods that go on evicting with every token, or every few."""

@@ -1,0 +1,1 @@
+"""Methods that score what the prompt left and evict once."""

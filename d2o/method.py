@@ -1,0 +1,103 @@
+"""What a method may say, each with what holds where it says nothing; d2o/layer.py asks and does the rest.
+
+`importance`, `recent` and `absorb` are asked for in d2o/eviction.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from d2o.budget import Budget
+from d2o.eviction import Eviction
+from d2o.feed import Feed, chunks
+from d2o.models.about import About
+from d2o.rows import LastRows, PromptRows
+
+# What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
+# done afterwards. Whatever is not named here keeps a method apart, which is always right.
+LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
+         "follow", "attention_keys", "row_bytes", "_victim"}  # fmt: skip
+
+
+class Method(Eviction):
+    """Settings and answers of a method. Subclasses of KVLayer set:
+
+    state            names of the per-slot tensors `[B, Hkv, C]` that they keep
+    rows             what `observe` sees in the prefill: "none" | "last" (the last `window` rows of the prompt) |
+                     "all" | "queries" (all queries, without the attention that they gave)
+    stride           of "all", every how many-th row `observe` will ask for: so many are counted beside the attention
+    decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
+    needs_all_layers True: the slots of a layer depend on the other layers (`allocate` is called after the prefill)
+    merges           True: `absorb` is given what is evicted
+    budgeted         False: takes no budget
+    nominal          True: the slots that `allocate` gives do not add up to the budget, by design
+    compress_at      "first_decode": the first decode step still attends to the whole prompt
+    slot_positions   True: keys are turned to the index of their slot before attention
+    turns            True: `rotation` is wanted, which turns queries and keys by a number of positions
+    plain_attention  True: cannot work beside layers that slide, nor with soft caps or sink logits
+
+    `about` tells of the model: the weights behind attention, a tokenizer.
+    """
+
+    rows, window, stride = "none", 1, 1
+    needs_all_layers, budgeted, nominal = False, True, False
+    compress_at, slot_positions, turns, plain_attention = "prefill", False, False, False
+    about: About | None = None
+
+    @property
+    def cut_late(self) -> bool:
+        """Whether the first cut waits for the first decode step."""
+        return self.compress_at == "first_decode"
+
+    def observe(self, attn: PromptRows | LastRows) -> None:
+        """Update what is remembered per slot."""
+
+    def written(self, key: Tensor) -> None:
+        """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""
+
+    @classmethod
+    def allocate(cls, layers: list[Method], budget: Budget, lengths: list[int]) -> list[list[int]]:
+        """Slots per layer and row, `[L][B]`; the same for every layer unless a method says otherwise."""
+        return [[budget.slots(n) for n in lengths] for _ in layers]
+
+    def rewrite(self, prompt: Sequence[int], question: Sequence[int]) -> Sequence[int]:
+        """The token ids that `generate` feeds for `prompt`; `question`: what is fed after the eviction, if anything."""
+        return prompt
+
+    def pieces(self, lengths: list[int], chunk: int | None) -> list[list[int]]:
+        """`[forward][B]`: how many tokens of each row every forward of the prefill feeds. All rows end in the last.
+
+        Asked of the first layer, after `allocate`; `chunk`: the most tokens of one forward that the user wants.
+        """
+        return chunks(lengths, chunk or max(lengths))
+
+    def around_forward(
+        self, model: nn.Module, layers: Sequence[Method], feed: Feed
+    ) -> contextlib.AbstractContextManager[object]:
+        """Entered around every forward of the engine, on the first of the cache's `layers`; `feed` says which one it
+        is. For methods that need more of a model than its attention: their hooks leave when the forward ends."""
+        return contextlib.nullcontext()
+
+    def chunk_done(self, feed: Feed, past: list[int]) -> None:
+        """A forward of the prefill was attended and its tokens lie behind the `past[b]` slots held before it."""
+
+    def early(self, prompt: list[int]) -> list[int] | None:
+        """Slots per row that every chunk of the prefill is cut at, before the cut at the budget; None: no such cut."""
+        return None
+
+    def past_keys(self, rows: slice, past: int) -> Tensor:
+        """The keys `[b, Hkv, past, D]` of the first slots of some rows, as the tokens behind them see them."""
+        return self.keys[rows, :, :past]
+
+
+def reads_alike(kind: type, base: type) -> bool:
+    """Whether `kind` leaves all code of `base` as it is but what LATER names."""
+    own = {name for one in kind.__mro__ if one not in base.__mro__ for name in vars(one) if not name.startswith("__")}
+    return {name for name in own if _is_code(getattr(base, name, None))} <= LATER
+
+
+def _is_code(member: object) -> bool:
+    return callable(member) or isinstance(member, property)
