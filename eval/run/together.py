@@ -9,10 +9,10 @@ config and resume. What is wrong with one ends that one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -31,14 +31,17 @@ from eval.tasks.task import Task, prompt_hash
 if TYPE_CHECKING:
     from d2o.lab.together import Sharing
 
+Left = Callable[[Composed, Exception], None]
+T = TypeVar("T")
 MOST = 64  # caches that are held and answer at once; more are cut in turns while the prompt stays
 
 
-def same_prompts(cells: Sequence[Composed]) -> list[list[Composed]]:
-    """The cells in groups that read the same prompts in the same batches, in the order in which they were asked for."""
-    groups: dict[str, list[Composed]] = {}
+def same_prompts(cells: Sequence[T], of: Callable[[T], Composed] = lambda cell: cell) -> list[list[T]]:
+    """The cells in groups that read the same prompts in the same batches, in the order in which they were asked for;
+    `of`: the composed cell of each."""
+    groups: dict[str, list[T]] = {}
     for cell in cells:
-        cfg = cell.cfg
+        cfg = of(cell).cfg
         words = {key: cfg[key] for key in ("model", "task", "engine", "limit", "shard", "batch_size", "results_dir")}
         apart = "" if cfg.share_prefill and not cfg.atlas else f"{len(groups)} alone"
         groups.setdefault(OmegaConf.to_yaml(OmegaConf.create(words), resolve=True) + apart, []).append(cell)
@@ -57,9 +60,11 @@ def can_share(cells: Sequence[Composed]) -> bool:
 
 
 class Group:
-    """The open cells of a group, answered batch by batch. `codes`: exit codes of those that failed."""
+    """The open cells of a group, answered batch by batch. `codes`: exit codes of those that failed; `left` is told of
+    each that could not be opened, whose status says nothing yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Left) -> None:
+        self.left = left
         self.open: list[Open] = []
         self.known: set[tuple] = set()
         self.read: dict[tuple, list[Sample]] = {}  # the samples of the task, made once
@@ -79,6 +84,7 @@ class Group:
             one = stack.enter_context(open_cell(planned, time.monotonic()))
         except Exception as error:
             self._say(error)
+            self.left(composed, error)
             return
         self.open.append(one)
         self.stacks[id(one)] = stack
@@ -160,9 +166,12 @@ class Group:
             self.drop(one, error)
 
 
-def run_together(cells: Sequence[Composed]) -> tuple[list[tuple[Path, str]], list[int]]:
-    """Run the cells of one group: folder and closing text of those that are done, exit codes of the others."""
-    group, done = Group(), []
+def run_together(
+    cells: Sequence[Composed], left: Left = lambda cell, error: None
+) -> tuple[list[tuple[Path, str]], list[int]]:
+    """Run the cells of one group: folder and closing text of those that are done, exit codes of the others; `left`: see
+    Group."""
+    group, done = Group(left), []
     try:
         for composed in cells:
             group.add(composed)
