@@ -21,7 +21,7 @@ from eval.cells.identity import Composed
 from eval.config.build import build
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
-from eval.run.loop import of_row
+from eval.run.loop import of_row, said_of_weights
 from eval.run.models import open_lab, share_labs
 from eval.run.plan import plan
 from eval.run.progress import Progress
@@ -150,6 +150,7 @@ class Group:
                 for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
                     if sample.id in lacking[id(one)]:
                         shared = {"prefill_shared": lab.readers} if lab.readers > 1 else {}
+                        shared |= said_of_weights(lab)
                         one.cell.write({"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)})
                         written += 1
                 one.cell.status("running")
