@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -27,9 +27,6 @@ from eval.run.plan import plan
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
-
-if TYPE_CHECKING:
-    from d2o.lab.together import Sharing
 
 Left = Callable[[Composed, Exception], None]
 T = TypeVar("T")
@@ -125,8 +122,8 @@ class Group:
         finally:
             progress.close()
 
-    def _labs(self, task: Task, order: Sequence[Sample]) -> Sharing:
-        """Labs for the cells that lack rows, begun."""
+    def _labs(self, task: Task, order: Sequence[Sample]) -> Any:
+        """Labs for the cells that lack rows, begun; what they share (d2o.lab.together.Sharing)."""
         asked = [one for one in self.open if one.todo]
         for one in asked:
             with self._guarded(one):
@@ -138,7 +135,7 @@ class Group:
                 task.begin(order, self.labs[id(one)])
         return sharing
 
-    def _batch(self, task: Task, batch: Sequence[Sample], lacking: dict[int, set[str]], sharing: Sharing) -> int:
+    def _batch(self, task: Task, batch: Sequence[Sample], lacking: dict[int, set[str]], sharing: Any) -> int:
         """One batch for the cells that lack any of it; how many rows were written."""
         ids = [sample.id for sample in batch]
         todo = [one for one in self.open if not lacking.get(id(one), set()).isdisjoint(ids)]
