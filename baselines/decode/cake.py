@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.window import QueryWindow
 from d2o.budget import Budget
 from d2o.errors import InputError
 from d2o.rows import LastRows
+
+from ..window import QueryWindow
 
 
 class CAKE(QueryWindow):
