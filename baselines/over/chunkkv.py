@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.compose import Over, chosen
 from d2o.errors import InputError
 from d2o.layer import KVLayer
+
+from ..compose import Over, chosen
 
 BASES = "method.base=snapkv, h2o, keydiff, or another method that scores"
 

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.compose import Over, chosen
 from d2o.errors import InputError
 from d2o.layer import KVLayer
+
+from ..compose import Over, chosen
 
 TILE = 512  # slots at once
 BASES = "method.base=snapkv, h2o, expected_attention, or another method that scores"

@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from baselines.compose import Over, chosen
 from d2o.errors import InputError
 from d2o.layer import KVLayer
 from d2o.ragged import RaggedLayer
 from d2o.shares import head_shares
+
+from ..compose import Over, chosen
 
 BASES = "method.base=h2o, expected_attention, keydiff, or another method that scores heads apart"
 

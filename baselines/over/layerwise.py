@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.compose import Over, chosen
-from baselines.pyramidkv import PyramidKV
 from d2o.allocation import density
 from d2o.budget import Budget
 from d2o.errors import InputError, choice
@@ -30,6 +28,9 @@ from d2o.kernels.sums import column_variance
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows
 from d2o.shares import realised_slots
+
+from ..compose import Over, chosen
+from ..pyramidkv import PyramidKV
 
 BASES = "method.base=h2o, snapkv, keydiff, or another method that scores"
 HINT = "a larger budget, or method.shape=pyramid"
