@@ -12,7 +12,7 @@ from torch import Tensor
 from d2o.kernels import fused
 from d2o.kernels.attend import attend, attend_lse, merge_attention
 from d2o.kernels.fused import Fed
-from d2o.kernels.logits import Logits, Scale, attend_logits, bands
+from d2o.kernels.logits import Logits, Scale, attend_logits, bands, of_rows
 
 
 @dataclass
@@ -50,7 +50,8 @@ def attend_block(
     for b, (m, p) in enumerate(fed.rows()):
         row, new = slice(b, b + 1), slice(n - m, n)
         if m:
-            out[row, :, new] = causal(q[row, :, new], k[row, :, new], v[row, :, new], *older(row, p), scale, stats)
+            own = q[row, :, new], k[row, :, new], v[row, :, new]
+            out[row, :, new] = causal(*own, *older(row, p), of_rows(scale, row), stats)
         elif stats:
             stats.add(q.new_zeros(1, q.shape[1], 0).float(), None)
     return out
