@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.compose import Over, chosen
-from baselines.random import uniform
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
+
+from .compose import Over, chosen
+from .random import uniform
 
 NOWHERE = torch.iinfo(torch.int32).max
 SALT = 0x51ED270B  # draws must not be those of `random`, whose priorities they would follow

@@ -16,10 +16,11 @@ Intended differences from the reference
 
 from __future__ import annotations
 
-from baselines.snapkv import SnapKV
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError, choice
 from d2o.shares import whole_shares
+
+from .snapkv import SnapKV
 
 
 class PyramidKV(SnapKV):

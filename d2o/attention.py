@@ -17,7 +17,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +112,26 @@ def _check_window(cache: Attends, layer_idx: int, sliding: int | None, new: int)
 
 
 def attach(model: nn.Module) -> None:
-    """Make `model` attend through our caches, for good. Falcon is served by `forward_context` instead."""
+    """Make `model` attend through our caches, until `detach`. Falcon is served by `forward_context` instead."""
     AttentionInterface.register(NAME, slot_attention)
     model.set_attn_implementation("sdpa" if _calls_sdpa_itself(model) else NAME)
     _attached.add(model)
+
+
+def implementations(model: nn.Module) -> list[tuple[Any, str | None]]:
+    """Every config in a model with the attention that it names: what `detach` puts back."""
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    for config in list(configs.values()):
+        inside = (getattr(config, name, None) for name in getattr(config, "sub_configs", ()))
+        configs |= {id(part): part for part in inside if part is not None}
+    return [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
+
+
+def detach(model: nn.Module, before: list[tuple[Any, str | None]]) -> None:
+    """Let `model` attend as it did when `implementations` gave `before`."""
+    for config, name in before:
+        config._attn_implementation_internal = name
+    _attached.discard(model)
 
 
 def is_attached(model: nn.Module) -> bool:

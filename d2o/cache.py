@@ -50,6 +50,7 @@ class KVCache(Cache):
         self.prompt: list[int] = []
         self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
         self.ledgers: list[Ledger] = []
+        self.given: dict[tuple[int, int], int] = {}  # slots of a layer and row after the prompt: begin_turn
 
     def __deepcopy__(self, memo: dict) -> KVCache:
         """Tensors are copied, the rotation (a table of the model) is shared."""
@@ -110,6 +111,22 @@ class KVCache(Cache):
             layer.finish_prefill(reserve)
         if not self.lead.pending:
             self.open_ledgers()
+
+    def begin_turn(self, new: int) -> None:
+        """Before `new` tokens of a further turn. A budget that is a part of the text is one of the text so far: layers
+        that evict at every step get more slots, in the proportions of the prompt; never more than `new`, so that they
+        are full again when the turn was read. Slots and bytes stay what they are."""
+        if self.budget.size is not None or self.budget.value >= 1 or self.lead.pending:
+            return
+        for index, layer in enumerate(self.budgeted):
+            if layer.decode_eviction and layer.slots[0] < UNLIMITED:
+                layer.widen([self._widened(index, layer, row, new) for row in range(len(self.prompt))])
+
+    def _widened(self, index: int, layer: KVLayer, row: int, new: int) -> int:
+        prompt, now = self.prompt[row], self.seen[row] + new
+        first = self.given.setdefault((index, row), layer.slots[row])
+        grown = first * self.budget.slots(now) // self.budget.slots(prompt)
+        return max(layer.slots[row], min(grown, layer.slots[row] + new, now))
 
     def _allocate(self) -> None:
         sliding = [layer for layer, span in zip(self.layers, self.windows, strict=True) if span is not None]

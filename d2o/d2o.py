@@ -98,6 +98,7 @@ class D2O(KVLayer):
         self.protected = list(preset["protected_layers"] if protected_layers is None else protected_layers)
         self.hold, self.nominal = hold, budget_accounting == "nominal"
         self._check()
+        self.recents: dict[int, int] = {}  # M of the slots of a layer, where the accounting is nominal
         self.head_sums: Tensor | None = None  # [B, Hq, n] column sums per query head, during the prefill
         self.variance: Tensor | None = None  # [B, Hq] instead, where the prefill was one pass over equal rows
         self.tau: Tensor | None = None  # [B, 1, 1] merge threshold, nan before the first merge
@@ -111,15 +112,11 @@ class D2O(KVLayer):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"d2o with {name}={getattr(self, name)}", f"a number from {low} to {high}")
         if self.self_weight <= 0 or self.sinks < 0 or self.stride < 1:
-            raise InputError(
-                f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}",
-                "self_weight is above 0, sinks at least 0, stride at least 1",
-            )
+            what = f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}"
+            raise InputError(what, "self_weight is above 0, sinks at least 0, stride at least 1")
         if self.hold == "bound" and (self.protected or self.compress_at == "first_decode"):
-            raise InputError(
-                "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt",
-                "method.protected_layers=[] method.compress_at=prefill, or method.hold=all",
-            )
+            what = "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt"
+            raise InputError(what, "method.protected_layers=[] method.compress_at=prefill, or method.hold=all")
 
     # ---- layer level
     @classmethod
@@ -132,6 +129,8 @@ class D2O(KVLayer):
         if first.layer_budgets == "uniform":
             metric = torch.zeros_like(metric)
         rows = [first.row_slots(metric[:, b], budget, n) for b, n in enumerate(lengths)]
+        for layer in layers:
+            layer.recents = first.recents
         return [[row[layer] for row in rows] for layer in range(len(layers))]
 
     def metric(self, lengths: list[int]) -> Tensor:
@@ -156,14 +155,14 @@ class D2O(KVLayer):
         return [UNLIMITED if layer in protected else given for layer, given in enumerate(slots)]
 
     def nominal_slots(self, ratio: float, n: int) -> int:
-        """N + M of the reference: both floored, the product in float32."""
+        """N + M of the reference: both floored, the product in float32. A sum has but one M, which is noted."""
         important, recent = (torch.tensor(ratio) * share * n for share in (1 - self.recent_share, self.recent_share))
+        self.recents[int(important) + int(recent)] = int(recent)
         return max(1, int(important) + int(recent))
 
-    # ---- token level
     def recent(self, slots: int) -> int:
         """M of the paper."""
-        return int(slots * self.recent_share + 1e-6)
+        return self.recents.get(slots, int(slots * self.recent_share + 1e-6))
 
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Add the attention received to `scores [B, Hkv, C]`; in a prefill also take it per query head, for F."""
@@ -192,7 +191,6 @@ class D2O(KVLayer):
         """The most that the layer can be given, where `hold` is "bound"."""
         return None if self.hold == "all" else [bound(n, self.budget.fraction(n)) for n in prompt]
 
-    # ---- merge
     def arm(self) -> None:
         """As for every method, and the norms of the keys held."""
         super().arm()

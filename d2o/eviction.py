@@ -102,13 +102,16 @@ class Eviction(SlotStorage):
         held, slots = self.held[row], self.slots[row]
         if held <= slots:
             return torch.arange(held, device=scores.device).expand(scores.shape[1], -1)
-        sinks, recent = self._guards(slots)
-        at = self.positions[row, :, :held]
-        protected = (at < sinks) | (at > self.now[row] - recent)
-        marked = scores[row, :, :held].masked_fill(protected, float("inf"))
+        marked = self.guarded(scores, row)
         # a stable sort, not top-k: pooled scores come in runs of equals, and of equals the older stays everywhere
         best = marked.sort(dim=-1, descending=True, stable=True).indices[:, :slots]
         return best.sort(dim=-1).values
+
+    def guarded(self, scores: Tensor, row: int) -> Tensor:
+        """`[Hkv, held]`: of `scores [B, Hkv, >= held]` those of a row, infinite for what must not leave."""
+        sinks, recent = self._guards(self.slots[row])
+        at = self.positions[row, :, : self.held[row]]
+        return scores[row, :, : self.held[row]].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
 
     def _guards(self, slots: int) -> tuple[int, int]:
         """(sinks, recent) that must not leave: together never more than `slots`."""
@@ -158,6 +161,14 @@ class Eviction(SlotStorage):
         self.compress(0)
         self.slots, self.spare = given, 0
 
+    def widen(self, slots: list[int]) -> None:
+        """Give row b `slots[b]` slots from here on, more than it had. What is held moves together, so that the next
+        tokens go behind it."""
+        heads, self.slots = self.positions.shape[1], slots
+        index = [(row >= 0).nonzero()[:, 1].view(heads, -1) for row in self.positions]
+        self.keep(index, max(self._capacity(h, s, self.reserve) for h, s in zip(self.held, slots, strict=True)))
+        self.arm()
+
     def row_bytes(self, row: int, prompt: list[int]) -> int:
         """Of `bytes()`, what row `row` of a batch of prompts of `prompt[b]` tokens would take alone."""
         held = [n + self.cut_late for n in prompt]
@@ -195,8 +206,7 @@ class Eviction(SlotStorage):
     def spared(self, rows: slice) -> int | Tensor:
         """How many of the most recent slots are protected in `rows`, a number or `[b, 1, 1]`."""
         if self.free is None:  # not armed yet
-            counts = [self._guards(slots)[1] for slots in self.slots]
-            return torch.tensor(counts, device=self.keys.device).view(-1, 1, 1)[rows]
+            return torch.tensor([self._guards(s)[1] for s in self.slots], device=self.keys.device).view(-1, 1, 1)[rows]
         return self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
 
     def make_room(self, used: int) -> None:

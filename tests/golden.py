@@ -61,6 +61,20 @@ class Trace:
     held: list[Tensor]
 
 
+def cases(shared: Path, method: str) -> list[Case]:
+    folders = sorted((shared / "golden").glob(f"{method}__*"))
+    assert folders, f"no golden case of {method}"
+    return [Case.read(folder) for folder in folders]
+
+
+def close(ours: Tensor, reference: Tensor, tolerance: float = 2e-5) -> None:
+    torch.testing.assert_close(ours, reference, atol=tolerance, rtol=0)
+
+
+def same(ours: Tensor, reference: Tensor) -> None:
+    assert torch.equal(ours.long(), reference.long())
+
+
 def drive(layer: KVLayer, q: Tensor, k: Tensor, v: Tensor, prompt: int, slots: int, each=None) -> Trace:
     """Prefill `prompt` tokens, then feed the rest one by one; `each(layer)` is called after every event."""
     steps = q.shape[2] - prompt

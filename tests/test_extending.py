@@ -95,7 +95,7 @@ def test_a_new_method_goes_through_the_whole_matrix(page, copy):
         python(copy, "-c", RUN.format(commands=commands(text)))
         matrix = ["tests/d2o/test_properties.py", "tests/d2o/test_properties_batches.py"]
         out = python(copy, "-m", "pytest", "-q", *matrix, "-k", name)
-        assert int(re.search(r"(\d+) passed", out)[1]) > 30, "the matrix is over families, budgets and batches"
+        assert int(re.search(r"(\d+) passed", out)[1]) > 8, "the matrix is over properties, budgets and batches"
         kept = ["tests/baselines/test_methods_page.py", "tests/test_imports.py", "tests/test_house.py"]
         python(copy, "-m", "pytest", "-q", *kept)
     finally:

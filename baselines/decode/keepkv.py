@@ -115,11 +115,9 @@ class KeepKV(KVLayer):
 
     def _merge_similar(self, row: int, held: int, slots: int) -> None:
         """Merge up to `held - slots` slots of a row into more important ones."""
-        rows, most = slice(row, row + 1), held - slots
-        sinks, recent = self._guards(slots)
-        at, worth = self.positions[row, :, :held], self.importance()[row, :, :held].clone()
-        guarded = (at < sinks) | (at > self.now[row] - recent)
-        order = worth.masked_fill(guarded, float("inf")).argsort(dim=-1, descending=True, stable=True)
+        rows, most, worth = slice(row, row + 1), held - slots, self.importance()
+        marked, worth = self.guarded(worth, row), worth[row, :, :held]
+        guarded, order = marked.isinf(), marked.argsort(dim=-1, descending=True, stable=True)
         cosine, target = self._more_important(row, order)
         cosine.masked_fill_(guarded | (cosine <= self.threshold), NEVER)
         best = cosine.topk(most, dim=-1)

@@ -33,13 +33,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from baselines.locret import checkpoint
-from baselines.locret.data import prepend
-from baselines.locret.heads import capture, new_heads, shape_of
 from d2o.budget import Budget
 from d2o.errors import InputError, choice
 from d2o.feed import Feed
 from d2o.layer import KVLayer
+
+from . import checkpoint
+from .data import prepend
+from .heads import capture, new_heads, shape_of
 
 RANDOM = "random"
 _heads: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], list[Callable[[Tensor], Tensor]]]]

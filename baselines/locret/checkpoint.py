@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from baselines.locret.heads import RetainingHead, Shape
 from d2o.errors import InputError
+
+from .heads import RetainingHead, Shape
 
 NAME = "model.layers.{}.self_attn.{}.weight"
 PATTERN = re.compile(r"model\.layers\.(\d+)\.self_attn\.(fc1|fc2)\.weight")

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from baselines.locret.heads import capture
 from d2o.engine.engine import Engine
 from d2o.feed import Feed
 from d2o.layer import KeepAll, KVLayer
+
+from .heads import capture
 
 BLOCK = 64  # answer tokens at a time
 KINDS = ("logit", "log_prob")

@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from baselines.locret import checkpoint
-from baselines.locret.data import Pair, read, tokenise
-from baselines.locret.heads import HIDDEN, new_heads, shape_of
-from baselines.locret.labels import KINDS, Lesson, Recorder, labelled
-from baselines.locret.loss import SMOOTHING, regression, smoothness, top_overlap
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.models.loading import LoadedModel
+
+from . import checkpoint
+from .data import Pair, read, tokenise
+from .heads import HIDDEN, new_heads, shape_of
+from .labels import KINDS, Lesson, Recorder, labelled
+from .loss import SMOOTHING, regression, smoothness, top_overlap
 
 STATE, LOG = "state.pt", "train.csv"
 

@@ -60,9 +60,14 @@ class Engine:
         self.switch: Switch | None = None  # of a rotation that depends on the length of the text
         self.captured: StepGraph | None = None
 
-    def new_cache(self, method: Callable[[], KVLayer] | None = None, budget: Budget | None = None) -> KVCache:
+    def new_cache(
+        self,
+        method: Callable[[], KVLayer] | None = None,
+        budget: Budget | None = None,
+        kind: Callable[..., KVCache] = KVCache,
+    ) -> KVCache:
         """An empty cache for one batch."""
-        return KVCache(
+        return kind(
             method or self.method,
             self.windows,
             budget or self.budget,
@@ -80,7 +85,7 @@ class Engine:
         with forward_context(self.model), self.turning(cache), around:
             out = self.model(
                 input_ids=ids,
-                position_ids=self._position_ids(cache, ids, feed),
+                position_ids=self.position_ids(cache, ids, feed),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep,
@@ -111,7 +116,7 @@ class Engine:
             cache.far = self.switch.far_rows(whole, self.device)
         cache.begin_prefill(prompt)
 
-    def _position_ids(self, cache: KVCache, ids: Tensor, feed: Feed) -> Tensor:
+    def position_ids(self, cache: KVCache, ids: Tensor, feed: Feed) -> Tensor:
         """`[B, n]`; after the prefill from what the device knows, so that a step copies nothing to it."""
         n = ids.shape[1]
         if not feed.prefill:
@@ -166,10 +171,10 @@ class Engine:
             logits = self.forward(cache, ids.to(self.device), feed, width if every else 1)
             if every:
                 every(start, logits)
-        self._check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
+        self.check_finite(logits[:, -1], lengths)  # before layers are given slots by what they computed
         return logits[:, -1]
 
-    def _check_finite(self, logits: Tensor, lengths: list[int]) -> None:
+    def check_finite(self, logits: Tensor, lengths: list[int]) -> None:
         """NotFinite for the first row of `logits [B, vocab]` that is not. Waits for the device, once a prefill."""
         for row, good in enumerate(logits.isfinite().all(dim=-1).tolist()):
             if not good:

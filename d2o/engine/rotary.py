@@ -20,6 +20,7 @@ from d2o.feed import Feed
 from d2o.layer import KeepAll
 from d2o.models.window import rope_type, rotations
 
+HINTS = {True: "use method.positions=original with this model", False: "use another method with this model"}
 MOVING_FREQUENCIES = ("dynamic", "longrope")  # frequencies that depend on the length of the text: no fixed turn
 
 
@@ -44,7 +45,7 @@ def find_rotation(engine: Engine) -> Rotation:
     """The rotation of the engine's model, or an InputError that names the model where none fits."""
     model = engine.model
     parts = rotations(model.config.get_text_config())
-    name, hint = model.config.model_type, "use method.positions=original with this model"
+    name, hint = model.config.model_type, HINTS[engine.prototype.slot_positions]
     for kind in map(rope_type, parts):
         if kind in MOVING_FREQUENCIES:
             raise InputError(f"{name}: slot positions need fixed RoPE frequencies, not rope_type={kind}", hint)

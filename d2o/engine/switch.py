@@ -77,6 +77,7 @@ class Switch:
             near, rows = inner(x, position_ids.clamp(max=self.at - 1), *kind, **named), self.far.view(-1, 1, 1)
             return tuple(torch.where(rows, a, b) for a, b in zip(far, near, strict=True))
 
+        forward.switch = self  # `forget_switch` finds it by that
         return forward
 
 
@@ -101,6 +102,14 @@ def find_switch(model: nn.Module) -> Switch | None:
         module.forward = switch.by_row(module.forward)
     _switches[model] = switch
     return switch
+
+
+def forget_switch(model: nn.Module) -> None:
+    """Let the rotary modules of a model rotate as they did before `find_switch`."""
+    switch = _switches.pop(model, None)
+    for module in model.modules() if switch else ():
+        if getattr(vars(module).get("forward"), "switch", None) is switch:
+            del module.forward
 
 
 def _lengths(config: object) -> list[int]:

@@ -11,6 +11,8 @@ from zoo import CLOSE, Oracle, build, prompt
 
 from baselines.decode.d2o_counted import CountedD2O
 from d2o.engine.start import open_engine
+from d2o.feed import Feed
+from d2o.rows import PromptRows
 
 BIAS, LAST = 0.5, 120
 
@@ -55,6 +57,39 @@ def test_slots_values_and_attention_over_many_steps():
     for step in (0, 1, LAST - 1):
         wanted = torch.stack([slow.out[head, PROMPT + step] for head in range(HEADS)]).float()
         torch.testing.assert_close(trace.outputs[step][0, :, 0], wanted, atol=1e-4, rtol=1e-3)
+
+
+class Once(CountedD2O):
+    """Evicts after the prompt and never again: what is fed later is fed as a block."""
+
+    decode_eviction = False
+
+
+def test_a_block_behind_slots_that_took_others_in():
+    q, k, v = (x[:, :, : PROMPT + 6] for x in inputs())
+    slow, fast = Once(), Once()
+    trace = drive(slow, q, k, v, PROMPT, SLOTS)
+    drive(fast, q[:, :, :PROMPT], k[:, :, :PROMPT], v[:, :, :PROMPT], PROMPT, SLOTS)
+    new = (x[:, :, PROMPT:] for x in (q, k, v))
+    out = fast.attend(*new, q.shape[-1] ** -0.5, Feed([6]))
+    torch.testing.assert_close(out, torch.cat(trace.outputs, dim=2), **CLOSE)
+    assert slow.joined.sum() > 0
+
+
+def test_rows_of_a_chunk_give_away_all_their_attention():
+    """Behind an early cut the sums of a chunk are taken under the bias under which it attended."""
+    looked = []
+
+    class Watched(CountedD2O):
+        def observe(self, attn):
+            if isinstance(attn, PromptRows):
+                rows = attn.lengths[0] * attn.queries.shape[1]
+                looked.append(float(attn.column_sums().sum()) / rows)
+            super().observe(attn)
+
+    run = open_engine(build("llama_gqa"), lambda: Watched(hold="bound"), 0.2, chunk=16)
+    cache, _ = run.prefill([prompt(70)])
+    assert looked == pytest.approx([1.0] * 15, abs=1e-5) and cache.layers[0].joined.sum() > 0
 
 
 class Mixed(Oracle):
