@@ -24,7 +24,10 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 def main(words: list[str]) -> None:
     """The command's words, without its name. Raises InputError."""
     if any(word in ("-h", "--help") for word in words):
-        print(f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}", end="")
+        from eval.text import by_name
+
+        text = f"{__doc__}\nKeys and their defaults:\n\n{(CONFIGS / 'eval.yaml').read_text(encoding='utf-8')}"
+        print(by_name(text), end="")
         return
     from eval.config.score_config import read_score_config
 
@@ -143,10 +146,16 @@ def note(text: str) -> None:
     print(f"note: {visible(text)}", file=sys.stderr)
 
 
-if __name__ == "__main__":
+def command(words: list[str]) -> int:
+    """As `main`, with every error printed: the exit code."""
     from eval.exits import report
 
     try:
-        main(sys.argv[1:])
+        main(words)
     except BaseException as error:
-        sys.exit(report(error))
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

@@ -31,7 +31,12 @@ def size_cell(planned: Plan) -> Size:
     return models.size_cell(planned)
 
 
-if __name__ == "__main__":
+def command(words: list[str]) -> int:
+    """The command's words, without its name: the exit code."""
     import run_pred  # by its name, which a pickled job finds again
 
-    sys.exit(main(sys.argv[1:], run_pred.run_cell, CONFIGS, run_pred.size_cell, share=True))
+    return main(words, run_pred.run_cell, CONFIGS, run_pred.size_cell, share=True)
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

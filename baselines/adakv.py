@@ -16,12 +16,11 @@ Intended differences from the reference
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from d2o.errors import InputError
 from d2o.ragged import RaggedLayer
-from d2o.shares import whole_shares
+from d2o.shares import head_shares
 
 from .snapkv import SnapKV
 
@@ -39,11 +38,4 @@ class AdaKV(RaggedLayer, SnapKV):
 
     def split(self, scores: Tensor, row: int) -> list[int]:
         """The shares of the heads in the best scores of all of them, `scores [Hkv, held]`."""
-        protected = scores.isinf()
-        window = int(protected[0].sum())
-        heads, share = scores.shape[0], self.slots[row] - window
-        flat = scores.masked_fill(protected, float("-inf")).flatten()
-        best = flat.sort(descending=True, stable=True).indices[: heads * share]
-        own = torch.bincount(best // scores.shape[1], minlength=heads).tolist()
-        exact = [(1 - self.floor_alpha) * n + self.floor_alpha * share for n in own]
-        return [window + n for n in whole_shares(exact, heads * share)]
+        return head_shares(scores, self.slots[row], self.floor_alpha)

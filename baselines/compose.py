@@ -21,7 +21,7 @@ from d2o.rows import LastRows, PromptRows
 
 ROOMS = ("", ".prefill", ".decode")
 SHOWN = tuple(vars(KVLayer()))  # what every layer knows of its slots and its place
-FED = ("attend", "follow", "_prefill", "around_forward", "compress", "pieces", "rewrite")  # is not asked of a chooser
+FED = ("attend", "follow", "_prefill", "around_forward", "compress")  # is not asked of a chooser
 
 
 def chosen(owner: str, base: str, base_args: Mapping[str, Any] | None, hint: str) -> KVLayer:

@@ -9,6 +9,11 @@ Intended differences from the reference
 - One budget, of which the share `recent` is the recent window; the reference takes two sizes.
 - `stride` s > 1 counts every s-th row of the prompt only: an approximation, named in the cell's config.
 - positions: original (default) | slot (the reference's position rolling: keys count as the index of their slot).
+
+`value_norm: true` is VATP: a score counts times the L1 norm of the value. Paper: Attention Score is not All You Need
+for Token Importance Indicator in KV Cache Reduction: Value Also Matters (EMNLP 2024, arXiv 2406.12335). Reference:
+guozhiyu/vatp @ 39ea686, its h2o mode; `sink_tokens` (20 there) never leave and count in the budget, as there. Its
+scissorhands mode, which sums over the last 400 rows alone, is left out.
 """
 
 from __future__ import annotations
@@ -25,13 +30,23 @@ class H2O(KVLayer):
 
     state, rows = ("scores",), "all"
 
-    def __init__(self, recent: float = 0.5, stride: int = 1, positions: str = "original") -> None:
+    def __init__(
+        self,
+        recent: float = 0.5,
+        stride: int = 1,
+        positions: str = "original",
+        value_norm: bool = False,
+        sink_tokens: int = 0,
+    ) -> None:
         super().__init__()
         if not 0 <= recent <= 1:
             raise InputError(f"h2o with recent={recent}", "method.recent is a share of the budget, 0 to 1")
         if stride < 1:
             raise InputError(f"h2o with stride={stride}", "method.stride=1 counts every row, 8 every eighth")
         choice("h2o", "positions", positions, "original", "slot")
+        if sink_tokens < 0:
+            raise InputError(f"h2o with sink_tokens={sink_tokens}", "method.sink_tokens=0, or how many never leave")
+        self.value_norm, self.sinks = value_norm, sink_tokens
         self.recent_share, self.stride, self.slot_positions = recent, stride, positions == "slot"
 
     def recent(self, slots: int) -> int:
@@ -44,5 +59,5 @@ class H2O(KVLayer):
         self.scores[:, :, : sums.shape[2]] += sums
 
     def importance(self) -> Tensor:
-        """`scores [B, Hkv, C]`."""
-        return self.scores
+        """`scores [B, Hkv, C]`, times the L1 norms of the values where they take part."""
+        return self.scores * self.values.float().abs().sum(-1) if self.value_norm else self.scores

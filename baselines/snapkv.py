@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.window import QueryWindow
 from d2o.errors import InputError, choice
 from d2o.rows import LastRows
+
+from .window import QueryWindow
 
 GROUPS = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}
 

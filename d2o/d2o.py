@@ -100,6 +100,7 @@ class D2O(KVLayer):
         self.hold = hold
         self._check()
         self.nominal = budget_accounting == "nominal"
+        self.recents: dict[int, int] = {}  # M of the slots of a layer, where the accounting is nominal
         self.head_sums: Tensor | None = None  # [B, Hq, n] column sums per query head, during the prefill
         self.variance: Tensor | None = None  # [B, Hq] instead, where the prefill was one pass over equal rows
         self.tau: Tensor | None = None  # [B, 1, 1] merge threshold, nan before the first merge
@@ -134,6 +135,8 @@ class D2O(KVLayer):
         if first.layer_budgets == "uniform":
             metric = torch.zeros_like(metric)
         rows = [first.row_slots(metric[:, b], budget, n) for b, n in enumerate(lengths)]
+        for layer in layers:
+            layer.recents = first.recents
         return [[row[layer] for row in rows] for layer in range(len(layers))]
 
     def metric(self, lengths: list[int]) -> Tensor:
@@ -158,14 +161,14 @@ class D2O(KVLayer):
         return [UNLIMITED if layer in protected else given for layer, given in enumerate(slots)]
 
     def nominal_slots(self, ratio: float, n: int) -> int:
-        """N + M of the reference: both floored, the product in float32."""
+        """N + M of the reference: both floored, the product in float32. A sum has but one M, which is noted."""
         important, recent = (torch.tensor(ratio) * share * n for share in (1 - self.recent_share, self.recent_share))
+        self.recents[int(important) + int(recent)] = int(recent)
         return max(1, int(important) + int(recent))
 
-    # ---- token level
     def recent(self, slots: int) -> int:
         """M of the paper."""
-        return int(slots * self.recent_share + 1e-6)
+        return self.recents.get(slots, int(slots * self.recent_share + 1e-6))
 
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Add the attention received to `scores [B, Hkv, C]`; in a prefill also take it per query head, for F."""
@@ -194,7 +197,6 @@ class D2O(KVLayer):
         """The most that the layer can be given, where `hold` is "bound"."""
         return None if self.hold == "all" else [bound(n, self.budget.fraction(n)) for n in prompt]
 
-    # ---- merge
     def arm(self) -> None:
         """As for every method, and the norms of the keys held."""
         super().arm()
@@ -231,8 +233,7 @@ class D2O(KVLayer):
         if self.merge_into == "all":
             return filled
         if self.free is None:  # not armed: the recent window of every row is counted anew
-            counts = [self._guards(slots)[1] for slots in self.slots]
-            recent = torch.tensor(counts, device=filled.device).view(-1, 1, 1)[rows]
+            recent = torch.tensor([self._guards(s)[1] for s in self.slots], device=filled.device).view(-1, 1, 1)[rows]
         else:
             recent = self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
         return filled & (kept.positions <= self.now[rows] - recent)

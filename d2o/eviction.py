@@ -96,13 +96,16 @@ class Eviction(SlotStorage):
         held, slots = self.held[row], self.slots[row]
         if held <= slots:
             return torch.arange(held, device=scores.device).expand(scores.shape[1], -1)
-        sinks, recent = self._guards(slots)
-        at = self.positions[row, :, :held]
-        protected = (at < sinks) | (at > self.now[row] - recent)
-        marked = scores[row, :, :held].masked_fill(protected, float("inf"))
+        marked = self.guarded(scores, row)
         # a stable sort, not top-k: pooled scores come in runs of equals, and of equals the older stays everywhere
         best = marked.sort(dim=-1, descending=True, stable=True).indices[:, :slots]
         return best.sort(dim=-1).values
+
+    def guarded(self, scores: Tensor, row: int) -> Tensor:
+        """`[Hkv, held]`: of `scores [B, Hkv, >= held]` those of a row, infinite for what must not leave."""
+        sinks, recent = self._guards(self.slots[row])
+        at = self.positions[row, :, : self.held[row]]
+        return scores[row, :, : self.held[row]].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
 
     def _guards(self, slots: int) -> tuple[int, int]:
         """(sinks, recent) that must not leave: together never more than `slots`."""

@@ -171,9 +171,7 @@ class RaggedLayer(KVLayer):
         held, slots = self.held[row], self.slots[row]
         if held <= slots:
             return [torch.arange(held, device=scores.device)] * scores.shape[1]
-        sinks, recent = self._guards(slots)
-        at = self.positions[row, :, :held]
-        marked = scores[row, :, :held].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
+        marked = self.guarded(scores, row)
         best = marked.sort(dim=-1, descending=True, stable=True).indices
         return [order[:n].sort().values for order, n in zip(best, self.split(marked, row), strict=True)]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from d2o.budget import Budget
 from d2o.errors import InputError
 
@@ -46,6 +49,20 @@ def whole_shares(exact: Sequence[float], total: int) -> list[int]:
     for i in by_remainder[: total - sum(given)]:
         given[i] += 1
     return given
+
+
+def head_shares(scores: Tensor, slots: int, floor: float) -> list[int]:
+    """Slots per head, together Hkv * `slots`, by how many of the best `scores [Hkv, held]` of all heads are a head's
+    own; `floor`: the part of its equal share that each gets in any case. Infinite scores, as many in every head, are
+    protected and no part of it."""
+    protected = scores.isinf()
+    window = int(protected[0].sum())
+    heads, share = scores.shape[0], slots - window
+    flat = scores.masked_fill(protected, float("-inf")).flatten()
+    best = flat.sort(descending=True, stable=True).indices[: heads * share]
+    own = torch.bincount(best // scores.shape[1], minlength=heads).tolist()
+    exact = [(1 - floor) * n + floor * share for n in own]
+    return [window + n for n in whole_shares(exact, heads * share)]
 
 
 def _water_fill(weights: dict[int, float], total: int, least: int, most: int) -> dict[int, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from d2o.errors import InputError
 from eval.exits import end_on_sigterm, report
+from eval.text import by_name
 
 if TYPE_CHECKING:
     from eval.run.dry_run import SizeCell
@@ -79,7 +80,7 @@ def usage(config_dir: Path) -> str:
 
 
 def _print(text: str) -> int:
-    print(text, flush=True)  # a pipe that has read enough shows here, not at the exit
+    print(by_name(text), flush=True)  # a pipe that has read enough shows here, not at the exit
     return 0
 
 

@@ -10,7 +10,7 @@ import traceback
 from typing import Any, NoReturn
 
 from d2o.errors import InputError
-from eval.text import visible
+from eval.text import by_name, visible
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PLACES = {  # what is wrong with a place that the user named, and what helps
@@ -42,9 +42,9 @@ def report(error: BaseException) -> int:
     if code is None:
         traceback.print_exception(error)
         what, hint, code = f"{type(error).__name__}: {error}", "this is a fault of the program; rows so far are kept", 1
-    print(f"error: {visible(' '.join(what.split()))}", file=sys.stderr)
+    print(f"error: {visible(' '.join(by_name(what).split()))}", file=sys.stderr)
     if hint:
-        print(f"hint: {visible(' '.join(hint.split()))}", file=sys.stderr, flush=True)
+        print(f"hint: {visible(' '.join(by_name(hint).split()))}", file=sys.stderr, flush=True)
     return code
 
 

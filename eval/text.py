@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
+INSTALLED = Path(__file__).resolve().parents[1].name == "_bench"  # d2o/stock/places.py
+COMMANDS = {"python run_pred.py": "d2o-predict", "python eval_long_bench.py": "d2o-score"}
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet computes where a cell begins with it
 
 
@@ -14,6 +17,13 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _written_out(c) for c in text)
+
+
+def by_name(text: str) -> str:
+    """A text about our commands, which have other names where they were installed."""
+    for script, name in COMMANDS.items() if INSTALLED else ():
+        text = text.replace(script, name).replace(script.removeprefix("python "), name)
+    return text
 
 
 def _written_out(character: str) -> str:

@@ -5,6 +5,8 @@
     python scripts/bench.py --model llama3_8b_random --points 1x8192+128,1x32768+1024,8x32768+1024    # a GPU
     python scripts/bench.py --model llama3_8b_random --points 1x32768+1024 --largest            # and throughput
     python scripts/bench.py --model llama3_8b_random --cap 24 --points 1x131072+64 --methods locret,streaming_chunks
+    python scripts/bench.py --all                       # all that docs/speed.md has a cell for, on a GPU, in 9 minutes
+    python scripts/bench.py --all --minutes 0 --write   # put what was read so far into that page
 
 The rows of a point take turns; every figure is the least of several rounds. `sdpa` is transformers' own attention and
 dynamic cache, decoded by its generate(). Presses of kvpress stand beside them where that package is installed. On a
@@ -18,12 +20,18 @@ budget=0.2   rounds=3   threads=1
 --graph    replay decode steps from a CUDA graph
 cap=       GiB of memory, weights included
 --largest  also the largest batch that fits, per method; most=256 rows at most
+
+--all      readings in the order of their importance, each kept in out=results/bench.json; a second call goes on. The
+           model is llama3_8b_random unless named (model=small: the small one); context=32768 long=131072 minutes=9
+--write    the tables of --all into docs/speed.md; a blank cell was not run
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,7 +45,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "full,streaming_llm,snapkv,tova,h2o,h2o_stride8,d2o,d2o_stride8"
 KEYS = {"model": str, "points": "1x4096+64", "methods": DEFAULT, "budget": 0.2, "rounds": 3, "threads": 1,
-        "graph": False, "cap": float, "largest": False, "most": 256}  # fmt: skip
+        "graph": False, "cap": float, "largest": False, "most": 256, "all": False, "out": "results/bench.json",
+        "minutes": 9.0, "context": 32768, "long": 131072, "write": False}  # fmt: skip
 HEADER = ("method", "batch", "context", "new", "prefill s", "x sdpa", "floor/time", "decode ms", "x sdpa", "floor/time",
           "tokens/s", "KV MiB", "peak GiB")  # fmt: skip
 
@@ -45,6 +54,8 @@ HEADER = ("method", "batch", "context", "new", "prefill s", "x sdpa", "floor/tim
 def main(words: list[str]) -> None:
     """Race the methods at every point and print the table as it grows."""
     options = read(words, KEYS)
+    if options.all or options.write:
+        return everything(options)
     import torch
 
     from d2o.lab.memory import hardware
@@ -69,6 +80,27 @@ def main(words: list[str]) -> None:
             print("| " + " | ".join(line(name, point, seen, found.get("sdpa"), floors)) + " |", flush=True)
         if options.largest:
             runs.largest(found, model, options, point)
+
+
+def everything(options: SimpleNamespace) -> None:
+    """Take the readings of --all that time allows and show their tables."""
+    from scripts.measure import bench_page as page
+
+    out = Path(options.out)
+    if options.minutes > 0:
+        import torch
+
+        from scripts.measure.bench_all import measure
+
+        options.model = {"small": None}.get(options.model, options.model or "llama3_8b_random")
+        torch.set_num_threads(options.threads)
+        measure(options)
+    elif not out.exists():
+        raise InputError(f"{out}: there is no such file", "leave --minutes 0 out: --all takes the readings")
+    text = page.tables(json.loads(out.read_text()), options.context, options.long)
+    print(text)
+    if options.write:
+        page.write(text)
 
 
 def line(name: str, point: Point, seen: dict | None, stock: dict | None, floors: Floors) -> list[str]:

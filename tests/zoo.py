@@ -41,6 +41,9 @@ from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
 from baselines.locret.cache import Locret
+from baselines.over.chunkkv import chunkkv
+from baselines.over.headwise import headwise
+from baselines.over.layerwise import layerwise
 from baselines.prefill.keydiff import KeyDiff
 from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
@@ -132,6 +135,11 @@ LISTED = {
 }
 ADDED = added(LISTED.values()) | {  # and further knobs of them
     "snapkv_evict": functools.partial(SnapKV, window=8, decoding="evict"),
+    "h2o_vatp": functools.partial(H2O, value_norm=True, sink_tokens=3),
+    "chunkkv_h2o": functools.partial(chunkkv, "h2o", 8),
+    "headwise_expected": functools.partial(headwise, "expected_attention"),
+    "layerwise_snapkv": functools.partial(layerwise, "snapkv", "variance", base_args={"window": 8}),
+    "layerwise_keydiff": functools.partial(layerwise, "keydiff", "pyramid", 4),
     "keydiff_blocks": functools.partial(KeyDiff, block=16, reading="blocks"),
 }
 METHODS = LISTED | ADDED

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.window import QueryWindow
 from d2o.errors import InputError
 from d2o.kernels.logits import scaled
+
+from ..window import QueryWindow
 
 TILE = 256  # rows of the cosines at once
 

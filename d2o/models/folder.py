@@ -20,7 +20,7 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 JSON_FILES = ("generation_config.json", "tokenizer_config.json")
 HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
 DECODER = "a decoder with a language-model head is needed"
-HINT = "model.path= takes a folder with config.json, weights and tokenizer files"
+HINT = "model.path= takes a folder with config.json, weights and tokenizer files, or a .gguf file"
 TORN = "fetch the folder again, whole"
 MEND = "mend the file, or fetch the folder again"
 LARGEST = {  # whole numbers from 1; a model with more has a slip in its config

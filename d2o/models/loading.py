@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from d2o.errors import InputError
 from d2o.models.chat import checked_options
-from d2o.models.folder import DECODER, WEIGHT_FILES, check_folder
+from d2o.models.folder import DECODER, WEIGHT_FILES
+from d2o.models.places import digest_ends
+from d2o.models.unpack import gguf_file, is_file, model_folder
 from d2o.models.window import own_window
-
-EDGE = 1 << 20  # bytes of each end of a weight file that go into the fingerprint
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """`window`: most tokens of prompt and answer together. `eos_ids`: tokens that end an answer. `chat_options`: for
-    the tokenizer's chat template; `strip_thinking`: an answer is what is behind the model's thoughts."""
+    the tokenizer's chat template; `strip_thinking`: an answer is what is behind the model's thoughts; `weights`: what
+    they were rounded to, None where the checkpoint has them as they were trained."""
 
     model: Any
     tokenizer: Any
@@ -28,6 +29,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     chat_options: dict[str, Any] = field(default_factory=dict)
     strip_thinking: bool = True
+    weights: str | None = None
 
 
 def load(
@@ -41,15 +43,15 @@ def load(
     chat_options: Mapping[str, Any] | None = None,
     strip_thinking: bool = True,
 ) -> LoadedModel:
-    """A folder in Hugging Face's layout.
+    """A folder in Hugging Face's layout, or a GGUF file.
 
     dtype: auto (the checkpoint's) | float32 | bfloat16 | float16; device: auto | cpu | cuda | cuda:N, ignored where
     `device_map` spreads the model; chat_options, strip_thinking: as in LoadedModel. Raises InputError, naming the
     folder and what it lacks.
     """
-    folder = check_folder(path)
+    folder = model_folder(path)
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    name = name or folder.resolve().name
+    name = name or Path(path).expanduser().resolve().name
     loaded = _load(str(folder), name, options, dtype, device, window, device_map)
     return chatting(loaded, chat_options, strip_thinking)
 
@@ -79,22 +81,17 @@ def chatting(loaded: LoadedModel, chat_options: Mapping[str, Any] | None, strip_
 
 
 def fingerprint(node: Mapping[str, Any]) -> str | None:
-    """Hash of a model's folder (weights by size and both ends); None for a config without a folder.
+    """Hash of a model's folder or file (by size and both ends); None for a config without a path.
 
     Raises InputError for a folder that is no model's.
     """
     if "path" not in node:
         return None
-    folder, found = check_folder(str(node["path"])), hashlib.sha256()
+    if is_file(path := str(node["path"])):
+        return digest_ends([gguf_file(path)])
+    folder = model_folder(path)
     patterns = ("config.json", "generation_config.json", "token*", "*.model", "vocab*", "chat_template*", *WEIGHT_FILES)
-    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            found.update(stream.read(EDGE))
-            stream.seek(max(0, size - EDGE))
-            found.update(stream.read(EDGE))
-    return found.hexdigest()
+    return digest_ends(sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}))
 
 
 def resolve_device(device: str) -> str:
@@ -125,7 +122,7 @@ def finish(model: Any, tokenizer: Any, name: str, window: int | None) -> LoadedM
         what = f"{name}: eos_token_id={sorted(eos_ids, key=str)}, and the model knows the tokens 0 to {rows - 1}"
         raise InputError(what, "mend config.json and generation_config.json: model and tokenizer have to be a pair")
     model.requires_grad_(False)
-    return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids)
+    return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids, weights=rounded(model.config))
 
 
 def _load(
@@ -148,6 +145,18 @@ def _load(
         missing = sorted(info["missing_keys"])
         raise InputError(f"{source} lacks {len(missing)} weights, {missing[0]} first", "fetch the folder again, whole")
     return finish(model.to(place) if place else model, tokenizer, name, window)
+
+
+def rounded(config: Any) -> str | None:
+    """What a model's config says that its weights were rounded to: `gguf Q4_1` of a file that was unpacked, the name
+    of a method where they are kept so, such as `gptq`; None where they were not."""
+    unpacked, kept = getattr(config, "gguf", None), getattr(config, "quantization_config", None)
+    if unpacked:
+        return f"gguf {unpacked['quantization']}"
+    if kept is None:
+        return None
+    method = kept.get("quant_method") if isinstance(kept, Mapping) else getattr(kept, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.folder import check_folder, read_object
+from d2o.models.folder import read_object
 from d2o.models.loading import LoadedModel, chatting, finish
 from d2o.models.support import mixes
+from d2o.models.unpack import model_folder
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -33,7 +34,7 @@ def outline(node: Mapping[str, Any], dtype: str = "auto", device: str = "cpu") -
 
     if "path" not in node and "id" not in node:
         return _random(node, dtype, device)
-    source = str(check_folder(str(node["path"]))) if "path" in node else str(node["id"])
+    source = str(model_folder(str(node["path"]))) if "path" in node else str(node["id"])
     options = {"local_files_only": True, "revision": node.get("revision") or "main"} if "id" in node else {}
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -56,7 +57,7 @@ def dtype_of(node: Mapping[str, Any], dtype: str, device: str) -> str | None:
         return None if dtype == "auto" else dtype
     if "path" not in node:
         return _random_dtype(node, device)
-    config = read_object(check_folder(str(node["path"])) / "config.json")
+    config = read_object(model_folder(str(node["path"])) / "config.json")
     text = config.get("text_config")
     places = (config, text if isinstance(text, dict) else {})
     found = (one.get(key) for one in places for key in ("dtype", "torch_dtype"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -9,9 +10,11 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+
+from eval.text import INSTALLED
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "hydra-core", "omegaconf")
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +31,7 @@ def origin(words: Sequence[str]) -> dict[str, Any]:
         "command": command(words),
         "cwd": os.getcwd(),
         "host": socket.gethostname(),
-        "git": git(ROOT),
+        "git": installed_from() if INSTALLED else git(ROOT),
         "versions": {"python": platform.python_version(), **packages()},
     }
 
@@ -43,6 +46,16 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def installed_from() -> dict[str, Any] | None:
+    """As `git`, of a benchmark that pip installed: the commit where it came from a repository, else None."""
+    try:
+        told = json.loads(distribution("d2o-bench").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    commit = told.get("vcs_info", {}).get("commit_id")
+    return {"commit": str(commit), "dirty": False} if commit else None
 
 
 @lru_cache

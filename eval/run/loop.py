@@ -27,6 +27,11 @@ def lacking(cell: Cell, samples: Sequence[Sample]) -> list[Sample]:
     return todo
 
 
+def said_of_weights(lab: Any) -> dict[str, str]:
+    """The field of a row for a model whose weights were rounded; none for others, whose rows have never had it."""
+    return {"weights": lab.loaded.weights} if lab.loaded.weights else {}
+
+
 def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int, seen: Seen) -> None:
     """A row for every sample. `lab`: d2o.lab.lab.Lab; `seen` is told of every row once it is on the disk. What is wrong
     with a sample shows before the first row is made, as far as tokenizer and window can tell."""
@@ -36,7 +41,7 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
     try:
         for batch in task.in_batches(samples, batch_size):
             for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
-                row = {"id": sample.id, **fields, "prompt_hash": prompt_hash(sample)}
+                row = {"id": sample.id, **fields, **said_of_weights(lab), "prompt_hash": prompt_hash(sample)}
                 cell.write(row)
                 seen(row)
             progress.advance(len(batch))

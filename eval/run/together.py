@@ -20,6 +20,7 @@ from eval.cells.identity import Composed
 from eval.config.build import build
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
+from eval.run.loop import said_of_weights
 from eval.run.models import answer_together, open_lab
 from eval.run.plan import plan
 from eval.run.progress import Progress
@@ -124,6 +125,7 @@ class Group:
             for sample, fields in zip(batch, task.rows(batch, found), strict=True):
                 if sample.id in lacking[id(one)]:
                     shared = {"prefill_shared": readers} if readers > 1 else {}
+                    shared |= said_of_weights(self.labs[id(one)])
                     one.cell.write({"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)})
                     written += 1
             one.cell.status("running")

@@ -31,6 +31,7 @@ def parts(device: torch.device) -> Iterator[tuple[str, Callable[[], dict[str, An
         yield f"nearest {label}", functools.partial(nearest_slots, device, dtype)
     if device.type == "cuda":
         yield "sums bfloat16 8192", functools.partial(long_sums, device)
+        yield "flash by groups", functools.partial(by_groups, device)
 
 
 def in_use(device: torch.device) -> dict[str, Any]:
@@ -60,6 +61,19 @@ def attention(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) 
     wanted, _ = _reference(row, k, v, scale, False, seen)
     found["row"] = _apart(attend_row(gpu[0][:, :, -1:], *gpu[1:], scale, visible.to(device)), wanted, dtype)
     return found
+
+
+def by_groups(device: torch.device) -> dict[str, Any]:
+    """Whether the library's flash kernel takes fewer heads of keys than of queries. Nothing here relies on it: where it
+    does, the copies that `attend_lse` makes could go."""
+    q, k, v = _inputs(torch.bfloat16, *SHAPES["D 128"])
+    wanted, lse = _reference(q, k, v, 128**-0.5, True)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    try:
+        out, its, *_ = flash(*(x.to(device) for x in (q, k, v)), 0.0, True, False, scale=128**-0.5)
+    except RuntimeError as error:
+        return {"taken": False, "said": str(error).splitlines()[0]}
+    return {"taken": True, "out": _apart(out, wanted, torch.bfloat16), "lse": _apart(its, lse, torch.float32, 1e-3)}
 
 
 def sums(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -169,12 +169,23 @@ def whole_model(case, about):
     return model
 
 
+def asked_for(case):
+    """The method and the budget that a case of a whole model says."""
+    options, budget = case.settings, case.settings["hh_ratio"] + case.settings["recent_ratio"]
+    layers = case.model["num_hidden_layers"]
+    protected = [i - layers if i == layers - 1 else i for i in options["layers_never_compressed"]]
+    method = functools.partial(
+        D2O, variant="official", budget_accounting="nominal", recent=options["recent_ratio"] / budget,
+        alpha=options["alpha"], belta=options["belta"], sinks=options["sinks"], protected_layers=protected,
+    )  # fmt: skip
+    return method, budget
+
+
 def test_d2o_whole_model(shared):
     folder = next((shared / "golden").glob("d2o__whole_model__*"))
     case = Case.read(folder)
     model = whole_model(case, json.loads((folder / "case.json").read_text())["weight_recipe"])
-    method = functools.partial(D2O, variant="official", budget_accounting="nominal")
-    engine = open_engine(model, method, case.settings["hh_ratio"] + case.settings["recent_ratio"])
+    engine = open_engine(model, *asked_for(case))
     ids, prompt = case.given["input_ids"].tolist(), case.sizes["S"]
     logits = []
     cache, _ = engine.prefill([ids[:prompt]], 8, every=lambda start, x: logits.append(x[0]))

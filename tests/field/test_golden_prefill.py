@@ -4,9 +4,13 @@ import pytest
 import torch
 from golden import by_position, cases, close, drive, same
 
+from baselines.h2o import H2O
+from baselines.over.chunkkv import chunkkv
+from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
 from d2o.engine.rotary import Rotation
+from d2o.models.about import About
 
 
 def inputs(case):
@@ -66,3 +70,78 @@ def test_expected_attention(shared, turn):
             sinks = options["n_sink"]
             close(scores[0, :, sinks:], case.expected["scores"][:, sinks:])
             same(held, case.expected[f"kept_positions_{i}"])
+
+
+class Given(About):
+    """A model of which one projection is known."""
+
+    def __init__(self, weight):
+        self.weight, self.words = weight, None
+
+    def output(self, layer):
+        return self.weight
+
+
+def snapkv(case):
+    """The base of kvpress's wrappers, which averages where ours sums."""
+    return {"window": case.settings["window_size"], "kernel": case.settings["kernel_size"], "pooling": "avg"}
+
+
+def over_snapkv(make, case, *knobs):
+    layer = make("snapkv", *knobs, base_args=snapkv(case))
+    layer.about = Given(case.given.get("self_attn.o_proj.weight"))
+    return layer
+
+
+def test_criticalkv(shared, turn):
+    for case in cases(shared, "criticalkv"):
+        options, sinks = case.settings, case.settings.get("n_sink", 0)
+        for i, slots in enumerate(options["n_kept"], start=1):
+            if options["inner"] == "snapkv":
+                layer = over_snapkv(criticalkv, case, options["first_stage_ratio"], options["epsilon"])
+                scores, held = scored(layer, case, slots)
+                apart, rows = slice(0, case.sizes["S"] - options["window_size"]), options["window_size"]
+            else:
+                knobs = {"future": options["n_future_positions"], "sinks": sinks, "value_norm": options["use_vnorm"],
+                         "covariance": options["use_covariance"]}  # fmt: skip
+                layer = criticalkv("expected_attention", options["first_stage_ratio"], options["epsilon"], knobs)
+                layer.about, layer.rotation = Given(case.given["self_attn.o_proj.weight"]), turn(case)
+                q = layer.rotation(case.given["q_pre"], torch.arange(case.sizes["S"])).unsqueeze(0)
+                scores, held = scored(layer, case, slots, q)
+                apart, rows = slice(sinks, None), 1
+            same(held, case.expected[f"kept_positions_{i}"])
+            first = scores.isinf()[0]
+            same(first.nonzero()[:, 1].view(first.shape[0], -1), case.expected[f"stage1_positions_{i}"])
+            second = case.expected["scores_stage2"][:, apart].masked_fill(first[:, apart], 0.0)
+            close(scores[0, :, apart].masked_fill(first[:, apart], 0.0) / rows, second, 5e-4)
+
+
+def test_chunkkv(shared):
+    """Under as many slots as the chunks that it keeps have tokens, which is not always what was asked for there."""
+    for case in cases(shared, "chunkkv"):
+        for i in (1, 2):
+            wanted = case.expected[f"kept_positions_{i}"]
+            layer = over_snapkv(chunkkv, case, case.settings["chunk_length"])
+            same(scored(layer, case, wanted.shape[1])[1], wanted)
+
+
+def test_vatp(shared):
+    """`method=h2o method.value_norm=true`; the scissorhands mode is left out: it sums over the last 400 rows alone."""
+    for case in [c for c in cases(shared, "vatp") if case_h2o(c)]:
+        heavy, recent = case.expected["budget"].tolist()
+        layer = H2O(recent / (heavy + recent) + 1e-9, value_norm=True, sink_tokens=case.settings["sink_len"])
+        scores = []
+
+        def note(x, scores=scores):
+            scores.append(by_position(x, x.importance()))
+
+        trace = drive(layer, *case.qkv(), case.sizes["S"], heavy + recent, note)
+        same(torch.stack(trace.held), case.expected["kept_positions"])
+        finite = case.expected["score"].isfinite()
+        ours, wanted = torch.stack(scores)[finite], case.expected["score"][finite]
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-6)  # sums of hundreds, in float32
+        close(torch.cat(trace.outputs, dim=2)[0].transpose(0, 1), case.expected["attn_out"], 5e-5)
+
+
+def case_h2o(case):
+    return case.settings["h2o"] and case.settings["apply_value_norm"]

@@ -30,14 +30,14 @@ def rows():
     return found
 
 
-def run(layer, steps=0):
+def run(layer, steps=0, slots=SLOTS):
     """Positions that each row of a padded batch holds after the prefill and every step, `[1 + steps][row][head]`."""
     width, layer.rotation, given = max(LENGTHS), TURN, rows()
     batch = [torch.zeros(len(LENGTHS), h, width, DIM) for h in (HEADS, KV_HEADS, KV_HEADS)]
     for b, (n, own) in enumerate(zip(LENGTHS, given, strict=True)):
         for whole, x in zip(batch, own, strict=True):
             whole[b, :, width - n :] = x[:, :n]
-    layer.slots = [SLOTS] * len(LENGTHS)
+    layer.slots = [slots] * len(LENGTHS)
     layer.attend(*batch, DIM**-0.5, Feed(list(LENGTHS), prefill=True, last=True, prompt=list(LENGTHS), reserve=STEPS))
     layer.finish_prefill(STEPS)
     found = [positions(layer)]

@@ -23,7 +23,7 @@ def encoder():
 
 
 def test_tokenizer_is_the_one_its_script_writes(encoder):
-    from scripts.tiny_tokenizer import tokenizer
+    from scripts.train.tiny_tokenizer import tokenizer
 
     made, kept = json.loads(tokenizer().to_str()), json.loads(encoder.tokenizer.to_str())
     for part in ("model", "normalizer", "pre_tokenizer", "decoder", "post_processor"):

@@ -1,4 +1,4 @@
-"""Write the tokenizer of the model `tiny`: `python scripts/tiny_tokenizer.py models/tiny`.
+"""Write the tokenizer of the model `tiny`: `python scripts/train/tiny_tokenizer.py models/tiny`.
 
 Unigram with byte fallback: one token for a word of the grammar with its space, two for a name, bytes for the rest. The
 pieces are listed, not trained, and a space is never added, so the tokens of a context and of a question put together
@@ -9,7 +9,7 @@ import pathlib
 import string
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from eval.tasks.mini.grammar import STARTERS, syllables, words
 from scripts.command import read, run
