@@ -89,7 +89,9 @@ class _Block:
     past_values: Tensor  # [P, D]
 
 
-def _group(q: Tensor, block: _Block, future: Tensor, stride: int | None, out: Tensor, lse: Tensor, sums: Tensor) -> None:
+def _group(
+    q: Tensor, block: _Block, future: Tensor, stride: int | None, out: Tensor, lse: Tensor, sums: Tensor
+) -> None:
     """The query heads `q [g, n, D]` of one KV head, scaled for base 2; fills the rest, `lse` in base 2 too."""
     (groups, n, dim), past, start = q.shape, block.past_values.shape[0], 0
     share = n / -(-n // (stride or n))  # rows over rows counted, of which the last is one
