@@ -144,7 +144,8 @@ class KVCache(Cache):
             windowed = [i for i, span in enumerate(self.windows) if span is not None]
             ledger = Ledger(self.budget, seen, requested, self._held(b), windowed=windowed)
             ledger.kv_bytes_prefill = self._bytes(b)
-            ledger.check(self.lead.nominal)
+            if not self.lead.pending:  # else nothing was cut, nor will be
+                ledger.check(self.lead.nominal)
             self.ledgers.append(ledger)
 
     def close_ledger(self, row: int) -> Ledger:

@@ -40,7 +40,8 @@ Predict what is missing of one cell (model x method x task) and print its score.
   plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
   wandb.*       mode (disabled | offline | online), project, group
   dry_run=      true: print rows, tokens, memory and time of every cell, and stop
-  hydra/launcher=   local | joblib | slurm: every cell a job of its own; hydra.launcher.* are its knobs
+  hydra/launcher=   local | joblib | slurm: cells as jobs, those that read the same prompts as one
+  share_prefill=    false: cells that read the same prompts run one by one, with a launcher as jobs of their own
   method.*, model.*, task.*   the keys in configs/<group>/<name>.yaml
 
 options:

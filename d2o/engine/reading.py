@@ -11,6 +11,8 @@ A method whose class changes how a prompt is fed, attended to or stored is read 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from d2o.budget import FULL
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine, check_prompts
 from d2o.engine.reader import Reader
-from d2o.errors import InputError
+from d2o.errors import InputError, NotFinite
 from d2o.models.support import unusual_logits
 
 
@@ -106,15 +108,62 @@ def prefill_together(
 ) -> list[tuple[KVCache, Tensor]]:
     """(cache, logits `[B, vocab]`) of every engine, as its `prefill` gives them; all caches at once. Each layer of the
     prompt is cut for all as soon as it was read, unless one of the methods waits for the last layer. `logits` as in
-    prefill_each."""
-    found: dict[int, tuple[KVCache, Tensor]] = {}
+    prefill_each. Raises the first InputError by which a method refuses."""
+    found = prefill_all(engines, prompts, reserve, len(engines))
+    for one in found:
+        if isinstance(one, InputError):
+            raise one
+    return [(one.cache, one.logits) for one in found]
+
+
+@dataclass
+class Prefilled:
+    """What `Engine.prefill` gives: the cache, the logits `[B, vocab]`; and the seconds that it took, for all rows."""
+
+    cache: KVCache
+    logits: Tensor
+    seconds: float
+
+
+def prefill_timed(engine: Engine, prompts: Sequence[Sequence[int]], reserve: int) -> Prefilled:
+    """One engine's prefill, by itself. Raises InputError."""
+    began = engine.clock()
+    cache, logits = engine.prefill(prompts, reserve)
+    return Prefilled(cache, logits, engine.clock() - began)
+
+
+def prefill_all(
+    engines: Sequence[Engine], prompts: Sequence[Sequence[int]], reserve: int, paying: int
+) -> list[Prefilled | InputError]:
+    """As prefill_together, with the InputError by which a method refuses in its place. The seconds of a reading are
+    divided among those of the first `paying` engines that it is for."""
+    found: dict[int, Prefilled | InputError] = {}
     for group in alike(engines):
         if len(group) == 1:
-            found[group[0]] = engines[group[0]].prefill(prompts, reserve)
-        else:
-            reading = Reading([engines[i] for i in group], prompts, reserve)
-            found |= {i: (reading.cut(place), reading.logits) for place, i in enumerate(group)}
+            found[group[0]] = _or_refused(prefill_timed, engines[group[0]], prompts, reserve)
+            continue
+        clock = engines[0].clock
+        began = clock()
+        reading = Reading([engines[i] for i in group], prompts, reserve)
+        shared = (clock() - began) / max(1, sum(i < paying for i in group))
+        found |= {i: _or_refused(cut_timed, reading, place, clock, shared) for place, i in enumerate(group)}
     return [found[i] for i in range(len(engines))]
+
+
+def cut_timed(reading: Reading, place: int, clock: Callable[[], float], shared: float) -> Prefilled:
+    """The cache of the engine at `place` of a reading; `shared`: its part of the seconds. Raises InputError."""
+    began = clock()
+    cache = reading.cut(place)
+    return Prefilled(cache, reading.logits, shared + clock() - began)
+
+
+def _or_refused(work: Callable[..., Prefilled], *words: Any) -> Prefilled | InputError:
+    try:
+        return work(*words)
+    except NotFinite:
+        raise  # the model's, whoever asks
+    except InputError as error:
+        return error
 
 
 def alike(engines: Sequence[Engine]) -> list[list[int]]:

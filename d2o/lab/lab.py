@@ -136,22 +136,29 @@ class Lab:
         (prompt, question), seen = asked.parts(late), Survivors()
         questions, ends = [question] if late else None, stop_at(self.loaded, stop)
         (found,) = generate(self.engine, [prompt], max_new_tokens, ends, questions, again, watch=seen)
-        text, raw = read_answer(self.loaded, question if late else prompt, found.tokens)
+        return self.answer(question if late else prompt, found, seen)
+
+    def answer(self, fed: Sequence[int], found: Generation, seen: Survivors) -> Answer:
+        """A generation to `fed`, the ids right before it, as what a task is given."""
+        text, raw = read_answer(self.loaded, fed, found.tokens)
         return Answer(text, found.tokens, as_row(found), seen.held, seen.merged, raw)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, until: Sequence[str], again: bool = False
     ) -> list[Completion]:
         """Greedy completions of a batch of ids, each up to where its text holds one of `until`, which is kept."""
+        found = generate(self.engine, prompts, max_new_tokens, self.up_to(until), again=again and self.evicts)
+        return self.completions(prompts, found)
+
+    def up_to(self, until: Sequence[str]) -> Stop:
+        """The end of an answer whose text holds one of `until`."""
 
         def ended(tokens: list[int]) -> bool:
             tail = self.loaded.tokenizer.decode(tokens[-reach:])
             return any(word in tail for word in until)
 
         reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
-        stop = Stop(self.loaded.eos_ids, ended=ended if until else None)
-        found = generate(self.engine, prompts, max_new_tokens, stop, again=again and self.evicts)
-        return self.completions(prompts, found)
+        return Stop(self.loaded.eos_ids, ended=ended if until else None)
 
     def completions(self, prompts: Sequence[Sequence[int]], found: Sequence[Generation]) -> list[Completion]:
         """Generations to these prompts, as ids, as what a task is given."""

@@ -1,6 +1,7 @@
 """Likelihoods of texts, and of continuations of a context read from a cache that was evicted after the context.
 
-Continuations that share a context share its prefill: the cache is forked for each of them.
+Continuations that share a context share its prefill: the cache is forked for each of them. So do several methods and
+budgets (`likelihoods_together`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
+from d2o.engine.reading import Prefilled, Reading, alike, cut_timed
 from d2o.errors import InputError, NotFinite
 from d2o.models.finite import not_finite
 
@@ -95,6 +97,34 @@ def likelihoods(
     return [_joined([found[b, side] for b, side in jobs if b == row], sides) for row, sides in enumerate(far)]
 
 
+def likelihoods_together(
+    engines: Sequence[Engine],
+    contexts: Sequence[Ids],
+    continuations: Sequence[Sequence[Ids]],
+    agains: Sequence[bool],
+) -> list[list[Scored] | InputError]:
+    """For every engine what `likelihoods` gives with its own `again`, or the InputError by which it ends. The contexts
+    are read once for all that can share it; one cache is cut at a time, and goes before the next."""
+    found: dict[int, list[Scored] | InputError] = {}
+    for group in alike(engines):
+        clock, reading, shared = engines[0].clock, None, 0.0
+        if len(group) > 1:
+            began = clock()
+            reading = Reading([engines[i] for i in group], contexts, _longest(continuations), late=True)
+            shared = (clock() - began) / len(group)
+        for place, i in enumerate(group):
+            try:
+                if reading is None:
+                    found[i] = likelihoods(engines[i], contexts, continuations, agains[i])
+                else:
+                    begun = cut_timed(reading, place, clock, shared)
+                    found[i] = _scored(engines[i], begun, contexts, continuations, agains[i])
+                    del begun
+            except InputError as error:
+                found[i] = error
+    return [found[i] for i in range(len(engines))]
+
+
 def _joined(parts: list[Scored], far: list[bool]) -> Scored:
     """A context's continuations in their order, of one reading or two; the ledger of the last reading."""
     if len(parts) == 1:
@@ -109,9 +139,25 @@ def _likelihoods(
     engine: Engine, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool
 ) -> list[Scored]:
     began = engine.clock()
-    longest = max(len(ids) for of_row in continuations for ids in of_row)
     whole = [len(c) + max(map(len, of_row)) - 1 for c, of_row in zip(contexts, continuations, strict=True)]
-    cache, first = engine.prefill(contexts, reserve=longest, whole=whole)
+    cache, first = engine.prefill(contexts, reserve=_longest(continuations), whole=whole)
+    return _scored(engine, Prefilled(cache, first, engine.clock() - began), contexts, continuations, again)
+
+
+def _longest(continuations: Sequence[Sequence[Ids]]) -> int:
+    return max(len(ids) for of_row in continuations for ids in of_row)
+
+
+@torch.inference_mode()
+def _scored(
+    engine: Engine,
+    begun: Prefilled,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Sequence[Ids]],
+    again: bool,
+) -> list[Scored]:
+    """Of the contexts of a cache that has read and cut them, and is changed."""
+    began, cache, first, longest = engine.clock(), begun.cache, begun.logits, _longest(continuations)
     if again:
         first = engine.read_again(cache, torch.tensor([c[-1] for c in contexts], device=engine.device))
     prefilled = engine.clock()
@@ -127,7 +173,8 @@ def _likelihoods(
         if ledgers is None or max(len(ids) for ids in column) == longest:
             ledgers = [copy.copy(fork.close_ledger(b)) for b in range(len(contexts))]
     ended, share = engine.clock(), 1 / len(contexts)
-    seconds = {"prefill_s": round((prefilled - began) * share, 6), "decode_s": round((ended - prefilled) * share, 6)}
+    prefill_s = begun.seconds + prefilled - began
+    seconds = {"prefill_s": round(prefill_s * share, 6), "decode_s": round((ended - prefilled) * share, 6)}
     return [Scored(one, {**ledger.as_row(), **seconds}) for one, ledger in zip(found, ledgers, strict=True)]
 
 

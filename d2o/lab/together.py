@@ -1,41 +1,160 @@
-"""Answers of many methods and budgets to the same prompts, which are read once."""
+"""Labs of one model whose tasks ask the same: what the first of them asks is found for all, its prompt read once, and
+kept until the others ask it too.
+
+A task knows nothing of it. It measures a batch with one lab after the other, and each says the verbs of d2o/lab/lab.py
+as if it were alone; what the others do not ask in the same words is found for the one that asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from d2o.engine.reading import alike
-from d2o.engine.together import generate_together
 from d2o.errors import InputError
-from d2o.lab.answer import Completion
+from d2o.lab.answer import Answer, Asked, Completion
+from d2o.lab.force import Forced
 from d2o.lab.lab import Lab
-from d2o.models.prompt import Encoded, stop_at
+from d2o.lab.likelihood import Scored
+from d2o.lab.verbs import VERBS
+from d2o.models.prompt import Encoded
+
+Ids = Sequence[int]
 
 
-def answer_together(
-    labs: Sequence[Lab],
-    prompts: Sequence[Encoded],
-    max_new_tokens: int,
-    stop: tuple[str, ...] = (),
-    when: str = "before",
-    most: int | None = None,
-) -> list[tuple[list[Completion] | InputError, int]]:
-    """For every lab, all of one model, what its `answers` gives, or the InputError by which its method refuses the
-    prompts; and how many of the labs read the prompts together with it. `most`: caches held at once, all by default."""
-    questions = [prompt.question for prompt in prompts] if when == "after" else None
-    texts, ends = [prompt.ids for prompt in prompts], stop_at(labs[0].loaded, stop)
-    engines, refused = [], {}
-    for i, lab in enumerate(labs):
+@dataclass
+class Kept:
+    """What was `asked`, a verb and its words, and what was found for the labs that have not asked yet, by their ids."""
+
+    asked: tuple[Any, ...]
+    found: dict[int, Any]
+
+
+class Sharing:
+    """`most`: caches that are held and answer at once. Where what is done for all fails, each lab goes on alone, so
+    that what is wrong with one ends only that one."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open: list[SharedLab] = []
+        self.count = 0  # labs of this batch
+        self.kept: list[Kept] = []
+        self.texts: dict[tuple, Any] = {}
+        self.failed = 0  # labs that asked together when that failed; as long as there are as many, each asks alone
+
+    def in_turn(self, labs: Sequence[SharedLab]) -> Iterator[SharedLab]:
+        """The labs that a batch is measured with, one after the other."""
+        self.open, self.count = list(labs), len(labs)
+        if len(labs) != self.failed:
+            self.failed = 0
+        for lab in labs:
+            yield lab
+            self.open.remove(lab)
+        self.kept = []
+
+    def ask(self, lab: SharedLab, *asked: Any) -> Any:
+        """What the verb `asked[0]` gives for this lab. Raises what that raises."""
+        mine = [kept for kept in self.kept if id(lab) in kept.found]
+        taken = next((kept for kept in mine if kept.asked == asked), None)
+        if taken is None:
+            if mine or self.failed or lab is not self.open[0] or len(self.open) == 1:
+                return self._alone(lab, asked)
+            taken = Kept(asked, self._found(asked))
+            self.kept.append(taken)
+        if id(lab) not in taken.found:
+            return self._alone(lab, asked)
+        found, lab.readers = taken.found.pop(id(lab))
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    def text(self, make: Callable[..., Any], *words: Any) -> Any:
+        """What `make` gives for these words: the labs have one tokenizer."""
+        key = make.__name__, words
+        if key not in self.texts:
+            self.texts[key] = make(*words)
+        return self.texts[key]
+
+    def _alone(self, lab: SharedLab, asked: tuple[Any, ...]) -> Any:
+        lab.readers = 1
+        return getattr(Lab, asked[0])(lab, *asked[1:])
+
+    def _found(self, asked: tuple[Any, ...]) -> dict[int, Any]:
+        """By the ids of the labs: what is found, or the error that it raises, and how many labs read with it."""
+        labs = [lab for lab in self.open if _opens(lab)]
         try:
-            engines.append(lab.engine)
-        except InputError as error:
-            refused[i] = error
-    told = iter(generate_together(engines, texts, max_new_tokens, ends, questions, when == "again", most=most))
-    sizes = {place: len(group) for group in alike(engines) for place in group}
-    readers = iter(sizes[place] for place in range(len(engines)))
-    fed = texts if questions is None else questions
-    found: list[tuple[list[Completion] | InputError, int]] = []
-    for i, lab in enumerate(labs):
-        one, readers_of = (refused[i], 0) if i in refused else (next(told), next(readers))
-        found.append((one if isinstance(one, InputError) else lab.completions(fed, one), readers_of))
-    return found
+            told = self._told(labs, asked)
+        except Exception as error:
+            self.failed = self.count
+            if not isinstance(error, InputError):  # else it is said by those that it is of
+                what = str(error).strip().split("\n")[0]
+                print(f"note: {len(labs)} cells read apart: {type(error).__name__}: {what}", file=sys.stderr)
+            return {}
+        sizes = {place: len(group) for group in alike([lab.engine for lab in labs]) for place in group}
+        return {id(lab): (one, sizes[place]) for place, (lab, one) in enumerate(zip(labs, told, strict=True))}
+
+    def _told(self, labs: Sequence[Lab], asked: tuple[Any, ...]) -> list[Any]:
+        """What the verb gives for each, with as many caches at once as there is memory for."""
+        while True:
+            try:
+                return VERBS[asked[0]](labs, self.most, *asked[1:])
+            except torch.OutOfMemoryError:
+                if self.most == 1:
+                    raise
+            self.most = max(1, min(self.most, len(labs)) // 2)
+
+
+class SharedLab(Lab):
+    """A lab that asks through a Sharing, which is set before anything is asked. `readers`: how many labs read the last
+    prompts together, this one with them."""
+
+    sharing: Sharing
+    readers = 1
+
+    def encode(self, *words: Any) -> Encoded:
+        """As Lab.encode, once for all labs."""
+        return self.sharing.text(super().encode, *words)
+
+    def encode_apart(self, *words: Any) -> Encoded:
+        """As Lab.encode_apart, once for all labs."""
+        return self.sharing.text(super().encode_apart, *words)
+
+    def answers(
+        self, prompts: Sequence[Encoded], max_new_tokens: int, stop: tuple[str, ...] = (), when: str = "before"
+    ) -> list[Completion]:
+        """As Lab.answers."""
+        return self.sharing.ask(self, "answers", prompts, max_new_tokens, stop, when)
+
+    def generate(
+        self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
+    ) -> Answer:
+        """As Lab.generate."""
+        return self.sharing.ask(self, "generate", asked, max_new_tokens, stop, late, again)
+
+    def complete(
+        self, prompts: Sequence[Ids], max_new_tokens: int, until: Sequence[str], again: bool = False
+    ) -> list[Completion]:
+        """As Lab.complete."""
+        return self.sharing.ask(self, "complete", prompts, max_new_tokens, until, again)
+
+    def likelihoods(
+        self, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool = False
+    ) -> list[Scored]:
+        """As Lab.likelihoods."""
+        return self.sharing.ask(self, "likelihoods", contexts, continuations, again)
+
+    def force(self, ids: Ids, prefill: int, piece: int, reference: bool) -> Forced:
+        """As Lab.force."""
+        return self.sharing.ask(self, "force", ids, prefill, piece, reference)
+
+
+def _opens(lab: Lab) -> bool:
+    """Whether the lab's method can be used at all; one that cannot says so when it asks."""
+    try:
+        return lab.engine is not None
+    except InputError:
+        return False

@@ -1,4 +1,4 @@
-"""One cell, or one shard of it, as a job: what is pickled, how it ends, and what it leaves beside the rows.
+"""A cell, a shard of it, or cells that read the same prompts, as a job: what is pickled, how it ends, what it leaves.
 
 Whether a cell is done is read off its rows, never off what a scheduler says: to Slurm a job that failed in Python may
 well be COMPLETED, and one that was put back into the queue is none of its business.
@@ -22,6 +22,7 @@ from eval.cells.status import now, process
 from eval.config.compose import compose_cell, configs
 from eval.exits import report
 from eval.run.plan import Plan
+from eval.run.together import run_together
 
 LOG_END = 1 << 20
 RunCell = Callable[[Composed], tuple[Path, str]]  # a cell's folder, and what to say at its end
@@ -45,7 +46,7 @@ class CellJob:
             print(self.run(composed)[1], flush=True)
         except Exception as error:
             code = report(error)
-            self._leave(error)
+            self.leave(error)
             return code
         return 0
 
@@ -55,7 +56,7 @@ class CellJob:
 
         return DelayedSubmission(self)
 
-    def _leave(self, error: Exception) -> None:
+    def leave(self, error: Exception) -> None:
         """What failed before the cell was open is said in its status too, unless others write there or it is whole."""
         place, rows = status_file(self.path, self.shard), row_file(self.path, self.shard)
         before = read_json(place) or {}
@@ -66,6 +67,35 @@ class CellJob:
             replace_json(place, {**before, **status_of("failed", one_line(error))})
         except OSError as second:
             print(f"{place} is out of date: {second}", file=sys.stderr)
+
+
+@dataclass
+class GroupJob:
+    """Several cells that read the same prompts, as one job (eval/run/together.py)."""
+
+    cells: list[CellJob]
+
+    def __call__(self) -> int:
+        """As CellJob; the highest exit code of the cells."""
+        jobs, codes = {}, []
+        with configs(self.cells[0].config_dir):
+            for job in self.cells:
+                try:
+                    composed = compose_cell(job.words, job.config_dir)
+                    jobs[id(composed)] = composed, job
+                except Exception as error:
+                    codes.append(report(error))
+                    job.leave(error)
+        cells = [composed for composed, _ in jobs.values()]
+        done, failed = run_together(cells, lambda cell, error: jobs[id(cell)][1].leave(error))
+        print("\n\n".join(text for _, text in done), flush=True)
+        return max(codes + failed, default=0)
+
+    def checkpoint(self) -> Any:
+        """As CellJob's."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 def queue(plan: Plan, command: str) -> None:

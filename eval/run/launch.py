@@ -16,9 +16,11 @@ from eval.cells.rows import is_held
 from eval.cells.shards import row_file, status_file
 from eval.config.launcher import Joblib, Launcher, Local
 from eval.run.backends import Backend, LocalBackend, SlurmBackend
-from eval.run.job import CellJob, RunCell, job_file, last_error, queue, submitted
+from eval.run.job import CellJob, GroupJob, RunCell, job_file, last_error, queue, submitted
 from eval.run.plan import Plan, distinct
+from eval.run.together import can_share, same_prompts
 
+Part = list[Plan]  # the cells of one job
 JOBS = ".jobs"  # under results_dir: what submitit pickles and logs
 POLL = 1.0  # seconds between two looks
 LEAVE = 30  # looks that a job may take from its last word to the end
@@ -33,8 +35,11 @@ class Outcome:
     left: int = 0  # submitted, and not waited for
 
 
-def launch(plans: Sequence[Plan], launcher: Launcher, run: RunCell, config_dir: Path) -> Outcome:
-    """Returns when every cell has ended, or at once where the launcher does not wait. Raises InputError."""
+def launch(
+    plans: Sequence[Plan], launcher: Launcher, run: RunCell, config_dir: Path, share: bool = False
+) -> Outcome:
+    """Returns when every cell has ended, or at once where the launcher does not wait. `share`: cells that read the same
+    prompts are one job. Raises InputError."""
     plans, outcome = distinct(plans), Outcome()
     folder = Path(os.path.realpath(plans[0].composed.cfg.results_dir)) / JOBS
     todo: list[Plan] = []
@@ -42,16 +47,16 @@ def launch(plans: Sequence[Plan], launcher: Launcher, run: RunCell, config_dir: 
         (todo if plan.missing() else outcome.done).append(plan)
     job = _maker(run, config_dir)
     if isinstance(launcher, Joblib):
-        _count(len(plans), len(outcome.done), 0, len(todo))
-        _in_workers(todo, launcher, job, outcome)
+        parts = _parts(todo, share)
+        _count(len(plans), len(outcome.done), 0, parts)
+        _in_workers(parts, launcher, job, outcome)
         return outcome
     backend: Backend = LocalBackend(launcher, folder) if isinstance(launcher, Local) else SlurmBackend(launcher, folder)
     known = backend.alive()
     running = {plan.key: identifier for plan in todo if (identifier := _running(plan, known)) is not None}
-    waiting = [plan for plan in todo if plan.key not in running]
-    _count(len(plans), len(outcome.done), len(running), len(waiting))
-    for plan in waiting:
-        queue(plan, command(plan.composed.words))
+    waiting = _parts([plan for plan in todo if plan.key not in running], share)
+    _count(len(plans), len(outcome.done), len(running), waiting)
+    _queue(waiting)
     sweep = _Sweep(backend, job, {plan.key: plan for plan in todo}, running, waiting, outcome)
     try:
         sweep.run(launcher.wait)
@@ -64,10 +69,10 @@ def launch(plans: Sequence[Plan], launcher: Launcher, run: RunCell, config_dir: 
 @dataclass
 class _Sweep:
     backend: Backend
-    job: Callable[[Plan], CellJob]
+    job: Callable[[Part], CellJob | GroupJob]
     plans: dict[tuple, Plan]
     running: dict[tuple, str]  # job of a cell; "" for one that another command runs itself
-    waiting: list[Plan]
+    waiting: list[Part]
     outcome: Outcome
     mute: bool = False
 
@@ -75,12 +80,18 @@ class _Sweep:
         """Submit as many as there is room for, until every cell has ended; only once where nobody waits."""
         self.submit()
         if not wait:
-            self.outcome.left = len(self.running)
+            self.outcome.left = self.jobs
             return
         while self.running:
             time.sleep(POLL)
             self.look()
             self.submit()
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that wait or run; each process of another command counts as one."""
+        ids = list(self.running.values())
+        return len(set(ids) - {""}) + ids.count("")
 
     def leave(self, by_hand: bool) -> None:
         """The command is interrupted. At Ctrl-C, not at SIGTERM, the backend ends what it can."""
@@ -92,12 +103,13 @@ class _Sweep:
 
     def submit(self) -> None:
         """What waits, as far as there is room."""
-        while self.waiting and (room := self.backend.room(len(self.running))) > 0:
+        while self.waiting and (room := self.backend.room(self.jobs)) > 0:
             batch, self.waiting = self.waiting[:room], self.waiting[room:]
-            made = self.backend.submit([self.job(plan) for plan in batch])
-            for plan, (identifier, log) in zip(batch, made, strict=True):
-                submitted(plan, self.backend.name, identifier, log)
-                self.running[plan.key] = identifier
+            made = self.backend.submit([self.job(part) for part in batch])
+            for part, (identifier, log) in zip(batch, made, strict=True):
+                for plan in part:
+                    submitted(plan, self.backend.name, identifier, log)
+                    self.running[plan.key] = identifier
 
     def look(self) -> None:
         """Take out of `running` what has ended. A scheduler that does not answer for a while ends nothing."""
@@ -127,20 +139,39 @@ def close(plan: Plan, outcome: Outcome) -> None:
         print(f"done: {_name(plan)}, {len(plan.own)} rows", file=sys.stderr, flush=True)
 
 
-def _in_workers(todo: Sequence[Plan], launcher: Joblib, job: Callable[[Plan], CellJob], outcome: Outcome) -> None:
+def _in_workers(
+    parts: Sequence[Part], launcher: Joblib, job: Callable[[Part], CellJob | GroupJob], outcome: Outcome
+) -> None:
     from joblib import Parallel, delayed
 
     # at Ctrl-C the helper process of multiprocessing counts the semaphores that it then removes, on the terminal
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-    for plan in todo:
-        queue(plan, command(plan.composed.words))
-    Parallel(n_jobs=launcher.parallel, batch_size=1)(delayed(job(plan))() for plan in todo)
-    for plan in todo:
+    _queue(parts)
+    Parallel(n_jobs=launcher.parallel, batch_size=1)(delayed(job(part))() for part in parts)
+    for plan in (plan for part in parts for plan in part):
         close(plan, outcome)
 
 
-def _maker(run: RunCell, config_dir: Path) -> Callable[[Plan], CellJob]:
-    return lambda plan: CellJob(list(plan.composed.words), config_dir.resolve(), plan.path, plan.shard, run)
+def _parts(plans: Sequence[Plan], share: bool) -> list[Part]:
+    """What is a job: a cell, or cells that read the same prompts."""
+    if not share:
+        return [[plan] for plan in plans]
+    parts: list[Part] = []
+    for group in same_prompts(plans, lambda plan: plan.composed):
+        parts += [group] if can_share([plan.composed for plan in group]) else [[plan] for plan in group]
+    return parts
+
+
+def _queue(parts: Sequence[Part]) -> None:
+    for plan in (plan for part in parts for plan in part):
+        queue(plan, command(plan.composed.words))
+
+
+def _maker(run: RunCell, config_dir: Path) -> Callable[[Part], CellJob | GroupJob]:
+    def one(plan: Plan) -> CellJob:
+        return CellJob(list(plan.composed.words), config_dir.resolve(), plan.path, plan.shard, run)
+
+    return lambda part: one(part[0]) if len(part) == 1 else GroupJob([one(plan) for plan in part])
 
 
 def _running(plan: Plan, alive: set[str]) -> str | None:
@@ -170,6 +201,7 @@ def _name(plan: Plan) -> str:
     return f"{plan.path} shard {plan.shard}" if plan.shard else str(plan.path)
 
 
-def _count(cells: int, done: int, running: int, todo: int) -> None:
-    parts = [f"{cells} cells", f"{done} done", f"{running} running", f"{todo} to submit"]
-    print(": ".join([parts[0], ", ".join(parts[1:])]), file=sys.stderr, flush=True)
+def _count(cells: int, done: int, running: int, waiting: Sequence[Part]) -> None:
+    todo = sum(map(len, waiting))
+    jobs = f" as {len(waiting)} jobs" if len(waiting) < todo else ""
+    print(f"{cells} cells: {done} done, {running} running, {todo} to submit{jobs}", file=sys.stderr, flush=True)

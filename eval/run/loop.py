@@ -47,7 +47,12 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
             progress.advance(len(batch))
             cell.status("running")
     except NotFinite as error:
-        own = [batch[error.row]] if task.prompted else batch  # else the task asked in rows of its own
-        raise InputError(f"row {' or '.join(repr(one.id) for one in own)}: {error}", error.hint) from error
+        raise of_row(error, task, batch) from error
     finally:
         progress.close()
+
+
+def of_row(error: NotFinite, task: Task, batch: Sequence[Sample]) -> InputError:
+    """The error with the name of the sample that it is of."""
+    own = [batch[error.row]] if task.prompted else batch  # else the task asked in rows of its own
+    return InputError(f"row {' or '.join(repr(one.id) for one in own)}: {error}", error.hint)

@@ -18,29 +18,36 @@ from eval.run.plan import Plan
 
 if TYPE_CHECKING:
     from d2o.lab.lab import Lab
+    from d2o.lab.together import Sharing
     from d2o.models.loading import LoadedModel
     from d2o.models.outline import Outline
 
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
 
 
-def open_lab(planned: Plan, drawing: bool = False) -> Lab:
-    """The model of a cell under its method and budget; `drawing`: one that draws an atlas of what it is asked."""
+def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
+    """The model of a cell under its method and budget; `drawing`: one that draws an atlas of what it is asked;
+    `shared`: one for `share_labs`."""
     from d2o.lab.atlas import AtlasLab
     from d2o.lab.lab import Lab
+    from d2o.lab.together import SharedLab
 
     cfg = planned.composed.cfg
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": planned.task.longest}
     if planned.task.prompted and not planned.task.readings:
         options["graph"] = cfg.engine.graph
-    return (AtlasLab if drawing else Lab)(load_model(cfg), planned.method, cfg.budget, **options)
+    kind = AtlasLab if drawing else SharedLab if shared else Lab
+    return kind(load_model(cfg), planned.method, cfg.budget, **options)
 
 
-def answer_together(labs: Sequence[Lab], asked: tuple[Any, ...], most: int) -> list[Any]:
-    """What every lab answers to a batch that is read once for all. `asked`: the words of `Lab.answers`."""
-    from d2o.lab import together
+def share_labs(labs: Sequence[Lab], most: int) -> Sharing:
+    """Let labs of one model that were opened as `shared` ask together; `most`: caches held at once."""
+    from d2o.lab.together import Sharing
 
-    return together.answer_together(labs, *asked, most=most)
+    found = Sharing(most)
+    for lab in labs:
+        lab.sharing = found
+    return found
 
 
 def load_model(cfg: Any) -> LoadedModel:

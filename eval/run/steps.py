@@ -64,7 +64,7 @@ def _run(
     """Folders of the cells that are done, exit codes of the others. A cell's own text is left out where a table, or
     many cells of one word, come behind it."""
     if launcher:
-        return launch_all(cells, launcher, run, config_dir)
+        return launch_all(cells, launcher, run, config_dir, share)
     quiet = found.grouped or bool(found.tables) or len(found.jobs) > found.asked
     return run_grouped(cells, run, quiet) if share else run_all(found.jobs, cells, run, quiet)
 

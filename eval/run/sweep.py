@@ -70,13 +70,14 @@ def run_grouped(
 
 
 def launch_all(
-    composed: Sequence[Composed], launcher: Launcher, run: RunCell, config_dir: Path
+    composed: Sequence[Composed], launcher: Launcher, run: RunCell, config_dir: Path, share: bool
 ) -> tuple[list[Path], list[int]]:
-    """As `run_all`, by a launcher. Cells that cannot be planned are refused before anything is submitted."""
+    """As `run_all`, by a launcher, or with `share` as `run_grouped`. Cells that cannot be planned are refused before
+    anything is submitted."""
     plans, codes = _planned(composed)
     if not plans or codes and len(composed) == len(codes):
         return [], codes
-    outcome = launch(plans, launcher, run, config_dir)
+    outcome = launch(plans, launcher, run, config_dir, share)
     if outcome.left:
         print(f"{outcome.left} jobs submitted; `python scripts/status.py` shows them", file=sys.stderr)
     return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)

@@ -1,40 +1,44 @@
-"""Cells that read the same prompts: every prompt is read once, and answered for each cell that lacks its row.
+"""Cells that read the same prompts: every prompt is read once, and measured for each cell that lacks its row.
 
 The cells of a sweep over methods and budgets differ in what they keep of a prompt, not in the prompt. So all of them
-are opened, each row is made for all that lack it (d2o/engine/together.py), and each is written into its own cell as if
-that had run alone: with its own lock, status, config and resume. What is wrong with one ends that one.
+are opened, the task measures each batch for one cell after the other with labs that find what they ask together
+(d2o/lab/together.py), and each row is written into its own cell as if that had run alone: with its own lock, status,
+config and resume. What is wrong with one ends that one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from d2o.errors import InputError
+from d2o.errors import InputError, NotFinite
 from eval.cells.identity import Composed
 from eval.config.build import build
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
-from eval.run.loop import said_of_weights
-from eval.run.models import answer_together, open_lab
+from eval.run.loop import of_row, said_of_weights
+from eval.run.models import open_lab, share_labs
 from eval.run.plan import plan
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
-from eval.tasks.task import PromptTask, prompt_hash
+from eval.tasks.task import Task, prompt_hash
 
+Left = Callable[[Composed, Exception], None]
+T = TypeVar("T")
 MOST = 64  # caches that are held and answer at once; more are cut in turns while the prompt stays
 
 
-def same_prompts(cells: Sequence[Composed]) -> list[list[Composed]]:
-    """The cells in groups that read the same prompts in the same batches, in the order in which they were asked for."""
-    groups: dict[str, list[Composed]] = {}
+def same_prompts(cells: Sequence[T], of: Callable[[T], Composed] = lambda cell: cell) -> list[list[T]]:
+    """The cells in groups that read the same prompts in the same batches, in the order in which they were asked for;
+    `of`: the composed cell of each."""
+    groups: dict[str, list[T]] = {}
     for cell in cells:
-        cfg = cell.cfg
+        cfg = of(cell).cfg
         words = {key: cfg[key] for key in ("model", "task", "engine", "limit", "shard", "batch_size", "results_dir")}
         apart = "" if cfg.share_prefill and not cfg.atlas else f"{len(groups)} alone"
         groups.setdefault(OmegaConf.to_yaml(OmegaConf.create(words), resolve=True) + apart, []).append(cell)
@@ -42,26 +46,29 @@ def same_prompts(cells: Sequence[Composed]) -> list[list[Composed]]:
 
 
 def can_share(cells: Sequence[Composed]) -> bool:
-    """Whether there are several cells, a group of `same_prompts`, and their task asks prompts and measures nothing."""
+    """Whether there are several cells, a group of `same_prompts`, and their task does not measure times."""
     if len(cells) < 2:
         return False
     try:
         task = build(cells[0].cfg.task, "task", cells[0].cfg.plugins)
     except InputError:  # said when the first of them is run
         return False
-    return isinstance(task, PromptTask) and type(task).measure is PromptTask.measure
+    return not task.timed
 
 
 class Group:
-    """The open cells of a group, answered batch by batch. `codes`: exit codes of those that failed."""
+    """The open cells of a group, answered batch by batch. `codes`: exit codes of those that failed; `left` is told of
+    each that could not be opened, whose status says nothing yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Left) -> None:
+        self.left = left
         self.open: list[Open] = []
         self.known: set[tuple] = set()
         self.read: dict[tuple, list[Sample]] = {}  # the samples of the task, made once
         self.labs: dict[int, Any] = {}
         self.stacks: dict[int, ExitStack] = {}
         self.codes: list[int] = []
+        self.said: set[str] = set()
 
     def add(self, composed: Composed) -> None:
         """Open a cell; one that cannot be opened is reported and left out."""
@@ -73,7 +80,8 @@ class Group:
             self.known.add(planned.key)
             one = stack.enter_context(open_cell(planned, time.monotonic()))
         except Exception as error:
-            self.codes.append(report(error))
+            self._say(error)
+            self.left(composed, error)
             return
         self.open.append(one)
         self.stacks[id(one)] = stack
@@ -81,9 +89,16 @@ class Group:
     def drop(self, one: Open, error: BaseException) -> None:
         """Close a cell that failed: its status says why, the others go on."""
         self.open.remove(one)
+        self.labs.pop(id(one), None)
         stack = self.stacks.pop(id(one))
         stack.__exit__(type(error), error, error.__traceback__)
-        self.codes.append(report(error))
+        self._say(error)
+
+    def _say(self, error: BaseException) -> None:
+        """What is wrong with many is said once."""
+        known = isinstance(error, InputError) and str(error) in self.said
+        self.codes.append(2 if known else report(error))
+        self.said.add(str(error))
 
     def close(self, error: BaseException | None) -> None:
         """Close what is still open; `error`: what ended all of it."""
@@ -94,47 +109,67 @@ class Group:
 
     def answer(self) -> None:
         """A row for every sample that a cell lacks."""
-        wanted: dict[str, Sample] = {sample.id: sample for one in self.open for sample in one.todo}
-        order = [sample for sample in self.open[0].planned.own if sample.id in wanted] if self.open else []
-        if not order:
+        lacking = {id(one): {sample.id for sample in one.todo} for one in self.open if one.todo}
+        if not lacking:
             return
-        task, size = self.open[0].planned.task, self.open[0].planned.composed.cfg.batch_size
-        for one in self.open:
-            self.labs[id(one)] = open_lab(one.planned)
-            one.cell.status("queued")
-        first = self.labs[id(self.open[0])]
-        task.begin(order, first)
-        for lab in self.labs.values():
-            lab.longest = first.longest
-        lacking = {id(one): {sample.id for sample in one.todo} for one in self.open}
-        progress = Progress(f"{len(self.open)} cells", 0, sum(map(len, lacking.values())))
+        wanted, first = set().union(*lacking.values()), self.open[0].planned
+        order = [sample for sample in first.own if sample.id in wanted]
+        task, sharing = first.task, self._labs(first.task, order)
+        progress = Progress(f"{len(lacking)} cells", 0, sum(map(len, lacking.values())))
         try:
-            for batch in task.in_batches(order, size):
-                progress.advance(self._batch(task, batch, lacking))
+            for batch in task.in_batches(order, first.composed.cfg.batch_size) if self.labs else ():
+                progress.advance(self._batch(task, batch, lacking, sharing))
         finally:
             progress.close()
 
-    def _batch(self, task: PromptTask, batch: Sequence[Sample], lacking: dict[int, set[str]]) -> int:
+    def _labs(self, task: Task, order: Sequence[Sample]) -> Any:
+        """Labs for the cells that lack rows, begun; what they share (d2o.lab.together.Sharing)."""
+        asked = [one for one in self.open if one.todo]
+        for one in asked:
+            with self._guarded(one):
+                self.labs[id(one)] = open_lab(one.planned, shared=True)
+                one.cell.status("queued")
+        sharing = share_labs(list(self.labs.values()), MOST)
+        for one in (one for one in asked if id(one) in self.labs):
+            with self._guarded(one):
+                task.begin(order, self.labs[id(one)])
+        return sharing
+
+    def _batch(self, task: Task, batch: Sequence[Sample], lacking: dict[int, set[str]], sharing: Any) -> int:
         """One batch for the cells that lack any of it; how many rows were written."""
-        asked = [one for one in self.open if any(sample.id in lacking[id(one)] for sample in batch)]
-        labs, written = [self.labs[id(one)] for one in asked], 0
-        for one, (found, readers) in zip(asked, answer_together(labs, task.asked(batch), MOST), strict=True):
-            if isinstance(found, InputError):
-                self.drop(one, found)
-                continue
-            for sample, fields in zip(batch, task.rows(batch, found), strict=True):
-                if sample.id in lacking[id(one)]:
-                    shared = {"prefill_shared": readers} if readers > 1 else {}
-                    shared |= said_of_weights(self.labs[id(one)])
-                    one.cell.write({"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)})
-                    written += 1
-            one.cell.status("running")
+        ids = [sample.id for sample in batch]
+        todo = [one for one in self.open if not lacking.get(id(one), set()).isdisjoint(ids)]
+        asked = {id(self.labs[id(one)]): one for one in todo}
+        written = 0
+        for lab in sharing.in_turn([self.labs[id(one)] for one in todo]):
+            one = asked[id(lab)]
+            with self._guarded(one, task, batch):
+                for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
+                    if sample.id in lacking[id(one)]:
+                        shared = {"prefill_shared": lab.readers} if lab.readers > 1 else {}
+                        shared |= said_of_weights(lab)
+                        one.cell.write({"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)})
+                        written += 1
+                one.cell.status("running")
         return written
 
+    @contextmanager
+    def _guarded(self, one: Open, task: Task | None = None, batch: Sequence[Sample] = ()) -> Iterator[None]:
+        """What goes wrong in here ends this cell alone; `batch`: the samples that were measured."""
+        try:
+            yield
+        except NotFinite as error:
+            self.drop(one, of_row(error, task, batch) if task else error)
+        except Exception as error:
+            self.drop(one, error)
 
-def run_together(cells: Sequence[Composed]) -> tuple[list[tuple[Path, str]], list[int]]:
-    """Run the cells of one group: folder and closing text of those that are done, exit codes of the others."""
-    group, done = Group(), []
+
+def run_together(
+    cells: Sequence[Composed], left: Left = lambda cell, error: None
+) -> tuple[list[tuple[Path, str]], list[int]]:
+    """Run the cells of one group: folder and closing text of those that are done, exit codes of the others; `left`: see
+    Group."""
+    group, done = Group(left), []
     try:
         for composed in cells:
             group.add(composed)

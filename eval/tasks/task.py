@@ -28,11 +28,12 @@ class Task:
     readings  True: its rows hold readings besides, or in place of, a prediction
     batched   True: `measure` takes as many samples at once as `batch_size` says; else one
     prompted  True: a row is a prompt and its answer, of which an atlas can be drawn
+    timed     True: what it measures are times, so its cells run one by one (eval/run/together.py)
     """
 
     name = ""
     question = "before"
-    readings, batched, prompted = True, False, False
+    readings, batched, prompted, timed = True, False, False, False
 
     @property
     def longest(self) -> int | None:

@@ -53,7 +53,7 @@ class Efficiency(Task):
                CPU it has to be given)
     """
 
-    name = "efficiency"
+    name, timed = "efficiency", True
 
     def __init__(
         self,

@@ -75,6 +75,7 @@ class Needle(Task):
         self.repeats, self.seed = repeats, seed
         self.needles, self.needle, self.ask, self.answer = needles, needle, ask, answer
         self.haystack, self.question, self.chat, self.new = haystack, question, chat, max_new_tokens
+        self._built: tuple[Any, ...] = ()
 
     @property
     def own(self) -> bool:
@@ -167,7 +168,14 @@ class Needle(Task):
         return (lab.window - self.max_new_tokens) * length // steps if steps else length
 
     def _case(self, sample: Sample, lab: Any) -> tuple[Any, Any]:
-        meta, length = sample.meta, self._tokens(sample, lab)
+        """A sample's case and prompt; the last one is kept, since a sweep measures it for many cells (lab.loaded)."""
+        length, model = self._tokens(sample, lab), getattr(lab, "loaded", lab)
+        if self._built[:3] != (sample.id, length, model):
+            self._built = (sample.id, length, model, self._build(sample, length, lab))
+        return self._built[3]
+
+    def _build(self, sample: Sample, length: int, lab: Any) -> tuple[Any, Any]:
+        meta = sample.meta
         draw = f"{self.name}:{self.seed}:{length}:{meta['depth']:g}:{meta['repeat']}"
         hay = Hay(self._text, draw, meta["repeat"])
         return build(self.facts(draw), lab, length, meta["depth"], self.chat, hay)

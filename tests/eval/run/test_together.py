@@ -91,9 +91,10 @@ def test_who_reads_together():
             for words in (
                 "method=h2o task=mini_single", "method=d2o task=mini_single budget=.1", "method=h2o task=mini_code",
                 "method=h2o task=mini_single batch_size=2", "method=tova task=mini_single share_prefill=false",
-                "method=h2o task=needle", "method=d2o task=needle",
+                "method=h2o task=needle", "method=d2o task=needle", "method=h2o task=efficiency",
+                "method=d2o task=efficiency",
             )
         ]  # fmt: skip
     groups = same_prompts(cells)
-    assert [len(group) for group in groups] == [2, 1, 1, 1, 2]
-    assert [can_share(group) for group in groups] == [True, False, False, False, False]
+    assert [len(group) for group in groups] == [2, 1, 1, 1, 2, 2]
+    assert [can_share(group) for group in groups] == [True, False, False, False, True, False]
