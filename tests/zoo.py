@@ -45,6 +45,7 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.headwise import headwise
 from baselines.over.layerwise import layerwise
 from baselines.prefill.keydiff import KeyDiff
+from baselines.prefill.kvzip import KVzip
 from baselines.prefill.lagkv import LagKV
 from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
@@ -141,6 +142,7 @@ ADDED = added(LISTED.values()) | {  # and further knobs of them
     "headwise_expected": functools.partial(headwise, "expected_attention"),
     "layerwise_snapkv": functools.partial(layerwise, "snapkv", "variance", base_args={"window": 8}),
     "layerwise_keydiff": functools.partial(layerwise, "keydiff", "pyramid", 4),
+    "kvzip_layer": functools.partial(KVzip, "layer", 2, 32),
     "lagkv_short": functools.partial(LagKV, lag=8),
     "keydiff_blocks": functools.partial(KeyDiff, block=16, reading="blocks"),
 }
