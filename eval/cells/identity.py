@@ -20,8 +20,9 @@ PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
-ADDED = {"model.chat_options": None, "model.strip_thinking": True, "method.merge_into": "all",
-         "method.decoding": "grow", "method.value_norm": False, "method.sink_tokens": 0}  # fmt: skip
+ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
+         "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
+         "method.sink_tokens": 0}  # fmt: skip
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
 
 

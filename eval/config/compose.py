@@ -22,6 +22,8 @@ from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
 from eval.config import ranges, schema, targets
+from eval.config.habits import check_hydra
+from eval.config.overlay import root
 from eval.config.words import Words
 
 FEW_NAMES = 30  # names that still make a readable hint
@@ -35,7 +37,7 @@ def configs(config_dir: Path) -> Iterator[None]:
     In them `${repo:models/x}` is a place in the repository, wherever the command is run from.
     """
     schema.register_schema()
-    OmegaConf.register_new_resolver("repo", lambda place: str(config_dir.resolve().parent / place), replace=True)
+    OmegaConf.register_new_resolver("repo", lambda place: str(root(config_dir) / place), replace=True)
     _plain.cache_clear()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
@@ -113,6 +115,7 @@ def _check_form(override: Override) -> None:
     last = override.key_or_group.split(".")[-1]
     if last != "_target_" and last.startswith("_") and last.endswith("_"):
         raise InputError(f"{word!r} says how something is called, not what it is", "leave it out")
+    check_hydra(word, override.key_or_group, override.value() if override.value_type else None)
     if override.key_or_group.startswith("hydra"):
         raise InputError(f"{word!r} is a setting of Hydra, which this command does not read", "leave it out")
     if override.is_delete():

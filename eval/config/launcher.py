@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2o.errors import InputError
+from eval.config.habits import knob_hint, launcher_hint
 from eval.config.words import Words
 
 GROUP, PREFIX = "hydra/launcher", "hydra.launcher."
@@ -91,7 +92,8 @@ def check_launcher(launcher: Launcher | None) -> None:
 
 def _launcher(name: str, turned: Words, config_dir: Path) -> Launcher:
     if name not in LAUNCHERS:
-        raise InputError(f"unknown launcher {name!r}", f"{GROUP} is one of {', '.join(LAUNCHERS)}")
+        hint = launcher_hint(name) or f"{GROUP} is one of {', '.join(LAUNCHERS)}"
+        raise InputError(f"unknown launcher {name!r}", hint)
     _check_knobs(name, turned)
     made = _made(name, turned, config_dir)
     for key, least in LEAST_KNOBS.items():
@@ -107,7 +109,8 @@ def _check_knobs(name: str, turned: Words) -> None:
     for text, key, value in turned.parsed:
         knob = key.removeprefix(PREFIX)
         if knob.split(".")[0] not in known or value is None:
-            close = difflib.get_close_matches(knob, known, n=1)
+            ours = knob_hint(knob)
+            close = [ours] if ours in known else difflib.get_close_matches(knob, known, n=1)
             hint = f"did you mean {PREFIX}{close[0]}? " if close else ""
             raise InputError(f"unknown key in {text!r}", f"{hint}{name} has {', '.join(known)}")
 
