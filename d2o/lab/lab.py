@@ -53,6 +53,7 @@ class Lab:
             span = engine.windows[0]
             what = f"every layer of {self.loaded.name} has a sliding window of {span} tokens: none takes a budget"
             raise InputError(what, f"keep texts within the window: model.window={span}; or type method=full")
+        engine.about.words = self.ids
         return engine
 
     @cached_property

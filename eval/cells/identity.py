@@ -20,9 +20,10 @@ PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
-ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.system": None,
-         "method.merge_into": "all",
-         "method.decoding": "grow", "method.value_norm": False, "method.sink_tokens": 0}  # fmt: skip
+ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
+         "model.system": None,
+         "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
+         "method.sink_tokens": 0}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
 ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
