@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from d2o.errors import InputError
 from eval.cells.identity import Composed
-from eval.run.models import outline_of
+from eval.run.models import reader_of
 from eval.run.plan import plan
 from eval.run.together import same_prompts
 from eval.tasks.sample import Sample
@@ -22,12 +22,9 @@ def print_prompts(cells: Sequence[Composed], count: int) -> int:
         if not isinstance(planned.task, PromptTask):
             what = f"{planned.task.name} writes its prompts beside the model, row by row"
             raise InputError(what, "show= is for tasks of prompts and answers; look into the rows of limit=3")
-        found = outline_of(cell.cfg)
-        if found is None:
+        lab = reader_of(planned)
+        if lab is None:
             raise InputError("the model's tokenizer is not here", "run it once with limit=1, which fetches the model")
-        from d2o.lab.lab import Lab
-
-        lab = Lab(found.loaded, planned.method, cell.cfg.budget)
         for sample in planned.own[:count]:
             print(shown(sample, planned.task, lab), end="\n\n", flush=True)
     return 0
