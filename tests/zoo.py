@@ -37,6 +37,8 @@ from transformers import (
 
 from baselines.adakv import AdaKV
 from baselines.cam import cam
+from baselines.decode.d2o_counted import CountedD2O
+from baselines.decode.keepkv import KeepKV
 from baselines.decode.triattention import TriAttention
 from baselines.full import Full
 from baselines.h2o import H2O
@@ -121,8 +123,6 @@ LISTED = {
     "d2o": D2O,
     "d2o_uniform": functools.partial(D2O, layer_budgets="uniform"),
     "d2o_drop": functools.partial(D2O, merge=False),
-    "d2o_older": functools.partial(D2O, merge_into="older"),
-    "d2o_values": functools.partial(D2O, merge="values"),
     "d2o_protected": functools.partial(D2O, protected_layers=[0]),
     "d2o_official": functools.partial(D2O, variant="official", budget_accounting="nominal"),
     "pyramidkv": functools.partial(PyramidKV, window=4, beta=4),
@@ -142,6 +142,10 @@ CALIBRATED = {name: functools.partial(one, stats="prompt") for name, one in
 ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and further knobs of them
     "snapkv_evict": functools.partial(SnapKV, window=8, decoding="evict"),
     "h2o_vatp": functools.partial(H2O, value_norm=True, sink_tokens=3),
+    "d2o_older": functools.partial(D2O, merge_into="older"),
+    "d2o_values": functools.partial(D2O, merge="values"),
+    "d2o_counted_bound": functools.partial(CountedD2O, merge_into="older", hold="bound"),
+    "keepkv_last": functools.partial(KeepKV, threshold=0.3, merge_first=False, window=8),
     "chunkkv_h2o": functools.partial(chunkkv, "h2o", 8),
     "headwise_expected": functools.partial(headwise, "expected_attention"),
     "layerwise_snapkv": functools.partial(layerwise, "snapkv", "variance", base_args={"window": 8}),
@@ -167,7 +171,7 @@ PLAIN += [name for name, method in ADDED.items() if is_plain(method())]
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them
 FEW = ("llama_gqa", "falcon_new", "phi3", "qwen3", "gemma")
 LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova",
-         "locret", "locret_original", "d2o_older", "d2o_values")
+         "locret", "locret_original")
 
 
 def thin(family: str, name: str) -> bool:
