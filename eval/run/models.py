@@ -89,7 +89,25 @@ def size_cell(planned: Plan) -> Size:
 
         lab = Lab(found.loaded, planned.method, cfg.budget)
         prompts, new = [task.encode(sample, lab).tokens for sample in missing], task.max_new_tokens
-    return Size(prompts, new, found.token_bytes, Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts)))
+    slots = Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts))
+    return Size(prompts, new, found.token_bytes, slots, _reading(planned, found))
+
+
+def _reading(planned: Plan, found: Outline) -> str | None:
+    """The same for two cells that read a prompt together, None for one that reads apart."""
+    import torch
+
+    from d2o.engine.reading import planned_reading
+    from d2o.models.loading import resolve_device
+    from d2o.models.outline import dtype_of
+
+    cfg, model = planned.composed.cfg, found.loaded.model
+    device = resolve_device(cfg.engine.device)
+    dtype = dtype_of(cfg.model, cfg.engine.dtype, device) or str(model.dtype).removeprefix("torch.")
+    like = torch.empty(0, dtype=getattr(torch, dtype), device=device)
+    longest = planned.task.longest or found.loaded.window
+    kind = planned_reading(model, planned.method, Budget(cfg.budget, found.token_bytes or 0), longest, like)
+    return None if kind is None or cfg.engine.graph else str(kind)
 
 
 def check_size(planned: Plan) -> None:

@@ -40,7 +40,7 @@ def run_command(
     if codes and found.asked == 1:
         return max(codes)  # a slip of the hand in a group must not start its other half
     if dry_run:
-        return print_dry_run(cells, size) or max(codes, default=0)
+        return print_dry_run(cells, size, share) or max(codes, default=0)
     check_launcher(launcher)
     if sweep or launcher:
         remember(cells)

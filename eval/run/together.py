@@ -23,7 +23,7 @@ from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
 from eval.run.loop import of_row, said_of_weights
 from eval.run.models import open_lab, share_labs
-from eval.run.plan import plan
+from eval.run.plan import Plan, plan
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
@@ -54,6 +54,16 @@ def can_share(cells: Sequence[Composed]) -> bool:
     except InputError:  # said when the first of them is run
         return False
     return not task.timed
+
+
+def runs(plans: Sequence[Plan], share: bool) -> list[list[Plan]]:
+    """What is run at once, and is one job of a launcher: a cell, or with `share` cells that read the same prompts."""
+    if not share:
+        return [[plan] for plan in plans]
+    found: list[list[Plan]] = []
+    for group in same_prompts(plans, lambda plan: plan.composed):
+        found += [group] if can_share([plan.composed for plan in group]) else [[plan] for plan in group]
+    return found
 
 
 class Group:
