@@ -64,11 +64,8 @@ class Table:
         yield f"read apart: {', '.join(apart) or 'none'}"
         generate(self.full, [self.prompts[0][:64]], 2)  # what is made once is nobody's
         sharing = [engine for engine in engines if shares_prefill(engine)]
-        yield self._memory(sharing)
-        full, reading, cutting = self._prefills(sharing, max(rounds, 2), clock)
-        yield f"one prefill of the full cache {full:.2f} s"
-        yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x"
-        yield f"and with every cut {cutting:.2f} s, {cutting / full:.2f}x"
+        if alone == "all":
+            yield from self._parts(sharing, max(rounds, 2), clock)
         together, answers = _least(rounds, clock, lambda: generate_together(engines, self.prompts, self.new, most=most))
         yield f"the table together {together:.2f} s"
         single, _ = _least(rounds, clock, lambda: generate(self.full, self.prompts, self.new))
@@ -107,6 +104,14 @@ class Table:
         full, table, held = (size / 2**20 for size in (*sizes, sum(kept)))
         yield f"peak of the full cache's run {full:.0f} MiB, of the table {table:.0f} MiB, kept {held:.0f} MiB"
         yield f"by {peak.by}: what is beyond the kept is {(table - held) / max(full, 1):.2f}x of the full cache's peak"
+
+    def _parts(self, sharing: Sequence[Engine], rounds: int, clock: Clock) -> Iterator[str]:
+        """Lines on the prefill by itself."""
+        yield self._memory(sharing)
+        full, reading, cutting = self._prefills(sharing, rounds, clock)
+        yield f"one prefill of the full cache {full:.2f} s"
+        yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x"
+        yield f"and with every cut {cutting:.2f} s, {cutting / full:.2f}x"
 
     def _memory(self, engines: Sequence[Engine]) -> str:
         reading = Reading(engines, self.prompts, self.new, late=True)
