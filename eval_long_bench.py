@@ -5,7 +5,8 @@ python eval_long_bench.py results_dir=DIR scorer=official|fixed json=FILE
 python eval_long_bench.py report=true                one HTML page of it all, results/report.html; plots=true: figures
 python eval_long_bench.py table=NAME                 a table of configs/table; format=markdown|csv|latex|html out=FILE
 python eval_long_bench.py table=NAME against=published   measured less published, and what differs in the protocols
-python eval_long_bench.py preds=DIR json=FILE        a folder of <set>.jsonl, FILE gets {"scores": {set: number}}
+python eval_long_bench.py preds=DIR json=FILE        predictions of LongBench, KVCache-Factory, kvpress or lm-eval
+python eval_long_bench.py export=longbench|lm_eval out=DIR   our cells in the layout of another
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ def main(words: list[str]) -> None:
     from eval.config.score_config import read_score_config
 
     config = read_score_config(words, CONFIGS)
-    for key in ("json", "report", "out"):
+    for key in ("json", "report", *(() if config.export else ("out",))):
         if isinstance(getattr(config, key), str):
             check_target(key, Path(getattr(config, key)))
     if config.table is not None:
         print_table(config)
+    elif config.export is not None:
+        write_export(config)
     else:
         score(config)
 
@@ -66,6 +69,15 @@ def print_table(config: Any) -> None:
     else:
         write_text(Path(config.out), text.rstrip("\n") + "\n")
         note(f"wrote {config.out}")
+
+
+def write_export(config: Any) -> None:
+    """The cells in the layout of another, under out=DIR."""
+    from eval.tables.foreign.export import export
+
+    target = Path(config.out)
+    files = export(Path(config.results_dir), config.export, target, config.scorer, note)
+    print(f"wrote {len(files)} files to {target}")
 
 
 def score_results(config: Any) -> tuple[str, dict[str, Any]]:
@@ -111,8 +123,8 @@ def draw_all(results: list[Any], config: Any) -> None:
 def score_preds(config: Any) -> tuple[str, dict[str, Any]]:
     """A foreign folder: the table to print, and what the JSON file gets."""
     from eval.scores.score import rounded
+    from eval.tables.foreign.score import score_folder
     from eval.tables.text import folder_table
-    from eval.tasks.longbench.foreign import score_folder
 
     results = score_folder(Path(config.preds), config.scorer, config.e, config.buckets, note)
     record: dict[str, Any] = {"scores": {r.folder: rounded(r.score.value) for r in results}}

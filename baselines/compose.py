@@ -36,7 +36,7 @@ def chosen(owner: str, base: str, base_args: Mapping[str, Any] | None, hint: str
 
 
 def _class_of(owner: str, name: str, hint: str) -> type[KVLayer]:
-    places = [f"baselines{room}.{name}" for room in ROOMS if name.isidentifier()]
+    places = [f"{__package__}{room}.{name}" for room in ROOMS if name.isidentifier()]
     module = next((importlib.import_module(x) for x in places if importlib.util.find_spec(x)), None)
     if module is None:
         raise InputError(f"{owner} has no base={name!r}", hint)

@@ -23,7 +23,6 @@ from d2o.engine.engine import Engine, check_prompts
 from d2o.engine.reader import Reader
 from d2o.engine.switch import find_switch
 from d2o.errors import InputError, NotFinite
-from d2o.kernels.fused import serves
 from d2o.layer import KVLayer
 from d2o.models.support import unusual_logits
 
@@ -170,35 +169,17 @@ def _or_refused(work: Callable[..., Prefilled], *words: Any) -> Prefilled | Inpu
 
 
 def alike(engines: Sequence[Engine]) -> list[list[int]]:
-    """Places of the engines that can read a prompt together; one that cannot is alone."""
+    """Places of the engines that can read a prompt together; one that cannot is alone. In float32 on a CPU one kernel
+    serves all methods, whatever they ask to see (d2o/kernels/block.py), so company changes no bit of what is read."""
     groups: dict[tuple, list[int]] = {}
     for i, engine in enumerate(engines):
-        kind = kind_of_reading(engine)
-        groups.setdefault((i,) if kind is None else (id(engine.model), *kind), []).append(i)
+        key = (id(engine.model), engine.chunk) if shares_prefill(engine) else (i,)
+        groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 
-def kind_of_reading(engine: Engine, like: Tensor | None = None) -> tuple[int | None, bool] | None:
-    """What engines of one model that read a prompt together have in common; None for one that reads apart. `like [0]`:
-    a tensor of the dtype and the device that the model will have, where it is but a shape.
-
-    Where attention takes the sums of all rows along in its own pass (float32 on a CPU), those whose method asks for
-    them and those whose does not read apart: the two kernels round a logit differently, and alone each has its own.
-    """
-    return (engine.chunk, sums_along(engine, like)) if shares_prefill(engine) else None
-
-
-def planned_reading(
-    model: nn.Module, method: Callable[[], KVLayer], budget: Budget, longest: int, like: Tensor
-) -> tuple[int | None, bool] | None:
-    """kind_of_reading before there are weights, of a `model` that is but a shape; `like [0]`: see there."""
+def will_share(model: nn.Module, method: Callable[[], KVLayer], budget: Budget, longest: int) -> bool:
+    """shares_prefill before there are weights, of a `model` that is but a shape."""
     engine = Engine(model, method, budget, longest=longest)
     engine.switch = find_switch(model)
-    return kind_of_reading(engine, like)
-
-
-def sums_along(engine: Engine, like: Tensor | None = None) -> bool:
-    """Whether the engine, alone, reads a prompt with the kernel that takes the sums of all rows along; `like [0]` as in
-    kind_of_reading."""
-    served = serves(next(engine.model.parameters()) if like is None else like)
-    return served and engine.prototype.rows == "all" and not engine.budget.whole
+    return shares_prefill(engine)

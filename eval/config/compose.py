@@ -22,6 +22,8 @@ from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
 from eval.config import ranges, schema, targets
+from eval.config.habits import check_hydra
+from eval.config.overlay import root
 from eval.config.words import Words
 
 FEW_NAMES = 30  # names that still make a readable hint
@@ -35,7 +37,7 @@ def configs(config_dir: Path) -> Iterator[None]:
     In them `${repo:models/x}` is a place in the repository, wherever the command is run from.
     """
     schema.register_schema()
-    OmegaConf.register_new_resolver("repo", lambda place: str(config_dir.resolve().parent / place), replace=True)
+    OmegaConf.register_new_resolver("repo", lambda place: str(root(config_dir) / place), replace=True)
     _plain.cache_clear()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
@@ -113,6 +115,7 @@ def _check_form(override: Override) -> None:
     last = override.key_or_group.split(".")[-1]
     if last != "_target_" and last.startswith("_") and last.endswith("_"):
         raise InputError(f"{word!r} says how something is called, not what it is", "leave it out")
+    check_hydra(word, override.key_or_group, override.value() if override.value_type else None)
     if override.key_or_group.startswith("hydra"):
         raise InputError(f"{word!r} is a setting of Hydra, which this command does not read", "leave it out")
     if override.is_delete():
@@ -129,6 +132,7 @@ def _check_choice(override: Override, config_dir: Path) -> None:
     known = options(config_dir, group)
     if value not in known:
         names = ", ".join(known) if len(known) <= FEW_NAMES else f"the {len(known)} that --help lists"
+        names += "; or a folder, or ORG/NAME of the hub" if group == "model" else ""
         raise InputError(f"unknown {group} {value!r}", f"{_did_you_mean(str(value), known)}{group} is one of {names}")
 
 
@@ -154,10 +158,10 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
     """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
-    may also be a size, which ranges.check_ranges reads.
+    may also be a size, and batch_size auto, which ranges.check_ranges reads.
     """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
-    if key == "budget" or after is None or before is None:
+    if key in ("budget", "batch_size") or after is None or before is None:
         return
     if isinstance(before, bool) and not isinstance(after, bool):
         raise InputError(f"{key}={after} is neither true nor false", f"write {key}={str(before).lower()}")

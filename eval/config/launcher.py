@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2o.errors import InputError
+from eval.config.habits import knob_hint, launcher_hint
 from eval.config.words import Words
 
+MOST_SHOWN = 1000
 GROUP, PREFIX = "hydra/launcher", "hydra.launcher."
 LEAST_KNOBS = {"parallel": 1, "gpus": 0, "cpus": 1, "timeout_min": 1, "requeues": 0, "signal_s": 1}
 
@@ -81,6 +83,14 @@ def take_dry_run(words: Words) -> tuple[bool, Words]:
     return words.get("dry_run") == "true", words.without("dry_run")
 
 
+def take_show(words: Words) -> tuple[int, Words]:
+    """How many prompts `show=3` asks for, 0 without it, and the other words. Raises InputError."""
+    asked = words.get("show", "0")
+    if words.only("show") and not (asked.isascii() and asked.isdigit() and 0 < int(asked) <= MOST_SHOWN):
+        raise InputError(f"show={asked} is no number of prompts from 1 to {MOST_SHOWN}", "write show=3")
+    return int(asked), words.without("show")
+
+
 def check_launcher(launcher: Launcher | None) -> None:
     """Raises InputError for Slurm on a machine that has none."""
     for program in ("sbatch", "squeue", "srun") if isinstance(launcher, Slurm) else ():
@@ -91,7 +101,8 @@ def check_launcher(launcher: Launcher | None) -> None:
 
 def _launcher(name: str, turned: Words, config_dir: Path) -> Launcher:
     if name not in LAUNCHERS:
-        raise InputError(f"unknown launcher {name!r}", f"{GROUP} is one of {', '.join(LAUNCHERS)}")
+        hint = launcher_hint(name) or f"{GROUP} is one of {', '.join(LAUNCHERS)}"
+        raise InputError(f"unknown launcher {name!r}", hint)
     _check_knobs(name, turned)
     made = _made(name, turned, config_dir)
     for key, least in LEAST_KNOBS.items():
@@ -107,7 +118,8 @@ def _check_knobs(name: str, turned: Words) -> None:
     for text, key, value in turned.parsed:
         knob = key.removeprefix(PREFIX)
         if knob.split(".")[0] not in known or value is None:
-            close = difflib.get_close_matches(knob, known, n=1)
+            ours = knob_hint(knob)
+            close = [ours] if ours in known else difflib.get_close_matches(knob, known, n=1)
             hint = f"did you mean {PREFIX}{close[0]}? " if close else ""
             raise InputError(f"unknown key in {text!r}", f"{hint}{name} has {', '.join(known)}")
 

@@ -31,10 +31,12 @@ class ScoreConfig:
     out: str | None = None
     where: list[str] | None = None
     against: str | None = None
+    export: str | None = None
     report: Any = False
     plots: Any = False
 
 
+EXPORTS = ("longbench", "lm_eval")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
 SCORE_KEYS = tuple(field.name for field in fields(ScoreConfig))
 
@@ -48,6 +50,7 @@ def read_score_config(words: Sequence[str], config_dir: Path) -> ScoreConfig:
     config = _composed(given.without("table"), config_dir)  # table/ is a folder of configs, which Hydra would look into
     config.table = given.get("table") or None
     _check_targets(config)
+    _check_export(config)
     _check_table(config)
     if not config.results_dir:
         raise InputError("results_dir= is empty", "results_dir= names the folder that run_pred.py wrote to")
@@ -71,6 +74,19 @@ def _check_targets(config: ScoreConfig) -> None:
             raise InputError(f"{key}={value} with preds={config.preds}", f"{key}= shows cells: give results_dir=")
 
 
+def _check_export(config: ScoreConfig) -> None:
+    """A layout that is known, a folder to write to, and nothing that shows a table."""
+    if config.export is None:
+        return
+    if config.export not in EXPORTS:
+        raise InputError(f"export={config.export} is unknown", f"export is one of {', '.join(EXPORTS)}")
+    if not config.out or Path(config.out).is_file():
+        raise InputError(f"export={config.export} with out={config.out}", "out= names the folder to write to")
+    for key in ("preds", "table", "json", "report", "plots"):
+        if getattr(config, key):
+            raise InputError(f"export={config.export} does not go with {key}=", f"leave {key}= out")
+
+
 def _check_table(config: ScoreConfig) -> None:
     """What belongs to a table, and what a table does not go with."""
     if config.format not in FORMATS:
@@ -81,7 +97,7 @@ def _check_table(config: ScoreConfig) -> None:
         if "=" not in word:
             raise InputError(f"{word!r} in where= is no key=value", "write where=[seed=0]")
     if config.table is None:
-        for key in ("out", "where", "against"):
+        for key in ("where", "against", *(() if config.export else ("out",))):
             if getattr(config, key) is not None:
                 raise InputError(f"{key}= is of a table, and none is named", "add table=NAME")
         if config.format != "terminal":

@@ -122,14 +122,18 @@ def _means_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def folder_table(results: Sequence[CellResult]) -> str:
-    """Scores of a foreign folder by set, and the means for which every set is there."""
+    """Scores of a foreign folder by set, and the means of each of its runs for which every set is there."""
     labels = list(dict.fromkeys(label for result in results for label in result.buckets))
+    said = [key for key in ("model", "method", "budget") if any(result.cell.get(key) for result in results)]
     rows = [
-        [r.folder, str(r.score.n), number(r.score.value), *(_bucket(r, label) for label in labels)] for r in results
+        [r.folder, *(str(r.cell.get(key) or "") for key in said), str(r.score.n), number(r.score.value)]
+        + [_bucket(r, label) for label in labels]
+        for r in results
     ]
-    text = markdown(["set", "rows", "score", *labels], rows)
+    text = markdown(["set", *said, "rows", "score", *labels], rows, left=1 + len(said))
     for record in aggregates(results):
-        text += "\n\n" + markdown(["mean", "score"], [[name, number(value)] for name, value in record["means"].items()])
+        shown = [[name, number(value)] for name, value in record["means"].items()]
+        text += "\n\n" + markdown([f"mean of {record['run']}" if record["run"] else "mean", "score"], shown)
     return text
 
 

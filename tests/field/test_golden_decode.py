@@ -7,7 +7,9 @@ So each cut is checked from the official slots of the one before it, which are l
 import torch
 from golden import cases, close, drive, same
 
+from baselines.decode.cake import CAKE, by_preference
 from baselines.decode.rkv import RKV
+from d2o.rows import LastRows
 
 
 def staged(layer, slots, window, scale):
@@ -74,3 +76,56 @@ def test_snapkv_of_the_repository_of_rkv(shared):
         make = rkv(case.settings, 1.0)
         check_cuts(case, make)
         check_the_start(case, make())
+
+
+def cake(case, layer):
+    options = case.settings
+    made = CAKE(options["window_size"], options["kernel_size"], options["gamma"], options["tau1"], options["tau2"])
+    return made, [case.given[name][layer].unsqueeze(0) for name in "qkv"]
+
+
+def test_cake(shared):
+    """Preferences, scores and what is held after the prompt; where the reference cascades, of as many as that holds."""
+    for case in [c for c in cases(shared, "cake") if "official" in c.name]:
+        prompt, window = case.sizes["S"], case.settings["window_size"]
+        for i in range(case.sizes["L"]):
+            (layer, qkv), wanted = cake(case, i), case.expected[f"kept_after_prefill.{i}"]
+            trace = drive(layer, *(x[:, :, :prompt] for x in qkv), prompt, wanted.shape[1])
+            close(trace.prefill[0], case.expected["attn_out_prefill"][i])
+            close(layer.scores[0, :, : prompt - window], case.expected["score"][i], 6e-6)
+            close(layer.preference[0], case.expected["preference"][i], 2e-3)
+            same(trace.held[0], wanted.sort(dim=-1).values)
+
+
+def test_the_steps_of_cake(shared):
+    """Each from the official slots of the one before it."""
+    for case in [c for c in cases(shared, "cake") if "official" in c.name and "short" not in c.name]:
+        for i in range(case.sizes["L"]):
+            _, (q, k, v) = cake(case, i)
+            slots = case.expected[f"kept_after_prefill.{i}"]
+            for t, after in enumerate(case.expected[f"kept_after_step.{i}"]):
+                new = case.sizes["S"] + t
+                order = torch.cat((slots, torch.full((slots.shape[0], 1), new)), dim=1)
+                held = [x[0].gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[3])) for x in (k, v)]
+                layer = staged(cake(case, i)[0], held, q[0, :, new : new + 1], q.shape[3] ** -0.5)
+                layer.scores = torch.zeros(1)  # the prompt was seen
+                layer.observe(LastRows(q[:, :, new : new + 1], layer.keys, None, layer.scale))
+                layer.slots = [slots.shape[1]]
+                same(order.gather(1, layer._top(layer.importance(), 0)).sort(dim=-1).values, after.sort(dim=-1).values)
+                slots = after
+
+
+def test_the_budgets_of_cake(shared):
+    (table,) = [c for c in cases(shared, "cake") if "table" in c.name]
+    rows = zip(table.given["settings"].tolist(), table.given["preference"], table.expected["layer_budget"], strict=True)
+    for (layers, known, length, size, window), preference, wanted in rows:
+        ours = by_preference(preference[:known], (size - window) * layers, length - window)
+        assert ours == wanted[:known].tolist()
+        if known == layers:
+            slots = CAKE(window).row_slots(preference[:known], size, length)
+            assert sum(slots) == min(size, length) * layers and max(slots) <= max(size, length)
+    for case in [c for c in cases(shared, "cake") if "cascading" in c.name]:
+        total = (case.settings["cache_size"] - case.settings["window_size"]) * case.sizes["L"]
+        for i, wanted in enumerate(case.expected["layer_budget_after_layer"].tolist()):
+            most = case.sizes["S"] - case.settings["window_size"]
+            assert by_preference(case.expected["preference"][: i + 1], total, most) == wanted[: i + 1]

@@ -9,6 +9,7 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
+from baselines.prefill.lagkv import LagKV, spread
 from d2o.engine.rotary import Rotation
 from d2o.models.about import About
 
@@ -145,3 +146,32 @@ def test_vatp(shared):
 
 def case_h2o(case):
     return case.settings["h2o"] and case.settings["apply_value_norm"]
+
+
+def test_lagkv(shared):
+    for case in [c for c in cases(shared, "lagkv") if "official_cache" not in c.name]:
+        for i, slots in enumerate(case.settings["n_kept"], start=1):
+            layer = LagKV(case.settings["n_sink"], case.settings["lag_size"], case.settings["cross_scoring"])
+            scores, held = scored(layer, case, slots)
+            if "too_short" not in case.name:  # there the newest have most here too, by another number
+                close(scores[0, :, layer.sinks :].clamp_max(1.0), case.expected["scores"][:, layer.sinks :])
+            same(held, case.expected[f"kept_positions_{i}"])
+
+
+def test_the_scores_of_lagkvs_own_cache(shared):
+    """`lagkv__` official: partitions are cut as soon as two are whole, one after the other, by our scores."""
+    for case in [c for c in cases(shared, "lagkv") if "official_cache" in c.name]:
+        options, k, v = case.settings, case.given["k"], case.given["v"]
+        lag, sinks, heads = options["lag_size"], options["sink_size"], k.shape[0]
+        front = torch.arange(sinks).expand(heads, -1)
+        start, wanted = sinks, case.expected["held_positions"]
+        for t in range(case.sizes["T"] + 1):
+            end = case.sizes["S"] + t
+            while end - start >= 2 * lag:
+                part, behind = slice(start, start + lag), slice(start + lag, start + 2 * lag)
+                score = spread(k[:, part], k[:, behind]) + options["score_v_ratio"] * spread(v[:, part], v[:, behind])
+                kept = score.sort(dim=-1, descending=True).indices[:, : int(options["ratio"] * lag)] + start
+                front, start = torch.cat((front, kept), dim=1), start + lag
+            held = torch.cat((front, torch.arange(start, end).expand(heads, -1)), dim=1).sort(dim=-1).values
+            same(held, wanted[t][:, : held.shape[1]])
+            assert (wanted[t][:, held.shape[1] :] == -1).all()

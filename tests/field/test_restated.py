@@ -6,9 +6,11 @@ import pytest
 import torch
 from golden import held
 
+from baselines.decode.cake import CAKE
 from baselines.decode.rkv import RKV
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
+from baselines.prefill.lagkv import LagKV
 from baselines.snapkv import SnapKV
 from d2o.engine.rotary import Rotation
 from d2o.feed import Feed
@@ -130,6 +132,35 @@ def snapkv(q, k, v, head, at, seen):
     return {p: pooled.get(p, 0.0) for p in at}, window
 
 
+def lagkv(q, k, v, head, at, seen):
+    """Sinks 3, partitions of 10: rank of the mean softmax of the spread, scaled by the partition behind."""
+    scores = {p: 1.0 + p / 1000 for p in at}
+    for start in range(3, 3 + 10 * ((seen - 3) // 10 - 1), 10):
+        raw = dict.fromkeys(range(start, start + 10), 0.0)
+        for x in (k[head], v[head]):
+            behind = x[start + 10 : start + 20]
+            low, high = behind.min(0).values, behind.max(0).values
+            for p, share in softmax({p: float(((x[p] - low) / (high - low)).std()) for p in raw}).items():
+                raw[p] += share / 2
+        for rank, p in enumerate(sorted(raw, key=raw.get)):
+            scores[p] = rank / 10
+    return scores, range(3)
+
+
+def cake(q, k, v, head, at, seen):
+    """The prompt: mean and 5 variances of the last 4 rows, pooled over 3; a step: its own row. Mean over the group."""
+    window = range(seen - 4, seen) if seen in LENGTHS else [seen - 1]
+    before, found = [p for p in at if p < seen - 4], dict.fromkeys(at, 0.0)
+    for a in group(head):
+        rows = [softmax({p: float(q[a, t] @ k[head, p]) / DIM**0.5 for p in at if p <= t}) for t in window]
+        for p in before:
+            mean = sum(row[p] for row in rows) / len(rows)
+            spread = sum((row[p] - mean) ** 2 for row in rows) / (len(rows) - 1) if len(rows) > 1 else 0.0
+            found[p] += (mean + 5 * spread) / GROUP
+    pooled = {p: sum(found[x] for x in before[max(0, i - 1) : i + 2]) / 3 for i, p in enumerate(before)}
+    return {p: pooled.get(p, 0.0) for p in at}, range(seen - 4, seen)
+
+
 def group(head):
     return range(head * GROUP, (head + 1) * GROUP)
 
@@ -137,6 +168,8 @@ def group(head):
 CASES = {
     "keydiff": (KeyDiff, keydiff, 0),
     "expected_attention": (lambda: ExpectedAttention(16, 2, epsilon=0.01), expected_attention, 0),
+    "lagkv": (lambda: LagKV(3, 10), lagkv, 0),
+    "cake": (lambda: CAKE(4, 3, 5.0), cake, STEPS),
     "rkv": (lambda: RKV(4, 3, 0.3), rkv, STEPS),
     "snapkv_evict": (lambda: SnapKV(4, 3, decoding="evict"), snapkv, STEPS),
 }

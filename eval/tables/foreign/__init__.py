@@ -1,0 +1,1 @@
+"""Folders of other harnesses: read, scored with ours, and written."""
