@@ -120,8 +120,9 @@ def sums_into(
 ) -> None:
     """Write the column sums of `q [B, Hq, n, D]` over `k [B, Hkv, T, D]` into `out [B, Hq, T]` float32.
 
-    `seen`: (first, stride), row i sees the keys 0..first + i * stride; `lse [B, Hq, n]` float32. Without a `tile` the fastest of TUNED is taken
-    for large products in half precision, found by timing each at the first call; the same tile gives the same bits.
+    `seen`: (first, stride), row i sees the keys 0..first + i * stride; `lse [B, Hq, n]` float32. Without a `tile` the
+    fastest of TUNED is taken for large products in half precision, found by timing each at the first call; the same
+    tile gives the same bits.
     """
     batch, heads, n, dim = q.shape
     total, half = k.shape[2], q.dtype in (torch.float16, torch.bfloat16)

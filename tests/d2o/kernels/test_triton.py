@@ -96,6 +96,25 @@ def test_a_tile_changes_nothing(keys, rows, past, stride) -> None:
     assert apart(found, plain) < 1e-5
 
 
+def test_the_fastest_tile_is_found_once(monkeypatch) -> None:
+    """Four tiles are timed at the first call, over few heads, and none at the second, whatever its length."""
+    times, called = iter((3.0, 1.0, 2.0, 4.0)), []
+    monkeypatch.setattr(columns, "WORTH", 0)
+    monkeypatch.setattr(columns, "tunes", lambda: True)
+    monkeypatch.setattr(columns, "_SEEN", set())
+    monkeypatch.setattr(columns, "_timed", lambda call, quantiles: [called.append(call()) or next(times)])
+    columns._tuned.cache_clear()
+    for n in (130, 70):
+        q, k, lse = inputs(3, 3, n, 0, 16, torch.bfloat16)
+        found, plain = poisoned(2, 3, n), torch.zeros(2, 3, n)
+        columns.sums_into(q, k, lse, 0.25, (0, 1), found)
+        sums_plain(q.float(), k.float(), lse, 0.25, 0, 1, plain)
+        assert apart(found, plain) < LIMITS[torch.bfloat16]
+    assert len(called) == 4
+    assert columns._tuned().best_config.all_kwargs() == columns.TUNED[1].config().all_kwargs()
+    columns._tuned.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize(("left", "kept", "dim"), [(70, 130, 32), (1, 65, 16), (64, 64, 24), (5, 3, 16)])
 def test_nearest(left, kept, dim, dtype) -> None:
