@@ -21,8 +21,11 @@ IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
+         "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
          "method.sink_tokens": 0}  # fmt: skip
+TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
+ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
 
 
@@ -41,7 +44,8 @@ def identity(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
     whole, flat = OmegaConf.to_container(cfg, resolve=True), {group: names[group] for group in GROUPS}
     for key in IDENTITY:
         _flatten(whole[key], key, flat)
-    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir") or (k in ADDED and v == ADDED[k]))}
+    added = ADDED | (ADDED_TO_TASKS if str(names["task"]).startswith(TASKS) else {})
+    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir") or (k in added and v == added[k]))}
 
 
 def model_protocol(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def model_protocol(model: Mapping[str, Any]) -> dict[str, Any]:
     protocols of all cells had before there were such settings."""
     options = model.get("chat_options")
     asked = {"chat_options": {str(key): value for key, value in options.items()}} if options else {}
+    asked |= {"system": str(model["system"])} if model.get("system") else {}
     return asked | ({"thinking": "kept"} if model.get("strip_thinking") is False else {})
 
 
