@@ -87,8 +87,7 @@ class D2O(KVLayer):
         hold: str = "all",
     ) -> None:
         super().__init__()
-        choice("d2o", "variant", variant, *VARIANTS)
-        preset = VARIANTS[variant]
+        preset = VARIANTS[variant] if variant in VARIANTS else choice("d2o", "variant", variant, *VARIANTS)
         self.variant, self.layer_budgets, self.threshold = variant, layer_budgets, threshold
         self.merge = ("keys_values" if merge else "none") if isinstance(merge, bool) else merge
         self.merge_into, self.merges = merge_into, self.merge != "none"
@@ -97,9 +96,8 @@ class D2O(KVLayer):
         self.recent_share = preset["recent"] if recent is None else recent
         self.compress_at = compress_at or preset["compress_at"]
         self.protected = list(preset["protected_layers"] if protected_layers is None else protected_layers)
-        self.hold = hold
+        self.hold, self.nominal = hold, budget_accounting == "nominal"
         self._check()
-        self.nominal = budget_accounting == "nominal"
         self.recents: dict[int, int] = {}  # M of the slots of a layer, where the accounting is nominal
         self.head_sums: Tensor | None = None  # [B, Hq, n] column sums per query head, during the prefill
         self.variance: Tensor | None = None  # [B, Hq] instead, where the prefill was one pass over equal rows
@@ -114,15 +112,11 @@ class D2O(KVLayer):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"d2o with {name}={getattr(self, name)}", f"a number from {low} to {high}")
         if self.self_weight <= 0 or self.sinks < 0 or self.stride < 1:
-            raise InputError(
-                f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}",
-                "self_weight is above 0, sinks at least 0, stride at least 1",
-            )
+            what = f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}"
+            raise InputError(what, "self_weight is above 0, sinks at least 0, stride at least 1")
         if self.hold == "bound" and (self.protected or self.compress_at == "first_decode"):
-            raise InputError(
-                "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt",
-                "method.protected_layers=[] method.compress_at=prefill, or method.hold=all",
-            )
+            what = "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt"
+            raise InputError(what, "method.protected_layers=[] method.compress_at=prefill, or method.hold=all")
 
     # ---- layer level
     @classmethod
@@ -213,30 +207,35 @@ class D2O(KVLayer):
         known = self.free is not None  # armed: the norms of the kept keys are there
         norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
         cosine, target = nearest(evicted.keys, kept.keys, norms, self._targets(kept, rows))
-        leaving = (evicted.positions >= 0) & cosine.isfinite()  # where a row has no target there is no cosine
+        leaving = evicted.positions >= 0
+        if self.merge_into == "older":  # where a row has no target there is no cosine
+            leaving = leaving & cosine.isfinite()
         merged = leaving & self._accepted(cosine, leaving, rows)
         if self.merge_log is not None:
             self.merge_log.append(Merge(evicted.positions, kept.positions.gather(2, target), merged))
         keys = self.merge == "keys_values"
-        for old, new in ((kept.keys, evicted.keys), (kept.values, evicted.values))[not keys :]:
-            if self.variant == "paper":
-                merge_exponential(old, new, target, cosine, merged, self.self_weight)
-            else:
-                merge_average(old, new, target, cosine, merged)
+        self._merge(evicted, kept, target, cosine, merged)
         if keys and known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
             index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
             norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
 
+    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
+        """Merge what is `merged` of what leaves into the slots `target`; all `[b, H, E]`."""
+        for old, new in self._parts(evicted, kept):
+            if self.variant == "paper":
+                merge_exponential(old, new, target, cosine, merged, self.self_weight)
+            else:
+                merge_average(old, new, target, cosine, merged)
+
+    def _parts(self, evicted: Entries, kept: Entries) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(kept, evicted) `[b, H, n, D]` of what is merged: keys and values, or values alone."""
+        both = (kept.keys, evicted.keys), (kept.values, evicted.values)
+        return both if self.merge == "keys_values" else both[1:]
+
     def _targets(self, kept: Entries, rows: slice) -> Tensor:
         """Which of the kept slots may take something in, `[b, H, C]`."""
         filled = kept.positions >= 0
-        if self.merge_into == "all":
-            return filled
-        if self.free is None:  # not armed: the recent window of every row is counted anew
-            recent = torch.tensor([self._guards(s)[1] for s in self.slots], device=filled.device).view(-1, 1, 1)[rows]
-        else:
-            recent = self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
-        return filled & (kept.positions <= self.now[rows] - recent)
+        return filled if self.merge_into == "all" else filled & (kept.positions <= self.now[rows] - self.spared(rows))
 
     def _accepted(self, cosine: Tensor, leaving: Tensor, rows: slice) -> Tensor:
         """Which of the leaving entries `[b, H, E]` are merged; moves the threshold of these rows on."""

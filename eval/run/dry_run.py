@@ -52,6 +52,7 @@ def dry_run(plans: Sequence[Plan], size_cell: SizeCell) -> str:
             skipped.append([name, str(len(plan.own)), "done" if not missing else "running", *[""] * 6])
             continue
         size, batch = size_cell(plan), plan.composed.cfg.batch_size
+        batch = 1 if batch == "auto" else batch  # known once the model is there
         time, device = estimate(size, batch, readings.get(_same(plan), []))
         hours.append(time)
         left += missing

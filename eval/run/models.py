@@ -75,6 +75,14 @@ def outline_of(cfg: Any) -> Outline | None:
     return outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
 
 
+def reader_of(planned: Plan) -> Lab | None:
+    """A lab that tokenises as the cell's model does, without its weights; None for a model that is not here."""
+    from d2o.lab.lab import Lab
+
+    found = outline_of(planned.composed.cfg)
+    return None if found is None else Lab(found.loaded, planned.method, planned.composed.cfg.budget)
+
+
 def size_cell(planned: Plan) -> Size:
     """What a dry run says of a cell: tokenizer and shape are read, no weights."""
     cfg, task = planned.composed.cfg, planned.task

@@ -40,7 +40,8 @@ def same_prompts(cells: Sequence[T], of: Callable[[T], Composed] = lambda cell: 
     for cell in cells:
         cfg = of(cell).cfg
         words = {key: cfg[key] for key in ("model", "task", "engine", "limit", "shard", "batch_size", "results_dir")}
-        apart = "" if cfg.share_prefill and not cfg.atlas else f"{len(groups)} alone"
+        shares = cfg.share_prefill and not cfg.atlas and cfg.batch_size != "auto"  # methods differ in what fits
+        apart = "" if shares else f"{len(groups)} alone"
         groups.setdefault(OmegaConf.to_yaml(OmegaConf.create(words), resolve=True) + apart, []).append(cell)
     return list(groups.values())
 
