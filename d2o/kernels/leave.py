@@ -121,10 +121,14 @@ def _merge_kernel(
         moved = w_old * old + w_most * most + w_mean * mean
         level = tl.where(count == 0, old, tl.where(old != old, mean, moved))
         tl.store(tau + b, level)
-    rank = tl.sum(tl.where(real, cosine, 0.0), axis=0) / heads + tl.zeros([HP], dtype=tl.float32) if AVERAGE else cosine
-    merged = gone & (rank >= level)
-    weight = cosine if AVERAGE else tl.exp(cosine)
-    total = own + (1.0 if AVERAGE else weight)
+    if AVERAGE:
+        rank = tl.zeros([HP], dtype=tl.float32) + tl.sum(tl.where(real, cosine, 0.0), axis=0) / heads
+        merged = gone & (rank >= level)
+        weight, share = cosine, tl.full([HP], 1.0, dtype=tl.float32)
+    else:
+        merged, weight = gone & (cosine >= level), tl.exp(cosine)
+        share = weight
+    total = own + share
     left = tl.load(victim + pair, mask=real, other=0)
     target = pair * capacity + into
     if KEYS:

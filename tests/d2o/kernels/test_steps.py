@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +20,10 @@ from tests.zoo import METHODS, build, prompt
 
 pytest.importorskip("triton")  # runs as the interpreter: see conftest.py
 row = importlib.import_module("d2o.kernels.row")
+ROOT = Path(__file__).resolve().parents[3]
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 OFFICIAL = functools.partial(METHODS["d2o"], variant="official", protected_layers=[])
-TAKEN = {name: METHODS[name] for name in ("d2o", "d2o_older", "d2o_values", "h2o", "tova", "streaming_llm", "cam")}
+TAKEN = {name: METHODS[name] for name in ("d2o", "d2o_older", "d2o_values", "h2o", "tova", "streaming_slot", "cam")}
 TAKEN["d2o_official"] = OFFICIAL
 
 
@@ -40,18 +45,17 @@ def test_attention_over_slots(heads, kv_heads, used, dim, dtype) -> None:
 
 
 def steps(name: str, family: str, lengths: tuple[int, int]):
-    """The cache of two prompts after three steps and two tokens fed together, and its last logits."""
+    """The cache of two prompts after two steps and two tokens fed together, and its last logits."""
     engine = open_engine(build(family), TAKEN[name], 14 if name == "d2o_older" else 0.3)
     cache, logits = engine.prefill([prompt(n, seed=i) for i, n in enumerate(lengths)], reserve=6)
-    for _ in range(3):
+    for _ in range(2):
         logits = engine.step(cache, logits.argmax(-1))
     return cache, engine.extend(cache, torch.tensor([[5, 9]] * 2))[:, -1]
 
 
-@pytest.mark.parametrize("lengths", [(90, 90), (70, 9)], ids=["equal rows", "padded"])
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize(("name", "lengths"), [("d2o", (90, 90)), *((name, (40, 7)) for name in TAKEN)])
 def test_steps_through_the_kernels_are_the_steps_without_them(name, lengths, monkeypatch) -> None:
-    """Eviction and merge of five tokens; of the padded rows the shorter fills its slots on the way."""
+    """Eviction and merge of four tokens; of the padded rows the shorter fills its slots on the way."""
     family = "falcon_new" if name in ("tova", "d2o_values") else "llama_gqa"
     wanted, expected = steps(name, family, lengths)
     used = set()
@@ -88,3 +92,27 @@ def test_which_kernels_are_in_use(monkeypatch) -> None:
     monkeypatch.setenv("D2O_STEP", "attend,marge")
     with pytest.raises(InputError, match="marge"):
         launch.serves("attend", keys)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from d2o.kernels import leave, row
+
+for name, (kernel, kinds, constants) in (row.sources(128) | leave.sources(128)).items():
+    signature = {a: "constexpr" if a in constants else kinds.get(a, "i32") for a in kernel.arg_names}
+    for capability in (80, 90, 100) if name in ("attend", "merge") else (90,):
+        built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+        print(name, capability, built.metadata.shared, len(built.asm["cubin"]))
+"""
+
+
+def test_they_compile_without_a_gpu() -> None:
+    """Shared memory of two programs fits into a multiprocessor's 164 KB (A100), or 227 KB."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    built = [line.split() for line in ran.stdout.splitlines()]
+    assert {name for name, *_ in built} == {"write", "attend", "join", "leave", "cosine", "merge"}
+    assert all(int(shared) <= 81 * 1024 and int(size) > 0 for _, _, shared, size in built)
