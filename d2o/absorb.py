@@ -38,7 +38,8 @@ class MergingLayer(KVLayer):
     def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
         """As for every method, of which this is a step's one slot per head; by kernels where they serve."""
         watched = self.merge_log is not None or self.around_absorb is not None
-        if watched or not launch.serves("merge", self.keys):
+        counted = bool(self.carried) or type(self)._merge is not MergingLayer._merge
+        if watched or counted or not launch.serves("merge", self.keys):
             super()._absorb_victim(victim, leaving, used)
             return
         from d2o.kernels.leave import merge
@@ -54,30 +55,35 @@ class MergingLayer(KVLayer):
         known = self.free is not None  # armed: the norms of the kept keys are there
         norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
         cosine, target = nearest(evicted.keys, kept.keys, norms, self._targets(kept, rows))
-        leaving = (evicted.positions >= 0) & cosine.isfinite()  # where a row has no target there is no cosine
+        leaving = evicted.positions >= 0
+        if self.merge_into == "older":  # where a row has no target there is no cosine
+            leaving = leaving & cosine.isfinite()
         merged = leaving & self._accepted(cosine, leaving, rows)
         if self.merge_log is not None:
             self.merge_log.append(Merge(evicted.positions, kept.positions.gather(2, target), merged))
         keys = self.merge == "keys_values"
-        for old, new in ((kept.keys, evicted.keys), (kept.values, evicted.values))[not keys :]:
-            if self.variant == "paper":
-                merge_exponential(old, new, target, cosine, merged, self.self_weight)
-            else:
-                merge_average(old, new, target, cosine, merged)
+        self._merge(evicted, kept, target, cosine, merged)
         if keys and known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
             index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
             norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
 
+    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
+        """Merge what is `merged` of what leaves into the slots `target`; all `[b, H, E]`."""
+        for old, new in self._parts(evicted, kept):
+            if self.variant == "paper":
+                merge_exponential(old, new, target, cosine, merged, self.self_weight)
+            else:
+                merge_average(old, new, target, cosine, merged)
+
+    def _parts(self, evicted: Entries, kept: Entries) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(kept, evicted) `[b, H, n, D]` of what is merged: keys and values, or values alone."""
+        both = (kept.keys, evicted.keys), (kept.values, evicted.values)
+        return both if self.merge == "keys_values" else both[1:]
+
     def _targets(self, kept: Entries, rows: slice) -> Tensor:
         """Which of the kept slots may take something in, `[b, H, C]`."""
         filled = kept.positions >= 0
-        if self.merge_into == "all":
-            return filled
-        if self.free is None:  # not armed: the recent window of every row is counted anew
-            recent = torch.tensor([self._guards(s)[1] for s in self.slots], device=filled.device).view(-1, 1, 1)[rows]
-        else:
-            recent = self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
-        return filled & (kept.positions <= self.now[rows] - recent)
+        return filled if self.merge_into == "all" else filled & (kept.positions <= self.now[rows] - self.spared(rows))
 
     def _accepted(self, cosine: Tensor, leaving: Tensor, rows: slice) -> Tensor:
         """Which of the leaving entries `[b, H, E]` are merged; moves the threshold of these rows on."""

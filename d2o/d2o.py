@@ -85,8 +85,7 @@ class D2O(MergingLayer):
         hold: str = "all",
     ) -> None:
         super().__init__()
-        choice("d2o", "variant", variant, *VARIANTS)
-        preset = VARIANTS[variant]
+        preset = VARIANTS[variant] if variant in VARIANTS else choice("d2o", "variant", variant, *VARIANTS)
         self.variant, self.layer_budgets, self.threshold = variant, layer_budgets, threshold
         self.merge = ("keys_values" if merge else "none") if isinstance(merge, bool) else merge
         self.merge_into, self.merges = merge_into, self.merge != "none"
@@ -96,9 +95,8 @@ class D2O(MergingLayer):
         self.recent_share = preset["recent"] if recent is None else recent
         self.compress_at = compress_at or preset["compress_at"]
         self.protected = list(preset["protected_layers"] if protected_layers is None else protected_layers)
-        self.hold = hold
+        self.hold, self.nominal = hold, budget_accounting == "nominal"
         self._check()
-        self.nominal = budget_accounting == "nominal"
         self.recents: dict[int, int] = {}  # M of the slots of a layer, where the accounting is nominal
         self.head_sums: Tensor | None = None  # [B, Hq, n] column sums per query head, during the prefill
         self.variance: Tensor | None = None  # [B, Hq] instead, where the prefill was one pass over equal rows
@@ -113,15 +111,11 @@ class D2O(MergingLayer):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"d2o with {name}={getattr(self, name)}", f"a number from {low} to {high}")
         if self.self_weight <= 0 or self.sinks < 0 or self.stride < 1:
-            raise InputError(
-                f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}",
-                "self_weight is above 0, sinks at least 0, stride at least 1",
-            )
+            what = f"d2o with self_weight={self.self_weight}, sinks={self.sinks}, stride={self.stride}"
+            raise InputError(what, "self_weight is above 0, sinks at least 0, stride at least 1")
         if self.hold == "bound" and (self.protected or self.compress_at == "first_decode"):
-            raise InputError(
-                "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt",
-                "method.protected_layers=[] method.compress_at=prefill, or method.hold=all",
-            )
+            what = "d2o with hold=bound: protected layers and a cut at the first decode step need all of the prompt"
+            raise InputError(what, "method.protected_layers=[] method.compress_at=prefill, or method.hold=all")
 
     # ---- layer level
     @classmethod

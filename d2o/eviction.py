@@ -7,35 +7,16 @@ sinks, the most recent slots and the empty ones are protected here, for every me
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from d2o.entries import Entries, Merge
 from d2o.kernels import launch
 from d2o.kernels.told import Leaving
 from d2o.storage import SlotStorage
 
 TOGETHER = 1 << 22  # numbers of the keys that leave the rows merged in one call: 16 MB
-
-
-@dataclass
-class Entries:
-    """Some slots of a range of rows: `keys, values [b, Hkv, n, D]`, `positions [b, Hkv, n]` (-1: empty)."""
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-
-
-@dataclass
-class Merge:
-    """One call of `absorb`: entries at `positions [b, Hkv, n]` (-1: none) left; `merged` says which of them were merged
-    into the slots that hold the positions `into`."""
-
-    positions: Tensor
-    into: Tensor
-    merged: Tensor
 
 
 class Eviction(SlotStorage):
@@ -44,6 +25,8 @@ class Eviction(SlotStorage):
     decode_eviction = True  # False: evicts once, after the prefill, and then grows by a slot a token
     cut_late = False  # True: the first cut waits for the first decode step
     merges = False  # True: `absorb` is given what is evicted
+    carried: tuple[str, ...] = ()  # names of the `state` that `absorb` is shown
+    weight_bias = 0.0  # x: a slot that took in `joined` others (a name in `state`) has x log(1 + joined) on its logits
     sinks = 0  # the first positions that never leave
 
     def __init__(self) -> None:
@@ -55,6 +38,7 @@ class Eviction(SlotStorage):
         self.slots_now: Tensor | None = None  # [B, 1]: `slots`, where a step reads them
         self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
         self.recent_now: int | Tensor = 0
+        self.weighed = False  # whether a slot may stand for more than one token by now
         self.merge_log: list[Merge] | None = None  # a list: methods that merge write down who merged into whom
         self.around_absorb: Callable[[Eviction, Entries, Entries, slice], None] | None = None  # called in its place
 
@@ -72,6 +56,7 @@ class Eviction(SlotStorage):
 
     def merge_in(self, evicted: Entries, kept: Entries, rows: slice) -> None:
         """`absorb`, or what was put around it to look on, which calls it in turn."""
+        self.weighed = True
         if self.around_absorb:
             self.around_absorb(self, evicted, kept, rows)
         else:
@@ -86,7 +71,7 @@ class Eviction(SlotStorage):
             return
         scores = self.importance()[:, :, : self.used].expand(*self.positions.shape[:2], -1)
         index = [self._top(scores, b) for b in range(len(self.held))]
-        before, held = Entries(self.keys, self.values, self.positions), self.held
+        before, held = self._entries(slice(None), slice(None)), self.held
         self.keep(index, room)
         if self.merges:
             for rows in self._together([h - i.shape[1] for h, i in zip(held, index, strict=True)]):
@@ -131,17 +116,24 @@ class Eviction(SlotStorage):
         heads, most = kept[0].shape[0], max(h - i.shape[1] for h, i in zip(held, kept, strict=True))
         keys, values = (x.new_zeros(len(held), heads, most, x.shape[3]) for x in (before.keys, before.values))
         positions = torch.full(keys.shape[:3], -1, dtype=torch.int32, device=keys.device)
+        state = {name: x.new_zeros(keys.shape[:3]) for name, x in before.state.items()}
         for i, (index, h) in enumerate(zip(kept, held, strict=True)):
             row, e = rows.start + i, h - index.shape[1]
             leaving = torch.ones(heads, h, dtype=torch.bool, device=keys.device).scatter_(1, index, False)
             leaving = leaving.nonzero()[:, 1].view(heads, e)
             positions[i, :, :e] = before.positions[row].gather(1, leaving)
+            for name, new in state.items():
+                new[i, :, :e] = before.state[name][row].gather(1, leaving)
             for new, old in ((keys, before.keys), (values, before.values)):
                 for head in range(heads):
                     torch.index_select(old[row, head], 0, leaving[head], out=new[i, head, :e])
-        stay = slice(max(i.shape[1] for i in kept))
-        there = Entries(self.keys[rows, :, stay], self.values[rows, :, stay], self.positions[rows, :, stay])
-        self.merge_in(Entries(keys, values, positions), there, rows)
+        there = self._entries(rows, slice(max(i.shape[1] for i in kept)))
+        self.merge_in(Entries(keys, values, positions, state), there, rows)
+
+    def _entries(self, rows: slice, slots: slice) -> Entries:
+        """Views of some slots of some rows."""
+        keys, values, positions = (x[rows, :, slots] for x in (self.keys, self.values, self.positions))
+        return Entries(keys, values, positions, {name: getattr(self, name)[rows, :, slots] for name in self.carried})
 
     def cut_early(self, slots: list[int], spare: int) -> None:
         """Between two chunks of a prefill: cut row b at `slots[b]`, with room for `spare` tokens behind them."""
@@ -181,7 +173,7 @@ class Eviction(SlotStorage):
 
     def arm(self) -> None:
         """After the prefill: the next free slot of every head is the one behind its held slots."""
-        device = self.keys.device
+        device, self.weighed = self.keys.device, True
         self.free = self.base + torch.tensor(self.held, device=device).repeat_interleave(self.keys.shape[1])
         self.now = self._position()
         self.slots_now = torch.tensor(self.slots, device=device).view(-1, 1)
@@ -190,6 +182,12 @@ class Eviction(SlotStorage):
             self.sinks_now, self.recent_now = guards[0]
         else:
             self.sinks_now, self.recent_now = torch.tensor(guards, device=device).T.contiguous().view(2, -1, 1, 1)
+
+    def spared(self, rows: slice) -> int | Tensor:
+        """How many of the most recent slots are protected in `rows`, a number or `[b, 1, 1]`."""
+        if self.free is None:  # not armed yet
+            return torch.tensor([self._guards(s)[1] for s in self.slots], device=self.keys.device).view(-1, 1, 1)[rows]
+        return self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
 
     def make_room(self, used: int) -> None:
         """Evict the least important slot where a row holds more than its slots, and say which slot is free next."""
@@ -246,6 +244,7 @@ class Eviction(SlotStorage):
     def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
         batch, heads = self.positions.shape[:2]
         key, value = (x.view(-1, x.shape[3]).index_select(0, victim) for x in (self.keys, self.values))
-        evicted = Entries(*(x.view(batch, heads, 1, -1) for x in (key, value)), leaving.view(batch, heads, 1))
-        kept = Entries(self.keys[:, :, :used], self.values[:, :, :used], self.positions[:, :, :used])
-        self.merge_in(evicted, kept, slice(None))
+        state = {name: getattr(self, name).view(-1).index_select(0, victim) for name in self.carried}
+        leaving, state = leaving.view(batch, heads, 1), {name: x.view(batch, heads, 1) for name, x in state.items()}
+        evicted = Entries(*(x.view(batch, heads, 1, -1) for x in (key, value)), leaving, state)
+        self.merge_in(evicted, self._entries(slice(None), slice(used)), slice(None))

@@ -24,7 +24,7 @@ from d2o.kernels import launch
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import RowStats, attend_block
 from d2o.kernels.fused import Fed
-from d2o.kernels.logits import Logits, Scale
+from d2o.kernels.logits import Logits, Scale, biased
 from d2o.method import Method, reads_alike
 from d2o.rows import LastRows, PromptRows, window_rows
 from d2o.storage import moves
@@ -68,7 +68,7 @@ class KVLayer(Method):
         if self.rows == "last" and not self.unlimited:
             tail = q if self.tail is None else torch.cat((self.tail, q), dim=2)
             self.tail = tail[:, :, -self.window :].clone()
-        past = list(self.held) or [0] * q.shape[0]
+        past, scale = list(self.held) or [0] * q.shape[0], self.weighed_scale(scale)
         whole = not self.is_initialized and min(feed.lengths) == q.shape[2]
         cut_now = feed.last and self.cuts_at_once and whole
         if cut_now and all(n > s for n, s in zip(feed.lengths, self.slots, strict=True)):
@@ -87,7 +87,7 @@ class KVLayer(Method):
             self.cut_early(early, 0 if feed.last else max(feed.lengths))
         if feed.last:
             if self.rows == "last" and not self.unlimited:
-                self.observe(self._window_rows(scale))
+                self.observe(self._window_rows(self.weighed_scale(scale)))
             self.end_prompt(feed.reserve)
         return out
 
@@ -127,7 +127,7 @@ class KVLayer(Method):
         return max(max(n, self._capacity(n, s, feed.reserve)) for n, s in zip(feed.prompt, slots, strict=True))
 
     def _block(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, lengths: list[int]) -> Tensor:
-        past = list(self.held)
+        past, scale = list(self.held), self.weighed_scale(scale)
         self.append(k, v, lengths)
         self.now = self._position()
         return self._attend_block(q, k, v, scale, lengths, past)
@@ -155,6 +155,7 @@ class KVLayer(Method):
         self.seen, self.held = [s + 1 for s in self.seen], [h + 1 for h in self.held]
         used = self.used
         keys, values = self.attention_keys(used), self.values[:, :, :used]
+        scale = self.weighed_scale(scale)
         shown = self.rows != "none" and self.decode_eviction and not self.unlimited
         if launch.serves("attend", keys) and not isinstance(scale, Logits):
             from d2o.kernels.row import attend_slots
@@ -176,7 +177,14 @@ class KVLayer(Method):
         others = (positions >= 0) & (positions != self.now)
         visible = torch.cat((others, others.new_ones(*others.shape[:2], 1)), dim=2).unsqueeze(2)
         keys, values = self.attention_keys(self.used), self.values[:, :, : self.used]
+        scale = self.weighed_scale(scale)
         return attend_row(q, torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2), scale, visible)
+
+    def weighed_scale(self, scale: Scale) -> Scale:
+        """`scale`, and where slots stand for several tokens a bias for each of the slots held, `[B, Hkv, used]`."""
+        if not (self.weight_bias and self.weighed) or self.unlimited:
+            return scale
+        return biased(scale, self.weight_bias * self.joined[:, :, : self.used].log1p())
 
     def attention_keys(self, used: int) -> Tensor:
         """The keys `[B, Hkv, used, D]` as attention sees them; turned to slot positions where the method says so."""

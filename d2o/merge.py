@@ -105,6 +105,15 @@ def merge_exponential(
     _weighted(kept, evicted, target, weight, torch.where(merged, 1.0, 0.0), own=own, mean=False)
 
 
+def merge_counted(
+    kept: Tensor, evicted: Tensor, target: Tensor, counts: tuple[Tensor, Tensor], merged: Tensor
+) -> None:
+    """The mean over tokens, in place on `kept [b, H, C, D]`: `counts` says for how many a kept slot `[b, H, C]` and an
+    evicted one `[b, H, E]` stands."""
+    own, more = counts
+    _weighted(kept, evicted, target, torch.where(merged, more, 0.0), merged.float(), own=own, mean=False)
+
+
 def merge_average(kept: Tensor, evicted: Tensor, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
     """`official`: K_c <- (K_c + sum m_e K_e) / (1 + number merged), in place on `kept [b, H, C, D]`."""
     weight = torch.where(merged, cosine, 0.0)
@@ -112,13 +121,14 @@ def merge_average(kept: Tensor, evicted: Tensor, target: Tensor, cosine: Tensor,
 
 
 def _weighted(
-    kept: Tensor, evicted: Tensor, target: Tensor, weight: Tensor, count: Tensor, own: float, mean: bool
+    kept: Tensor, evicted: Tensor, target: Tensor, weight: Tensor, count: Tensor, own: float | Tensor, mean: bool
 ) -> None:
-    share = count if mean else weight
+    share, each = count if mean else weight, isinstance(own, Tensor)  # a weight of its own for each kept slot
     if evicted.shape[2] == 1:  # a decode step: one target per head, so only its slot is read and written
         index = target.unsqueeze(-1).expand(*target.shape, kept.shape[-1])
-        old = kept.gather(2, index)
-        new = (own * old.float() + weight.unsqueeze(-1) * evicted.float()) / (own + share).unsqueeze(-1)
+        old, own = kept.gather(2, index), own.gather(2, target).unsqueeze(-1) if each else own
+        share = share.unsqueeze(-1)
+        new = (own * old.float() + weight.unsqueeze(-1) * evicted.float()) / (own + share)
         kept.scatter_(2, index, torch.where(count.unsqueeze(-1) > 0, new.to(kept.dtype), old))
         return
     size = kept.shape[:3]
@@ -126,5 +136,6 @@ def _weighted(
     touched = torch.zeros(size, device=kept.device).scatter_add_(2, target, count) > 0
     index = target.unsqueeze(-1).expand(*target.shape, kept.shape[-1])
     sums = torch.zeros(kept.shape, device=kept.device).scatter_add_(2, index, weight.unsqueeze(-1) * evicted.float())
-    new = (own * kept.float() + sums) / (own + total).unsqueeze(-1)
+    own = own.unsqueeze(-1) if each else own
+    new = (own * kept.float() + sums) / (own + total.unsqueeze(-1))
     kept.copy_(torch.where(touched.unsqueeze(-1), new.to(kept.dtype), kept))

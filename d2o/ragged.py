@@ -158,6 +158,8 @@ class RaggedLayer(KVLayer):
 
     def compress(self, reserve: int) -> None:
         """Keep of every head its own number of slots, as `split` says."""
+        if self.merges or self.weight_bias:
+            raise NotImplementedError("heads with runs of their own neither merge nor weigh their slots")
         if all(h <= s for h, s in zip(self.held, self.slots, strict=True)):
             super().compress(reserve)
             return

@@ -3,7 +3,8 @@
 Both classes answer the same two questions over the slots of a layer (all `used` slots, float32, per query head):
 
     column_sums()  [B, Hq, used]      attention received by every slot, summed over the rows at hand
-    row_probs()    [B, Hq, n, used]   the rows themselves; few rows only
+    row_probs()    [B, Hq, n, used]   the rows themselves; few rows only, as is
+    row_logits()   [B, Hq, n, used]   what they are the softmax of, without what weighs a slot
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2o.kernels.attend import row_probs
+from d2o.kernels.attend import row_logits, row_probs
 from d2o.kernels.block import RowStats
-from d2o.kernels.logits import Scale
+from d2o.kernels.logits import Scale, of_rows
 from d2o.kernels.sums import column_sums, column_variance
 
 
@@ -49,7 +50,8 @@ class PromptRows:
         """Those that came with the attention, or a second pass over queries and keys."""
         there = self.stats.sums[entry]
         if there is None or stride != self.stats.stride:
-            return column_sums(q, k, self.stats.lse[entry], self.scale, past, stride, variance)
+            scale = self.scale if q.shape[0] == self.queries.shape[0] else of_rows(self.scale, slice(entry, entry + 1))
+            return column_sums(q, k, self.stats.lse[entry], scale, past, stride, variance)
         if variance is not None:
             variance.copy_(column_variance(there))
         return there
@@ -77,6 +79,10 @@ class LastRows:
     def row_probs(self) -> Tensor:
         """`[B, Hq, n, used]`."""
         return row_probs(self.queries, self.keys, self.scale, self.visible) if self.probs is None else self.probs
+
+    def row_logits(self) -> Tensor:
+        """`[B, Hq, n, used]`, of one token in each slot, whatever it stands for; of all slots, visible or not."""
+        return row_logits(self.queries, self.keys, self.scale)
 
 
 def window_rows(tail: Tensor, keys: Tensor, positions: Tensor, newest: Tensor, scale: Scale) -> LastRows:

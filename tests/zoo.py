@@ -37,6 +37,9 @@ from transformers import (
 
 from baselines.adakv import AdaKV
 from baselines.cam import cam
+from baselines.decode.d2o_counted import CountedD2O
+from baselines.decode.keepkv import KeepKV
+from baselines.decode.triattention import TriAttention
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
@@ -45,7 +48,9 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.headwise import headwise
 from baselines.over.layerwise import layerwise
 from baselines.prefill.keydiff import KeyDiff
+from baselines.prefill.kvzip import KVzip
 from baselines.prefill.lagkv import LagKV
+from baselines.prefill.qfilter import QFilter
 from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
 from baselines.random import Random
@@ -118,8 +123,6 @@ LISTED = {
     "d2o": D2O,
     "d2o_uniform": functools.partial(D2O, layer_budgets="uniform"),
     "d2o_drop": functools.partial(D2O, merge=False),
-    "d2o_older": functools.partial(D2O, merge_into="older"),
-    "d2o_values": functools.partial(D2O, merge="values"),
     "d2o_protected": functools.partial(D2O, protected_layers=[0]),
     "d2o_official": functools.partial(D2O, variant="official", budget_accounting="nominal"),
     "pyramidkv": functools.partial(PyramidKV, window=4, beta=4),
@@ -134,13 +137,20 @@ LISTED = {
     "pyramidinfer": functools.partial(PyramidInfer, min_context=4),
     "pyramidinfer_official": functools.partial(PyramidInfer, "official", 0.6, min_context=4),
 }
-ADDED = added(LISTED.values()) | {  # and further knobs of them
+CALIBRATED = {name: functools.partial(one, stats="prompt") for name, one in
+              {"triattention": TriAttention, "qfilter": QFilter}.items()}  # fmt: skip
+ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and further knobs of them
     "snapkv_evict": functools.partial(SnapKV, window=8, decoding="evict"),
     "h2o_vatp": functools.partial(H2O, value_norm=True, sink_tokens=3),
+    "d2o_older": functools.partial(D2O, merge_into="older"),
+    "d2o_values": functools.partial(D2O, merge="values"),
+    "d2o_counted_bound": functools.partial(CountedD2O, merge_into="older", hold="bound"),
+    "keepkv_last": functools.partial(KeepKV, threshold=0.3, merge_first=False, window=8),
     "chunkkv_h2o": functools.partial(chunkkv, "h2o", 8),
     "headwise_expected": functools.partial(headwise, "expected_attention"),
     "layerwise_snapkv": functools.partial(layerwise, "snapkv", "variance", base_args={"window": 8}),
     "layerwise_keydiff": functools.partial(layerwise, "keydiff", "pyramid", 4),
+    "kvzip_layer": functools.partial(KVzip, "layer", 2, 32),
     "lagkv_short": functools.partial(LagKV, lag=8),
     "keydiff_blocks": functools.partial(KeyDiff, block=16, reading="blocks"),
 }
@@ -161,7 +171,7 @@ PLAIN += [name for name, method in ADDED.items() if is_plain(method())]
 # the families differ in how they attend, which is not a method's business: the later methods run on some of them
 FEW = ("llama_gqa", "falcon_new", "phi3", "qwen3", "gemma")
 LATER = ("pyramidkv", "pyramidkv_kvcf", "adakv", "knorm", "cam", "cam_h2o", "cam_tova",
-         "locret", "locret_original", "d2o_older", "d2o_values")
+         "locret", "locret_original")
 
 
 def thin(family: str, name: str) -> bool:

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from d2o.budget import FULL
+from d2o.budget import FULL, Budget
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine, check_prompts
 from d2o.engine.reader import Reader
+from d2o.engine.switch import find_switch
 from d2o.errors import InputError, NotFinite
-from d2o.kernels.fused import serves
+from d2o.layer import KVLayer
 from d2o.models.support import unusual_logits
 
 
@@ -168,18 +169,17 @@ def _or_refused(work: Callable[..., Prefilled], *words: Any) -> Prefilled | Inpu
 
 
 def alike(engines: Sequence[Engine]) -> list[list[int]]:
-    """Places of the engines that can read a prompt together; one that cannot is alone.
-
-    Where attention takes the sums of all rows along in its own pass (float32 on a CPU), those whose method asks for
-    them and those whose does not read apart: the two kernels round a logit differently, and alone each has its own.
-    """
+    """Places of the engines that can read a prompt together; one that cannot is alone. In float32 on a CPU one kernel
+    serves all methods, whatever they ask to see (d2o/kernels/block.py), so company changes no bit of what is read."""
     groups: dict[tuple, list[int]] = {}
     for i, engine in enumerate(engines):
-        key = (id(engine.model), engine.chunk, sums_along(engine)) if shares_prefill(engine) else (i,)
+        key = (id(engine.model), engine.chunk) if shares_prefill(engine) else (i,)
         groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 
-def sums_along(engine: Engine) -> bool:
-    """Whether the engine, alone, reads a prompt with the kernel that takes the sums of all rows along."""
-    return engine.prototype.rows == "all" and not engine.budget.whole and serves(next(engine.model.parameters()))
+def will_share(model: nn.Module, method: Callable[[], KVLayer], budget: Budget, longest: int) -> bool:
+    """shares_prefill before there are weights, of a `model` that is but a shape."""
+    engine = Engine(model, method, budget, longest=longest)
+    engine.switch = find_switch(model)
+    return shares_prefill(engine)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2o.kernels.logits import Logits, Scale, scaled, sinks_of
+from d2o.kernels.logits import Logits, Scale, biased, of_rows, scaled, sinks_of
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -44,7 +44,8 @@ def attend_row(
     """
     if visible is not None and held is not None and q.device.type == "cpu" and q.dtype in HALF:
         rows = (slice(b, b + 1) for b in range(q.shape[0]))
-        parts = [attend_row(q[b], k[b, :, :n], v[b, :, :n], scale, None) for b, n in zip(rows, held, strict=True)]
+        each = zip(rows, held, strict=True)
+        parts = [attend_row(q[b], k[b, :, :n], v[b, :, :n], of_rows(scale, b), None) for b, n in each]
         return torch.cat(parts)
     if isinstance(scale, Logits):
         probs = row_probs(q, k, scale, None if visible is None else visible.unsqueeze(2)).to(v.dtype)
@@ -79,6 +80,13 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     lse = torch.logaddexp(lse_a, lse_b)
     weight_a, weight_b = (torch.exp(x - lse).unsqueeze(-1).to(out_a.dtype) for x in (lse_a, lse_b))
     return out_a * weight_a + out_b * weight_b, lse
+
+
+def row_logits(q: Tensor, k: Tensor, scale: Scale) -> Tensor:
+    """Logits `[B, Hq, n, T]` float32 of a few queries, before any bias and whatever is visible."""
+    packed = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    logits = scaled(torch.matmul(packed, k.transpose(-1, -2)).float(), biased(scale, None))
+    return logits.view(*q.shape[:3], k.shape[2])
 
 
 def row_probs(q: Tensor, k: Tensor, scale: Scale, visible: Tensor | None) -> Tensor:

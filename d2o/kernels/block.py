@@ -12,7 +12,7 @@ from torch import Tensor
 from d2o.kernels import fused
 from d2o.kernels.attend import attend, attend_lse, merge_attention
 from d2o.kernels.fused import Fed
-from d2o.kernels.logits import Logits, Scale, attend_logits, bands
+from d2o.kernels.logits import Logits, Scale, attend_logits, bands, of_rows
 
 
 @dataclass
@@ -44,13 +44,14 @@ def attend_block(
     n = q.shape[2]
     if len(set(fed.past)) == 1 and min(fed.lengths) == n:
         return causal(q, k, v, *older(slice(None), fed.past[0]), scale, stats)
-    if stats and _in_one_pass(q, scale):
+    if _in_one_pass(q, scale):
         return _summed_rows(q, k, v, older(slice(None), max(fed.past)), fed, scale, stats)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
     for b, (m, p) in enumerate(fed.rows()):
         row, new = slice(b, b + 1), slice(n - m, n)
         if m:
-            out[row, :, new] = causal(q[row, :, new], k[row, :, new], v[row, :, new], *older(row, p), scale, stats)
+            own = q[row, :, new], k[row, :, new], v[row, :, new]
+            out[row, :, new] = causal(*own, *older(row, p), of_rows(scale, row), stats)
         elif stats:
             stats.add(q.new_zeros(1, q.shape[1], 0).float(), None)
     return out
@@ -63,11 +64,11 @@ def _summed_rows(
     older: tuple[Tensor, Tensor],
     fed: Fed,
     scale: float,
-    stats: RowStats,
+    stats: RowStats | None,
 ) -> Tensor:
     """All rows in one call, whatever their lengths."""
-    out, lse, sums = fused.attend_summed(q, k, v, older, scale, stats.stride, fed)
-    for b, (m, p) in enumerate(fed.rows()):
+    out, lse, sums = fused.attend_summed(q, k, v, older, scale, stats.stride if stats else None, fed)
+    for b, (m, p) in enumerate(fed.rows() if stats else ()):
         row = slice(b, b + 1)
         stats.add(lse[row, :, q.shape[2] - m :], sums[row, :, : p + m])
     return out
@@ -81,8 +82,8 @@ def causal(
     if isinstance(scale, Logits):
         out, lse = attend_logits(q, torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2), scale)
         sums = None
-    elif stats and fused.serves(q):
-        out, lse, sums = fused.attend_summed(q, k, v, (past_k, past_v), scale, stats.stride)
+    elif fused.serves(q):
+        out, lse, sums = fused.attend_summed(q, k, v, (past_k, past_v), scale, stats.stride if stats else None)
     elif past_k.shape[2]:
         out, lse = merge_attention(*attend_lse(q, past_k, past_v, scale, False), *attend_lse(q, k, v, scale, True))
         sums = None

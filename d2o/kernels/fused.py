@@ -1,9 +1,12 @@
-"""Causal attention and the attention that every key received, in one pass over q, k and v, for CPUs.
+"""Causal attention and, where asked for, the attention that every key received, in one pass over q, k and v, for CPUs.
 
 The library's kernel never lays down a row of probabilities, so statistics of all rows cost a second QK^T and a second
 exponential. Here a block of rows over all keys that it sees is laid down (a few MB, whatever the length): its softmax
 is exact at once, one product with v gives the output and one with 1 / (row sum) the column sums. Floor: the products of
 attention alone. So a stride saves little here: the sweep over the rows that it does not count.
+
+Methods that want no sums read with this kernel too, so that a prompt read once for many methods gives each the very
+bits that it reads alone.
 """
 
 from __future__ import annotations
@@ -47,12 +50,12 @@ def attend_summed(
     v: Tensor,
     older: tuple[Tensor, Tensor],
     scale: float,
-    stride: int = 1,
+    stride: int | None = 1,
     fed: Fed | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, `older`: keys and values `[B, Hkv, P, D]`; n at least 1, P may be 0.
     Gives the attention over the older keys and, causally, the block itself `[B, Hq, n, D]`; its log-sum-exp
-    `[B, Hq, n]`; the column sums `[B, Hq, P + n]` as d2o.kernels.sums.column_sums has them.
+    `[B, Hq, n]`; the column sums `[B, Hq, P + n]` as d2o.kernels.sums.column_sums has them, zeros without a `stride`.
 
     `fed`: what of it each row feeds, by default all n columns behind all P older keys; the column sums of a row are the
     first past[b] + lengths[b]. What belongs to no row is zero.
@@ -86,10 +89,12 @@ class _Block:
     past_values: Tensor  # [P, D]
 
 
-def _group(q: Tensor, block: _Block, future: Tensor, stride: int, out: Tensor, lse: Tensor, sums: Tensor) -> None:
+def _group(
+    q: Tensor, block: _Block, future: Tensor, stride: int | None, out: Tensor, lse: Tensor, sums: Tensor
+) -> None:
     """The query heads `q [g, n, D]` of one KV head, scaled for base 2; fills the rest, `lse` in base 2 too."""
     (groups, n, dim), past, start = q.shape, block.past_values.shape[0], 0
-    share = n / -(-n // stride)  # rows over rows counted, of which the last is one
+    share = n / -(-n // (stride or n))  # rows over rows counted, of which the last is one
     room = q.new_empty(max(ELEMENTS, groups * min(LEAST, n) * (past + n)))
     while start < n:
         height = _height(groups, past + start, n - start)
@@ -108,9 +113,10 @@ def _group(q: Tensor, block: _Block, future: Tensor, stride: int, out: Tensor, l
             found.addmm_(logits[:, :past], block.past_values)
         out[:, start:end] = found.div_(total).view(groups, height, -1)
         lse[:, start:end] = largest.add_(total.log2()).view(groups, height)
-        first = (n - 1 - start) % stride
-        weights = share / total.view(groups, 1, height)[:, :, first::stride]
-        sums[:, :seen].unsqueeze(1).baddbmm_(weights, per_head[:, first::stride])
+        if stride:
+            first = (n - 1 - start) % stride
+            weights = share / total.view(groups, 1, height)[:, :, first::stride]
+            sums[:, :seen].unsqueeze(1).baddbmm_(weights, per_head[:, first::stride])
         start = end
 
 

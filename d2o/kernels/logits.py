@@ -1,4 +1,5 @@
-"""Attention logits that are more than a scaled product: a soft cap, and sinks in the denominator of the softmax.
+"""Attention logits that are more than a scaled product: a soft cap, sinks in the denominator of the softmax, a bias
+per key.
 
 A plain `scale` is a float and takes the fast kernels; `Logits` in its place takes the plain path of this file, which
 lays down blocks of logits. Shapes as in d2o/kernels/attend.py.
@@ -16,29 +17,50 @@ ROWS = 256  # query rows of a block
 
 @dataclass(frozen=True)
 class Logits:
-    """`cap * tanh(q k^T scale / cap)`, beside `sinks [Hq]`: a logit per query head that takes its share of the softmax
-    and gives nothing. None: no cap, no sinks."""
+    """`cap * tanh(q k^T scale / cap) + bias`, beside `sinks [Hq]`: a logit per query head that takes its share of the
+    softmax and gives nothing. `bias [B, Hkv, m]` float32 is that of the first m keys, the others have none: a key whose
+    bias is log p counts as p equal ones. None: no cap, no sinks, no bias."""
 
     scale: float
     cap: float | None = None
     sinks: Tensor | None = None
+    bias: Tensor | None = None
 
 
 Scale = float | Logits
 
 
 def scaled(products: Tensor, scale: Scale) -> Tensor:
-    """Logits `[...]` of the products `q k^T`, float32, in place."""
+    """Logits `[B, Hkv, n, T]` of the products `q k^T`, float32, in place."""
     if not isinstance(scale, Logits):
         return products.mul_(scale)
     products.mul_(scale.scale)
-    return products if scale.cap is None else products.div_(scale.cap).tanh_().mul_(scale.cap)
+    if scale.cap is not None:
+        products.div_(scale.cap).tanh_().mul_(scale.cap)
+    if scale.bias is not None:
+        bias = scale.bias[:, :, : products.shape[-1]]
+        products[..., : bias.shape[2]] += bias.unsqueeze(2)
+    return products
 
 
 def sinks_of(scale: Scale) -> Tensor | None:
     """`[Hq]` float32, or None where there are none."""
     found = scale.sinks if isinstance(scale, Logits) else None
     return None if found is None else found.float()
+
+
+def biased(scale: Scale, bias: Tensor | None) -> Scale:
+    """`scale` with `bias [B, Hkv, m]` in place of its own; None: with none, though it stays what it is otherwise."""
+    if isinstance(scale, Logits):
+        return replace(scale, bias=bias)
+    return scale if bias is None else Logits(scale, bias=bias)
+
+
+def of_rows(scale: Scale, rows: slice) -> Scale:
+    """What `scale` is to some rows of the batch: a bias `[B, Hkv, m]` is theirs."""
+    if not isinstance(scale, Logits) or scale.bias is None:
+        return scale
+    return replace(scale, bias=scale.bias[rows])
 
 
 def of_heads(scale: Scale, heads: slice) -> Scale:

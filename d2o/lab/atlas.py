@@ -46,8 +46,8 @@ class Merges:
         none = kept.values.new_zeros(*kept.values.shape[:3], leaving)
         values = torch.cat((kept.values, none), dim=3)
         layer.absorb(
-            Entries(evicted.keys, torch.cat((evicted.values, marks), dim=3), evicted.positions),
-            Entries(kept.keys, values, kept.positions),
+            Entries(evicted.keys, torch.cat((evicted.values, marks), dim=3), evicted.positions, evicted.state),
+            Entries(kept.keys, values, kept.positions, kept.state),
             rows,
         )
         kept.values.copy_(values[..., :width])

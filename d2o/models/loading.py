@@ -12,6 +12,7 @@ from d2o.errors import InputError
 from d2o.models.chat import checked_options
 from d2o.models.folder import DECODER, WEIGHT_FILES
 from d2o.models.places import digest_ends
+from d2o.models.quantization import quantization_config, rounded
 from d2o.models.unpack import gguf_file, is_file, model_folder
 from d2o.models.window import own_window
 
@@ -20,7 +21,8 @@ from d2o.models.window import own_window
 class LoadedModel:
     """`window`: most tokens of prompt and answer together. `eos_ids`: tokens that end an answer. `chat_options`: for
     the tokenizer's chat template; `strip_thinking`: an answer is what is behind the model's thoughts; `weights`: what
-    they were rounded to, None where the checkpoint has them as they were trained."""
+    they were rounded to, None where the checkpoint has them as they were trained; `system`: the text of the turn that
+    a chat begins with."""
 
     model: Any
     tokenizer: Any
@@ -30,6 +32,7 @@ class LoadedModel:
     chat_options: dict[str, Any] = field(default_factory=dict)
     strip_thinking: bool = True
     weights: str | None = None
+    system: str | None = None
 
 
 def load(
@@ -42,18 +45,22 @@ def load(
     trust_remote_code: bool = False,
     chat_options: Mapping[str, Any] | None = None,
     strip_thinking: bool = True,
+    system: str | None = None,
+    quantization: str | None = None,
 ) -> LoadedModel:
     """A folder in Hugging Face's layout, or a GGUF file.
 
     dtype: auto (the checkpoint's) | float32 | bfloat16 | float16; device: auto | cpu | cuda | cuda:N, ignored where
-    `device_map` spreads the model; chat_options, strip_thinking: as in LoadedModel. Raises InputError, naming the
-    folder and what it lacks.
+    `device_map` spreads the model; quantization: weights are rounded as they are loaded, by a name of
+    d2o/models/quantization.py; chat_options, strip_thinking, system: as in LoadedModel. Raises
+    InputError, naming the folder and what it lacks.
     """
     folder = model_folder(path)
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     name = name or Path(path).expanduser().resolve().name
-    loaded = _load(str(folder), name, options, dtype, device, window, device_map)
-    return chatting(loaded, chat_options, strip_thinking)
+    weights = _Weights(dtype, device, device_map, quantization)
+    loaded = _load(str(folder), name, options, weights, window)
+    return chatting(loaded, chat_options, strip_thinking, system)
 
 
 def load_hub(
@@ -67,17 +74,28 @@ def load_hub(
     trust_remote_code: bool = False,
     chat_options: Mapping[str, Any] | None = None,
     strip_thinking: bool = True,
+    system: str | None = None,
+    quantization: str | None = None,
 ) -> LoadedModel:
     """A model of the hub by its id, downloaded on first use; otherwise as `load`."""
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    loaded = _load(id, name or id.replace("/", "--"), options, dtype, device, window, device_map)
-    return chatting(loaded, chat_options, strip_thinking)
+    weights = _Weights(dtype, device, device_map, quantization)
+    loaded = _load(id, name or id.replace("/", "--"), options, weights, window)
+    return chatting(loaded, chat_options, strip_thinking, system)
 
 
-def chatting(loaded: LoadedModel, chat_options: Mapping[str, Any] | None, strip_thinking: bool = True) -> LoadedModel:
-    """The model with options for its chat template. Raises InputError for one that the template does not read."""
+def chatting(
+    loaded: LoadedModel,
+    chat_options: Mapping[str, Any] | None,
+    strip_thinking: bool = True,
+    system: str | None = None,
+) -> LoadedModel:
+    """The model with options for its chat template. Raises InputError for one that the template does not read, and for
+    a `system` text without a template."""
     options = checked_options(loaded.tokenizer, chat_options)
-    return replace(loaded, chat_options=options, strip_thinking=strip_thinking)
+    if system and not loaded.tokenizer.chat_template:
+        raise InputError("model.system is given, and the tokenizer has no chat template", "leave it out")
+    return replace(loaded, chat_options=options, strip_thinking=strip_thinking, system=system or None)
 
 
 def fingerprint(node: Mapping[str, Any]) -> str | None:
@@ -122,15 +140,37 @@ def finish(model: Any, tokenizer: Any, name: str, window: int | None) -> LoadedM
         what = f"{name}: eos_token_id={sorted(eos_ids, key=str)}, and the model knows the tokens 0 to {rows - 1}"
         raise InputError(what, "mend config.json and generation_config.json: model and tokenizer have to be a pair")
     model.requires_grad_(False)
-    return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids, weights=rounded(model.config))
+    return LoadedModel(model.eval(), tokenizer, name, window or own or 1 << 30, eos_ids)
 
 
-def _load(
-    source: str, name: str, options: dict[str, Any], dtype: str, device: str, window: int | None, device_map: Any
-) -> LoadedModel:
+@dataclass(frozen=True)
+class _Weights:
+    """In what form and where a model's weights are loaded: `load` says what each is."""
+
+    dtype: str
+    device: str
+    device_map: Any
+    quantization: str | None
+
+    def options(self, config: Any) -> dict[str, Any]:
+        """What from_pretrained is told of them. Rounded ones are loaded where they stay: many cannot be moved.
+        Raises InputError for a device that is not there, and for weights that would be rounded twice."""
+        found = {"dtype": self.dtype, "device_map": self.device_map}
+        kept = getattr(config, "quantization_config", None)
+        if self.quantization:
+            if kept:
+                what = f"model.quantization={self.quantization}: the weights are {rounded(config)} already"
+                raise InputError(what, "leave it out")
+            found["quantization_config"] = quantization_config(self.quantization)
+        if (self.quantization or kept) and not self.device_map:
+            found["device_map"] = {"": resolve_device(self.device)}
+        return found
+
+
+def _load(source: str, name: str, options: dict[str, Any], weights: _Weights, window: int | None) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    place = None if device_map else resolve_device(device)
+    place = None if weights.device_map else resolve_device(weights.device)
     with _as_input_error(f"cannot load the model {source}", "check it, and the installed versions"):
         config = AutoConfig.from_pretrained(source, **options)
     if config.is_encoder_decoder:
@@ -138,25 +178,13 @@ def _load(
     with _as_input_error(f"cannot load the tokenizer of {source}", "its folder needs tokenizer.json"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     with _as_input_error(f"cannot load the weights of {source}", "fetch the folder again, whole"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, device_map=device_map, output_loading_info=True, **options
-        )
+        how = weights.options(config)
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how, **options)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(f"{source} lacks {len(missing)} weights, {missing[0]} first", "fetch the folder again, whole")
-    return finish(model.to(place) if place else model, tokenizer, name, window)
-
-
-def rounded(config: Any) -> str | None:
-    """What a model's config says that its weights were rounded to: `gguf Q4_1` of a file that was unpacked, the name
-    of a method where they are kept so, such as `gptq`; None where they were not."""
-    unpacked, kept = getattr(config, "gguf", None), getattr(config, "quantization_config", None)
-    if unpacked:
-        return f"gguf {unpacked['quantization']}"
-    if kept is None:
-        return None
-    method = kept.get("quant_method") if isinstance(kept, Mapping) else getattr(kept, "quant_method", None)
-    return str(getattr(method, "value", method))
+    loaded = finish(model.to(place) if not how["device_map"] else model, tokenizer, name, window)
+    return replace(loaded, weights=rounded(model.config, weights.quantization))
 
 
 @contextmanager
@@ -166,7 +194,7 @@ def _as_input_error(what: str, hint: str) -> Iterator[None]:
 
     try:
         yield
-    except (MemoryError, OutOfMemoryError):
+    except (MemoryError, OutOfMemoryError, InputError):
         raise
     except ImportError as error:
         raise InputError(f"{what}: {_first_line(error)}", "pip install the package it names") from error

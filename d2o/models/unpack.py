@@ -57,9 +57,14 @@ def gguf_file(path: str) -> Path:
     raise InputError(f"there is no file {file}", hint)
 
 
+def unpacked_place(file: Path) -> Path:
+    """Where the folder of a GGUF file is, or will be."""
+    return models_dir() / "unpacked" / f"{digest_ends([file])[:24]}-{FORM}"
+
+
 def unpacked(file: Path) -> Path:
     """The folder of a GGUF file. Raises InputError for one that is broken or of no family that is served."""
-    folder = models_dir() / "unpacked" / f"{digest_ends([file])[:24]}-{FORM}"
+    folder = unpacked_place(file)
     if folder.is_dir():
         return check_folder(str(folder))
     header = read_header_of_model(file)

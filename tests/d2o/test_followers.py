@@ -117,13 +117,7 @@ def test_some_read_the_last_token_again_and_others_do_not():
     assert answers(together[0]) != answers(together[1]), "the comparison shows nothing"
 
 
-@pytest.fixture
-def one_kernel(monkeypatch):
-    """Sums in a pass of their own: all that can share read together."""
-    monkeypatch.setattr("d2o.engine.reading.sums_along", lambda engine: False)
-
-
-def test_rows_that_ended_leave_the_batch(fed, one_kernel):
+def test_rows_that_ended_leave_the_batch(fed):
     asked = cells("llama_gqa", ("full", "h2o", "d2o", "cam", "snapkv", "adakv", "tova"))
     engines, prompts, stop = list(asked.values()), texts(4), Stop(frozenset(range(3, 40)), least=2)
     together = generate_together(engines, prompts, 12, stop)
@@ -145,7 +139,7 @@ def fed():
     handle.remove()
 
 
-def test_a_prompt_is_read_once_and_apart_by_who_reads_otherwise(fed, one_kernel):
+def test_a_prompt_is_read_once_and_apart_by_who_reads_otherwise(fed):
     asked = cells("llama_gqa", ("full", "h2o", "d2o", "snapkv"))
     engines = [*asked.values(), open_engine(model("llama_gqa"), METHODS["pyramidinfer"], 0.5)]
     fed.clear()
@@ -155,7 +149,7 @@ def test_a_prompt_is_read_once_and_apart_by_who_reads_otherwise(fed, one_kernel)
 
 
 @pytest.mark.parametrize("prefill, reserve", [(prefill_together, 4), (prefill_each, 0)])
-def test_a_prefill_gives_caches_of_their_own(prefill, reserve, one_kernel):
+def test_a_prefill_gives_caches_of_their_own(prefill, reserve):
     """Equal to those of `Engine.prefill`, and none can be changed by what is done to another."""
     asked = cells("llama_gqa", ("full", "h2o", "d2o", "d2o_official", "snapkv", "adakv", "streaming_slot"))
     found = list(prefill(list(asked.values()), texts(3), reserve))

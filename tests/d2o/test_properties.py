@@ -71,7 +71,10 @@ def test_2_each_layer_holds_what_it_was_given(family, method):
         fed = not layer.decode_eviction
         given = min(layer.slots[0], LENGTHS[0] + 1 - fed) + fed
         filled = (layer.positions >= 0).sum(dim=-1)
-        assert filled.sum() == given * filled.numel() if isinstance(layer, RaggedLayer) else (filled == given).all()
+        if isinstance(layer, RaggedLayer):  # whole slots for a layer, or for a head
+            assert 0 <= filled.sum() - given * filled.numel() < filled.numel()
+        else:
+            assert (filled == given).all()
         heads, dim = filled.shape[1], layer.keys.shape[-1]
         stored = layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
         assert layer.bytes() == stored

@@ -50,14 +50,14 @@ class Plain:
         total = sum(math.exp(x - top) for x in logits.values())
         return {p: math.exp(x - top) / total for p, x in logits.items()}
 
-    def run(self):
+    def run(self, steps=STEPS):
         """Positions held per KV head after the prefill and after every step."""
         for t in range(PROMPT):
             self.arrive(t)
             self.prompt_row(t)
         self.cut(PROMPT - 1)
         history = [self.positions()]
-        for t in range(PROMPT, PROMPT + STEPS):
+        for t in range(PROMPT, PROMPT + steps):
             self.arrive(t)
             self.step(t)
             history.append(self.positions())
@@ -198,13 +198,16 @@ class PlainD2O(PlainH2O):
             for p, entry in entries.items():
                 m, target = best[h, p]
                 if m >= self.tau:
-                    targets.setdefault(target, []).append((math.exp(m), entry))
+                    targets.setdefault(target, []).append((math.exp(m), p, entry))
             for target, merged in targets.items():
-                total = sum(w for w, _ in merged) + math.e
-                for part in self.parts:
-                    new = sum(w / total * entry[part] for w, entry in merged)
-                    self.held[h][target][part] = math.e / total * self.held[h][target][part] + new
+                self.take_in(h, target, merged)
         self.gone = {}
+
+    def take_in(self, head, target, merged):
+        total = sum(w for w, _, _ in merged) + math.e
+        for part in self.parts:
+            new = sum(w / total * entry[part] for w, _, entry in merged)
+            self.held[head][target][part] = math.e / total * self.held[head][target][part] + new
 
 
 CASES = {

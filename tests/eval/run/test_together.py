@@ -52,9 +52,8 @@ def test_rows_are_those_of_the_cells_alone(more, alone, tmp_path, capsys):
     assert bare(found) == alone
     assert len(found) == 2 * 7 - 1, "the full cache has one cell, whatever the budget"
     shared = {cell.split("/")[1].split("-")[0]: made[0].get("prefill_shared") for cell, made in found.items()}
-    sums, rest = {"h2o", "d2o"}, {"full", "snapkv", "adakv", "streaming_llm"}
-    wanted = {name: 4 for name in sums} | {name: 7 for name in rest} | {"locret": None}
-    assert shared == wanted, "those that count all rows together, the others together, locret alone"
+    wanted = {name: 11 for name in ("full", "snapkv", "adakv", "streaming_llm", "h2o", "d2o")} | {"locret": None}
+    assert shared == wanted, "all together, locret alone"
     assert all(row["prefill_s"] > 0 for made in found.values() for row in made)
     status = [json.loads(file.read_text()) for file in tmp_path.rglob("status.json")]
     assert all(one["state"] == "done" and one["done"] == 5 for one in status)
