@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2o.eviction import Entries, Merge
 from d2o.kernels import launch
 from d2o.kernels.told import Merging
 from d2o.layer import KVLayer
 from d2o.merge import merge_average, merge_exponential, moved_threshold, nearest
+from d2o.storage import Entries, Merge
 
 
 class MergingLayer(KVLayer):

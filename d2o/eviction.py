@@ -11,10 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from d2o.entries import Entries, Merge
 from d2o.kernels import launch
 from d2o.kernels.told import Leaving
-from d2o.storage import SlotStorage
+from d2o.storage import Entries, Merge, SlotStorage
 
 TOGETHER = 1 << 22  # numbers of the keys that leave the rows merged in one call: 16 MB
 
