@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2o.budget import short_name
 from eval.cells.names import GROUPS, first_identity, first_protocol
 
-PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
+PLACES = ("model.path", "model.name", "engine.graph", "task.include_path", "task.file")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
@@ -108,7 +108,7 @@ def folder(composed: Composed) -> Path:
     plain.budget = cfg.budget
     if _named(cfg) in cfg.method:
         plain.method[_named(cfg)] = cfg.method[_named(cfg)]
-    if cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
+    if "tasks" in cfg.task and cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
         plain.task.tasks = cfg.task.tasks
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
         OmegaConf.update(plain, key, OmegaConf.select(cfg, key))

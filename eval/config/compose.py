@@ -38,6 +38,7 @@ def configs(config_dir: Path) -> Iterator[None]:
     """
     schema.register_schema()
     OmegaConf.register_new_resolver("repo", lambda place: str(root(config_dir) / place), replace=True)
+    OmegaConf.register_new_resolver("stem", lambda place: Path(str(place)).stem, replace=True)
     _plain.cache_clear()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
