@@ -31,7 +31,8 @@ def lacking(cell: Cell, samples: Sequence[Sample]) -> list[Sample]:
 
 def said_of_weights(lab: Any) -> dict[str, str]:
     """The field of a row for a model whose weights were rounded; none for others, whose rows have never had it."""
-    return {"weights": lab.loaded.weights} if lab.loaded.weights else {}
+    weights = lab and lab.loaded.weights
+    return {"weights": weights} if weights else {}
 
 
 def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int | str, seen: Seen) -> None:

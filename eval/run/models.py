@@ -63,7 +63,8 @@ def load_model(cfg: Any) -> LoadedModel:
         hub_logging.set_verbosity_error()
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        print(f"loading model {model_name(cfg.model, 'model')}", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():  # a log says what it is about in other lines
+            print(f"loading model {model_name(cfg.model, 'model')}", file=sys.stderr, flush=True)
         _last[key] = build(cfg.model, "model", cfg.plugins, dtype=cfg.engine.dtype, device=cfg.engine.device)
     return _last[key]
 
