@@ -44,7 +44,7 @@ def run_command(
     if prompts:
         return print_prompts(cells, prompts) or max(codes, default=0)
     if dry_run:
-        return print_dry_run(cells, size) or max(codes, default=0)
+        return print_dry_run(cells, size, share) or max(codes, default=0)
     check_launcher(launcher)
     if sweep or launcher:
         remember(cells)
