@@ -149,13 +149,7 @@ def asked(python: str, folder: str, jobs: list[Row]) -> Iterator[Row]:
 
 def ours(loaded: Any, row: Row) -> Row:
     """Our side of a row: how many positions are held alike, our answer, and that of a cache that grows as theirs."""
-    from eval.config.build import build
-    from eval.config.compose import compose_cell, configs
-
-    settings = json.dumps(PAIRS[row["method"]][0]).replace('"', "")
-    words = [f"method={row['method']}", *(f"++method.{word}" for word in flat(PAIRS[row["method"]][0]))]
-    with configs(ROOT / "configs"):
-        factory = build(compose_cell(words, ROOT / "configs").cfg.method, "method")
+    factory = method_of(row["method"])
     slots = max(1, int(len(row["context_ids"]) * (1 - row["ratio"])))
     held, text = answered(loaded, factory, slots, row)
     there = [[{at for at in head if at >= 0} for head in layer.tolist()] for layer in held]
@@ -166,16 +160,17 @@ def ours(loaded: Any, row: Row) -> Row:
     found["held"] = [sum(len(a) for a, _ in pairs), sum(len(b) for _, b in pairs)]
     if factory().decode_eviction:
         found["grown"] = answered(loaded, lambda: growing(factory), slots, row)[1]
-    return found | {"our_settings": settings}
+    return found
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Settings as words of the command line."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value}"
+def method_of(name: str) -> Callable[[], Any]:
+    """Our method with the settings of its pair."""
+    from omegaconf import OmegaConf
+
+    from eval.config.build import build
+
+    node = OmegaConf.load(ROOT / "configs/method" / f"{name}.yaml")
+    return build(OmegaConf.merge(node, PAIRS[name][0]), "method")
 
 
 def growing(factory: Callable[[], Any]) -> Any:
