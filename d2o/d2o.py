@@ -207,19 +207,20 @@ class D2O(KVLayer):
         known = self.free is not None  # armed: the norms of the kept keys are there
         norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
         cosine, target = nearest(evicted.keys, kept.keys, norms, self._targets(kept, rows))
-        leaving = (evicted.positions >= 0) & cosine.isfinite()  # where a row has no target there is no cosine
+        leaving = evicted.positions >= 0
+        if self.merge_into == "older":  # where a row has no target there is no cosine
+            leaving = leaving & cosine.isfinite()
         merged = leaving & self._accepted(cosine, leaving, rows)
         if self.merge_log is not None:
             self.merge_log.append(Merge(evicted.positions, kept.positions.gather(2, target), merged))
         keys = self.merge == "keys_values"
-        self._merge(evicted, kept, target, torch.where(merged, cosine, float("-inf")))
+        self._merge(evicted, kept, target, cosine, merged)
         if keys and known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
             index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
             norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
 
-    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor) -> None:
-        """Merge what leaves into the slots `target [b, H, E]`, but where `cosine [b, H, E]` is -inf."""
-        merged = cosine > float("-inf")
+    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
+        """Merge what is `merged` of what leaves into the slots `target`; all `[b, H, E]`."""
         for old, new in self._parts(evicted, kept):
             if self.variant == "paper":
                 merge_exponential(old, new, target, cosine, merged, self.self_weight)

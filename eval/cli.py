@@ -22,24 +22,27 @@ Predict what is missing of one cell (model x method x task) and print its score.
 
   python run_pred.py
   python run_pred.py method=h2o budget=0.1 limit=20
-  python run_pred.py model=path model.path=DIR task=longbench_trec task.data_dir=DIR task.prompts_dir=DIR
+  python run_pred.py model=DIR task=longbench_trec task.data_dir=DIR task.prompts_dir=DIR
   python run_pred.py -m method=d2o,h2o budget=.1,.2
   python run_pred.py -m table=mini
 
   method=       {method}
   model=        {model}
+                or a folder, or ORG/NAME of the hub
   task=         {task}
   table=        {table}
   budget=       fraction of the prompt (<= 1), slots per layer and KV head (> 1), or bytes of all layers (64MiB)
   limit=        only the first N rows
   shard=        3/8: only the third of eight parts of the rows
-  batch_size=   rows at once
+  batch_size=   rows at once; auto: as many as fit
   seed=         of whatever is drawn at random
   results_dir=  where the cells lie; the same command goes on where it stopped
   scorer=       official | fixed
   engine.*      chunk, dtype, device
   plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
-  wandb.*       mode (disabled | offline | online), project, group
+  wandb.*       mode (disabled | offline | online), project, group, entity, job_type, tags, notes
+  show=         3: print three prompts as the model reads them, with their answers, and stop
+  log_prompts=  true: every row keeps its prompt
   dry_run=      true: print rows, tokens, memory and time of every cell, and stop
   hydra/launcher=   local | joblib | slurm: cells as jobs, those that read the same prompts as one
   share_prefill=    false: cells that read the same prompts run one by one, with a launcher as jobs of their own

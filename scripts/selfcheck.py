@@ -33,7 +33,11 @@ FAMILIES = {
     "gemma": GQA | {"head_dim": 8},
 }
 
-ANY_MODEL = {"locret": {"heads": "random"}}  # trained heads fit one model, and nothing checked here depends on them
+ANY_MODEL = {  # what was trained or calibrated fits one model, and nothing checked here depends on it
+    "locret": {"heads": "random"},
+    "triattention": {"stats": "prompt"},
+    "qfilter": {"stats": "prompt"},
+}
 
 
 def main(words: list[str]) -> int:

@@ -16,7 +16,7 @@ from tests import made_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("single", "multikey8", "multivalue", "twohop", "passage", "fewshot", "code", "dialogue", "count", "text")
-BUDGETS = (0.05, 0.1, 0.2, 0.5, 0.8)
+BUDGETS = (0.05, 0.1, 0.2, 0.5, 0.8, 0.15, 0.25, 0.3, 0.35, 0.4, 0.6, 0.7, 0.9)
 COMMANDS = ([], ["table=mini"], ["table=mini", "format=csv"], ["report=true"])
 
 

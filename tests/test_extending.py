@@ -86,6 +86,17 @@ def test_the_page_is_all_it_takes(title, copy):
             file.unlink()
 
 
+def test_a_task_by_configuration_alone(copy):
+    text = (ROOT / "eval/tasks/TEMPLATE.md").read_text(encoding="utf-8")
+    files = add(text, copy)
+    try:
+        out = python(copy, "-c", RUN.format(commands=commands(text)))
+        assert "--- answers: Lima" in out and "/jsonl-capitals" in out and "/h2o-" in out
+    finally:
+        for file in files:
+            file.unlink()
+
+
 @pytest.mark.parametrize("page", ["docs/extending.md", "baselines/TEMPLATE.md"])
 def test_a_new_method_goes_through_the_whole_matrix(page, copy):
     text = section("A method") if page.startswith("docs") else (ROOT / page).read_text(encoding="utf-8")
@@ -104,6 +115,6 @@ def test_a_new_method_goes_through_the_whole_matrix(page, copy):
 
 
 def test_the_commands_of_the_pages_can_be_read():
-    for page in ("docs/extending.md", "baselines/TEMPLATE.md"):
+    for page in ("docs/extending.md", "baselines/TEMPLATE.md", "eval/tasks/TEMPLATE.md"):
         for _, words in commands((ROOT / page).read_text(encoding="utf-8")):
             assert shlex.split(words)

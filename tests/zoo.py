@@ -39,6 +39,7 @@ from baselines.adakv import AdaKV
 from baselines.cam import cam
 from baselines.decode.d2o_counted import CountedD2O
 from baselines.decode.keepkv import KeepKV
+from baselines.decode.triattention import TriAttention
 from baselines.full import Full
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
@@ -49,6 +50,7 @@ from baselines.over.layerwise import layerwise
 from baselines.prefill.keydiff import KeyDiff
 from baselines.prefill.kvzip import KVzip
 from baselines.prefill.lagkv import LagKV
+from baselines.prefill.qfilter import QFilter
 from baselines.pyramidinfer import PyramidInfer
 from baselines.pyramidkv import PyramidKV
 from baselines.random import Random
@@ -135,7 +137,9 @@ LISTED = {
     "pyramidinfer": functools.partial(PyramidInfer, min_context=4),
     "pyramidinfer_official": functools.partial(PyramidInfer, "official", 0.6, min_context=4),
 }
-ADDED = added(LISTED.values()) | {  # and further knobs of them
+CALIBRATED = {name: functools.partial(one, stats="prompt") for name, one in
+              {"triattention": TriAttention, "qfilter": QFilter}.items()}  # fmt: skip
+ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and further knobs of them
     "snapkv_evict": functools.partial(SnapKV, window=8, decoding="evict"),
     "h2o_vatp": functools.partial(H2O, value_norm=True, sink_tokens=3),
     "d2o_older": functools.partial(D2O, merge_into="older"),

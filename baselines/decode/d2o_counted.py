@@ -49,8 +49,7 @@ class CountedD2O(D2O):
                          stride=stride, hold=hold)  # fmt: skip
         self.state, self.weight_bias, self.counts_only = (*self.state, "joined"), weight_bias, merge == "weights"
 
-    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor) -> None:
-        merged = cosine > float("-inf")
+    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
         joined, more = kept.state["joined"], 1 + evicted.state["joined"]
         if not self.counts_only:
             for old, new in self._parts(evicted, kept):

@@ -31,14 +31,21 @@ class Rotation:
     inv_freq: Tensor
     interleaved: bool
 
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two channels `[..., R / 2]` of every pair that turns, of `x [..., D]`, float32."""
+        x = x[..., : 2 * self.inv_freq.shape[0]].float()
+        return (x[..., 0::2], x[..., 1::2]) if self.interleaved else x.chunk(2, dim=-1)
+
+    def turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`x [..., D]` with its pairs turned by the angles of `cos, sin [..., R / 2]`, or by what is a mean of such."""
+        a, b = self.pairs(x)
+        parts = (a * cos - b * sin, b * cos + a * sin)
+        mixed = torch.stack(parts, dim=-1).flatten(-2) if self.interleaved else torch.cat(parts, dim=-1)
+        return torch.cat((mixed.to(x.dtype), x[..., 2 * self.inv_freq.shape[0] :]), dim=-1)
+
     def __call__(self, keys: Tensor, delta: Tensor) -> Tensor:
         angle = delta.unsqueeze(-1).to(torch.float32) * self.inv_freq
-        cos, sin, half = angle.cos(), angle.sin(), self.inv_freq.shape[0]
-        x = keys[..., : 2 * half].float()
-        a, b = (x[..., 0::2], x[..., 1::2]) if self.interleaved else (x[..., :half], x[..., half:])
-        turned = (a * cos - b * sin, b * cos + a * sin)
-        mixed = torch.stack(turned, dim=-1).flatten(-2) if self.interleaved else torch.cat(turned, dim=-1)
-        return torch.cat((mixed.to(keys.dtype), keys[..., 2 * half :]), dim=-1)
+        return self.turned(keys, angle.cos(), angle.sin())
 
 
 def find_rotation(engine: Engine) -> Rotation:

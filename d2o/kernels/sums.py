@@ -43,20 +43,17 @@ def column_sums(
     out = torch.zeros(q.shape[0], q.shape[1], k.shape[2], dtype=torch.float32, device=q.device)
     first = int(past + (n - 1) % stride)  # the key index that row 0 of the strided rows may still see
     if triton_serves(q) and not isinstance(scale, Logits):
-        from d2o.kernels.triton import sums_into
+        from d2o.kernels.columns import sums_into
 
-        sums_into(q, k, lse, scale, first, stride, out, variance)
+        sums_into(q, k, lse, scale, (first, stride), out)
     else:
         plain = q.device.type != "cpu" or isinstance(scale, Logits)
         taken = sums_plain if plain else _sums_cpu
         taken(q, k, lse, scale, first, stride, out)
-        if variance is not None:
-            variance.copy_(column_variance(out))
     if stride > 1:
-        share = n / rows.numel()
-        out.mul_(share)
-        if variance is not None:
-            variance.mul_(share**2)
+        out.mul_(n / rows.numel())
+    if variance is not None:
+        variance.copy_(column_variance(out))
     return out
 
 

@@ -20,7 +20,7 @@ from d2o.lab.memory import check_memory, hardware
 from d2o.layer import KeepAll, KVLayer
 from d2o.models.chat import Messages, render
 from d2o.models.loading import LoadedModel
-from d2o.models.prompt import Encoded, encode, encode_apart, encode_parts, stop_at, tokenise
+from d2o.models.prompt import Encoded, begun, encode, encode_apart, encode_parts, stop_at, tokenise
 from d2o.models.support import mixes
 from d2o.models.thinking import read_answer
 from d2o.stop import Stop
@@ -93,13 +93,17 @@ class Lab:
         """Ids of a text, nothing around it."""
         return self.begin(text, False)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens as they are written."""
+        return self.loaded.tokenizer.decode(list(ids))
+
     def begin(self, text: str, opened: bool = True) -> list[int]:
         """Ids of the beginning of a text: `d2o.models.prompt.tokenise`."""
         return tokenise(self.loaded.tokenizer, text, opened)
 
     def render(self, messages: Messages, answer: bool = True) -> str:
         """Turns as the model's chat template writes them: `d2o.models.chat.render`."""
-        return render(self.loaded.tokenizer, messages, self.loaded.chat_options, answer)
+        return render(self.loaded.tokenizer, begun(self.loaded, messages), self.loaded.chat_options, answer)
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -184,6 +188,10 @@ class Lab:
     def fits(self, batch: int, prompt: int, new: int, memory_gb: float | None, full: bool, seed: int) -> bool:
         """Whether a prefill and the first steps of a batch fit into memory."""
         return race.fits(self.full if full else self.engine, batch, prompt, new, memory_gb, seed)
+
+    def rows_that_fit(self, prompt: int, new: int, share: float) -> int | None:
+        """How many prompts fit into a share of the free memory; None where only a trial tells."""
+        return race.rows_that_fit(self.engine, prompt, new, share)
 
     # ---- the machine
     @property

@@ -15,6 +15,7 @@ from torch import nn
 from d2o.errors import InputError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMORY = Path("/proc/meminfo")
 GIB = 1 << 30
 PACKAGES = ("torch", "transformers", "triton")
 
@@ -62,6 +63,15 @@ def _status(name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that a process can still take; 0 where Linux does not say it."""
+    try:
+        lines = MEMORY.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def _can_reset() -> bool:

@@ -11,8 +11,9 @@ import torch
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
-from d2o.lab.memory import Peak, is_out_of_memory, limited
+from d2o.lab.memory import Peak, free_memory, is_out_of_memory, limited
 
+LEAST = 1 << 24  # bytes: what a row is taken for where the peak of a process is too coarse to show it
 FEW = 3  # steps that show whether a batch fits: storage is taken for all of them at the end of the prefill
 
 
@@ -145,6 +146,20 @@ def fits(engine: Engine, batch: int, prompt: int, new: int, memory_gb: float | N
     finally:
         _free(engine)
     return True
+
+
+def rows_that_fit(engine: Engine, prompt: int, new: int, share: float) -> int | None:
+    """How many rows of `prompt` tokens, with room for `new`, fit into `share` of the memory that is free: by what one
+    row takes on a CPU. None on a GPU, where a batch is tried (`fits`), and where memory cannot be read."""
+    peak, free = Peak(engine.device), free_memory()
+    if peak.gpu or not peak.known or not free:
+        return None if peak.gpu else 1
+    peak.base()
+    peak.start()
+    _first_steps(engine, draw(engine, 1, prompt, 0), new)
+    taken = max(peak.read() or 0, LEAST)
+    _free(engine)
+    return max(1, int(share * free / taken))
 
 
 @torch.inference_mode()

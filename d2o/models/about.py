@@ -22,6 +22,11 @@ class About:
     def __deepcopy__(self, memo: dict) -> About:
         return self
 
+    @property
+    def folder(self) -> str:
+        """Where the model was loaded from; "" where that is nowhere."""
+        return str(getattr(self.model.config, "_name_or_path", "") or "")
+
     def output(self, layer: int) -> Tensor:
         """The weight `[hidden, Hq * D]` of the projection behind the attention of a layer. InputError for a model whose
         projections are not found."""

@@ -21,7 +21,8 @@ from d2o.models.window import own_window
 class LoadedModel:
     """`window`: most tokens of prompt and answer together. `eos_ids`: tokens that end an answer. `chat_options`: for
     the tokenizer's chat template; `strip_thinking`: an answer is what is behind the model's thoughts; `weights`: what
-    they were rounded to, None where the checkpoint has them as they were trained."""
+    they were rounded to, None where the checkpoint has them as they were trained; `system`: the text of the turn that
+    a chat begins with."""
 
     model: Any
     tokenizer: Any
@@ -31,6 +32,7 @@ class LoadedModel:
     chat_options: dict[str, Any] = field(default_factory=dict)
     strip_thinking: bool = True
     weights: str | None = None
+    system: str | None = None
 
 
 def load(
@@ -43,21 +45,22 @@ def load(
     trust_remote_code: bool = False,
     chat_options: Mapping[str, Any] | None = None,
     strip_thinking: bool = True,
+    system: str | None = None,
     quantization: str | None = None,
 ) -> LoadedModel:
     """A folder in Hugging Face's layout, or a GGUF file.
 
     dtype: auto (the checkpoint's) | float32 | bfloat16 | float16; device: auto | cpu | cuda | cuda:N, ignored where
     `device_map` spreads the model; quantization: weights are rounded as they are loaded, by a name of
-    d2o/models/quantization.py; chat_options, strip_thinking: as in LoadedModel. Raises InputError, naming the folder
-    and what it lacks.
+    d2o/models/quantization.py; chat_options, strip_thinking, system: as in LoadedModel. Raises
+    InputError, naming the folder and what it lacks.
     """
     folder = model_folder(path)
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     name = name or Path(path).expanduser().resolve().name
     weights = _Weights(dtype, device, device_map, quantization)
     loaded = _load(str(folder), name, options, weights, window)
-    return chatting(loaded, chat_options, strip_thinking)
+    return chatting(loaded, chat_options, strip_thinking, system)
 
 
 def load_hub(
@@ -71,19 +74,28 @@ def load_hub(
     trust_remote_code: bool = False,
     chat_options: Mapping[str, Any] | None = None,
     strip_thinking: bool = True,
+    system: str | None = None,
     quantization: str | None = None,
 ) -> LoadedModel:
     """A model of the hub by its id, downloaded on first use; otherwise as `load`."""
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     weights = _Weights(dtype, device, device_map, quantization)
     loaded = _load(id, name or id.replace("/", "--"), options, weights, window)
-    return chatting(loaded, chat_options, strip_thinking)
+    return chatting(loaded, chat_options, strip_thinking, system)
 
 
-def chatting(loaded: LoadedModel, chat_options: Mapping[str, Any] | None, strip_thinking: bool = True) -> LoadedModel:
-    """The model with options for its chat template. Raises InputError for one that the template does not read."""
+def chatting(
+    loaded: LoadedModel,
+    chat_options: Mapping[str, Any] | None,
+    strip_thinking: bool = True,
+    system: str | None = None,
+) -> LoadedModel:
+    """The model with options for its chat template. Raises InputError for one that the template does not read, and for
+    a `system` text without a template."""
     options = checked_options(loaded.tokenizer, chat_options)
-    return replace(loaded, chat_options=options, strip_thinking=strip_thinking)
+    if system and not loaded.tokenizer.chat_template:
+        raise InputError("model.system is given, and the tokenizer has no chat template", "leave it out")
+    return replace(loaded, chat_options=options, strip_thinking=strip_thinking, system=system or None)
 
 
 def fingerprint(node: Mapping[str, Any]) -> str | None:

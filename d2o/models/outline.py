@@ -46,7 +46,8 @@ def outline(node: Mapping[str, Any], dtype: str = "auto", device: str = "cpu") -
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     kind = str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype
-    loaded = chatting(finish(model, tokenizer, str(node.get("name")), node.get("window")), node.get("chat_options"))
+    loaded = finish(model, tokenizer, str(node.get("name")), node.get("window"))
+    loaded = chatting(loaded, node.get("chat_options"), system=node.get("system"))
     return Outline(loaded, _bytes(config, SIZES[kind]))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2o.errors import InputError
-from d2o.models.chat import render
+from d2o.models.chat import Messages, render
 from d2o.models.loading import LoadedModel
 from d2o.stop import Stop
 
@@ -155,7 +155,14 @@ def _wrap(loaded: LoadedModel, text: str, chat: bool) -> list[int]:
 
 
 def _render(loaded: LoadedModel, text: str) -> str:
-    return render(loaded.tokenizer, [{"role": "user", "content": text}], loaded.chat_options)
+    return render(loaded.tokenizer, begun(loaded, [{"role": "user", "content": text}]), loaded.chat_options)
+
+
+def begun(loaded: LoadedModel, messages: Messages) -> Messages:
+    """The turns, behind the model's own system turn where they bring none."""
+    if not loaded.system or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": loaded.system}, *messages]
 
 
 def _cut_middle(loaded: LoadedModel, text: str, chat: bool, room: int) -> list[int]:

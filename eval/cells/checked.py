@@ -36,6 +36,15 @@ def _is_number(value: Any) -> bool:
     return type(value) is int and abs(value) < MOST or type(value) is float and math.isfinite(value)
 
 
+def _are_amounts(value: Any) -> bool:
+    """A list of numbers from 0; a row has several of them, so the usual one is told without a call per number."""
+    if not isinstance(value, list) or not value:
+        return isinstance(value, list)
+    if set(map(type, value)) <= {int, float} and min(value) >= 0 and max(value) < MOST and sum(value) == sum(value):
+        return True
+    return all(map(AMOUNT.holds, value))
+
+
 def _is_budget(value: Any) -> bool:
     try:
         read_budget(value)
@@ -54,7 +63,7 @@ NUMBER = Kind("a number", _is_number)
 AMOUNT = Kind("a number from 0", lambda value: _is_number(value) and value >= 0)
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-AMOUNTS = Kind("a list of numbers from 0", lambda value: isinstance(value, list) and all(map(AMOUNT.holds, value)))
+AMOUNTS = Kind("a list of numbers from 0", _are_amounts)
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
 SPANS = Kind("a list of [first, last + 1]", lambda value: isinstance(value, list) and all(map(_is_span, value)))
 BUDGET = Kind("a budget", _is_budget)

@@ -16,13 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from d2o.budget import short_name
 from eval.cells.names import GROUPS, first_identity, first_protocol
 
-PLACES = ("model.path", "model.name", "engine.graph", "task.include_path")
+PLACES = ("model.path", "model.name", "engine.graph", "task.include_path", "task.file")
 IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
+         "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
          "method.sink_tokens": 0}  # fmt: skip
+TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
+ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
 
 
@@ -41,7 +44,8 @@ def identity(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
     whole, flat = OmegaConf.to_container(cfg, resolve=True), {group: names[group] for group in GROUPS}
     for key in IDENTITY:
         _flatten(whole[key], key, flat)
-    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir") or (k in ADDED and v == ADDED[k]))}
+    added = ADDED | (ADDED_TO_TASKS if str(names["task"]).startswith(TASKS) else {})
+    return {k: v for k, v in flat.items() if not (k in PLACES or k.endswith("_dir") or (k in added and v == added[k]))}
 
 
 def model_protocol(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def model_protocol(model: Mapping[str, Any]) -> dict[str, Any]:
     protocols of all cells had before there were such settings."""
     options = model.get("chat_options")
     asked = {"chat_options": {str(key): value for key, value in options.items()}} if options else {}
+    asked |= {"system": str(model["system"])} if model.get("system") else {}
     return asked | ({"thinking": "kept"} if model.get("strip_thinking") is False else {})
 
 
@@ -103,7 +108,7 @@ def folder(composed: Composed) -> Path:
     plain.budget = cfg.budget
     if _named(cfg) in cfg.method:
         plain.method[_named(cfg)] = cfg.method[_named(cfg)]
-    if cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
+    if "tasks" in cfg.task and cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
         plain.task.tasks = cfg.task.tasks
     for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
         OmegaConf.update(plain, key, OmegaConf.select(cfg, key))

@@ -38,6 +38,7 @@ def configs(config_dir: Path) -> Iterator[None]:
     """
     schema.register_schema()
     OmegaConf.register_new_resolver("repo", lambda place: str(root(config_dir) / place), replace=True)
+    OmegaConf.register_new_resolver("stem", lambda place: Path(str(place)).stem, replace=True)
     _plain.cache_clear()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
@@ -132,6 +133,7 @@ def _check_choice(override: Override, config_dir: Path) -> None:
     known = options(config_dir, group)
     if value not in known:
         names = ", ".join(known) if len(known) <= FEW_NAMES else f"the {len(known)} that --help lists"
+        names += "; or a folder, or ORG/NAME of the hub" if group == "model" else ""
         raise InputError(f"unknown {group} {value!r}", f"{_did_you_mean(str(value), known)}{group} is one of {names}")
 
 
@@ -157,10 +159,10 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
     """YAML has no types, so the default's own type speaks: a number stays a number, true or false stays that. A budget
-    may also be a size, which ranges.check_ranges reads.
+    may also be a size, and batch_size auto, which ranges.check_ranges reads.
     """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
-    if key == "budget" or after is None or before is None:
+    if key in ("budget", "batch_size") or after is None or before is None:
         return
     if isinstance(before, bool) and not isinstance(after, bool):
         raise InputError(f"{key}={after} is neither true nor false", f"write {key}={str(before).lower()}")

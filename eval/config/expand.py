@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2o.errors import InputError
 from eval.cells.identity import digest
 from eval.config.compose import split_sweep
+from eval.config.named_model import with_model
 from eval.config.table_jobs import table_jobs
 from eval.config.words import Words
 from eval.tables.read import read_table
@@ -42,7 +43,8 @@ class Expansion:
 def expand(words: Words, config_dir: Path, sweep: bool = False) -> Expansion:
     """All cells of a command. `sweep`: a value with commas is a list of values, which takes `configs(config_dir)`
     around it. Raises InputError."""
-    asked, tables = _with_tables(split_sweep(words) if sweep else [words], config_dir)
+    split = [with_model(job, config_dir) for job in (split_sweep(words) if sweep else [words])]
+    asked, tables = _with_tables(split, config_dir)
     jobs, grouped = _with_members(asked, config_dir)
     return Expansion(_in_one_group(_with_tasks(jobs, config_dir)), tables, grouped, len(asked))
 

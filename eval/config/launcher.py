@@ -18,6 +18,7 @@ from d2o.errors import InputError
 from eval.config.habits import knob_hint, launcher_hint
 from eval.config.words import Words
 
+MOST_SHOWN = 1000
 GROUP, PREFIX = "hydra/launcher", "hydra.launcher."
 LEAST_KNOBS = {"parallel": 1, "gpus": 0, "cpus": 1, "timeout_min": 1, "requeues": 0, "signal_s": 1}
 
@@ -80,6 +81,14 @@ def take_dry_run(words: Words) -> tuple[bool, Words]:
         if word not in ("dry_run=true", "dry_run=false"):
             raise InputError(f"{word} is neither true nor false", "write dry_run=true")
     return words.get("dry_run") == "true", words.without("dry_run")
+
+
+def take_show(words: Words) -> tuple[int, Words]:
+    """How many prompts `show=3` asks for, 0 without it, and the other words. Raises InputError."""
+    asked = words.get("show", "0")
+    if words.only("show") and not (asked.isascii() and asked.isdigit() and 0 < int(asked) <= MOST_SHOWN):
+        raise InputError(f"show={asked} is no number of prompts from 1 to {MOST_SHOWN}", "write show=3")
+    return int(asked), words.without("show")
 
 
 def check_launcher(launcher: Launcher | None) -> None:

@@ -59,6 +59,8 @@ def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
             raise InputError(f"{shown(key)} is below {least}", f"write {key}={least} or more, or leave it out")
         if value > most:
             raise InputError(f"{shown(key)} is above {most}", f"write a smaller {key}=, or leave it out")
+    if cfg.batch_size != "auto" and (isinstance(cfg.batch_size, bool) or not isinstance(cfg.batch_size, int)):
+        raise InputError(f"{shown('batch_size')} is no whole number", "write batch_size=8, or batch_size=auto")
     for key, allowed in (("engine.dtype", DTYPES), ("wandb.mode", WANDB_MODES), ("scorer", scorers())):
         if OmegaConf.select(cfg, key) not in allowed:
             raise InputError(f"{shown(key)} is unknown", f"{key} is one of {', '.join(allowed)}")

@@ -25,6 +25,10 @@ class WandbConfig:
     mode: str = "disabled"
     project: str = "d2o"
     group: str | None = None
+    entity: str | None = None
+    job_type: str = "cell"
+    tags: list[str] | None = None
+    notes: str | None = None
 
 
 @dataclass
@@ -38,12 +42,13 @@ class RunConfig:
     limit: int | None = None
     shard: str | None = None
     seed: int = 0
-    batch_size: int = 1
+    batch_size: Any = 1  # or auto: eval/run/batch.py
     results_dir: str = "results"
     scorer: str = "official"
     atlas: Any = None
     plugins: list[str] | None = None
     share_prefill: bool = True
+    log_prompts: bool = False
     engine: EngineConfig = field(default_factory=EngineConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

@@ -7,6 +7,7 @@ axes, by label or by what they run; model.path=DIR takes the one model picked fr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from d2o.budget import read_budget, short_name
 from d2o.errors import InputError
@@ -16,6 +17,7 @@ from eval.tables.spec import AXES, Part, Slot, TableSpec
 
 def table_jobs(table: TableSpec, words: Words) -> list[Words]:
     """The words of every cell that can be run, cells of one model one after the other. Raises InputError."""
+    table = _of_model(table, words.get("model"))
     slots = list(table.slots())
     for axis, group in AXES.items():
         if (asked := words.get(group)) is not None:
@@ -32,6 +34,13 @@ def table_jobs(table: TableSpec, words: Words) -> list[Words]:
         raise InputError(f"model.path= for several models: {labels}", "pick one with model=")
     rest = words.without(*AXES.values(), "budget")
     return list(dict.fromkeys(slot_words(slot, table, rest) for slot in slots))
+
+
+def _of_model(table: TableSpec, asked: str | None) -> TableSpec:
+    """The table of a model that it does not name, where it is one of any model."""
+    if asked is None or not table.any_model or any(_is(part, "model", asked) for part in table.models):
+        return table
+    return replace(table, models=[Part(asked, (f"model={asked}",))])
 
 
 def slot_words(slot: Slot, table: TableSpec, given: Words) -> Words:

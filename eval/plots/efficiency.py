@@ -20,7 +20,7 @@ PANELS = 4  # contexts in one figure of speeds: the shortest, the longest and so
 
 def points(cell: CellData) -> list[Point]:
     """The grid of a cell of eval/tasks/efficiency/task.py, [] for another."""
-    return [row for row in cell.rows if row.get("kind") == "point"]
+    return [row for row in cell.measured if row.get("kind") == "point"]
 
 
 def groups(cells: Sequence[CellData]) -> dict[tuple[str, float], list[CellData]]:

@@ -21,7 +21,8 @@ def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
     """{budget: {label: layers}}, the mean over all tasks; of cells with as many layers as the first."""
     found: dict[float, dict[str, list[list[float]]]] = {}
     for cell in cells:
-        layers = mean_layers([row for row in cell.rows if row.get("mode") != STREAM], "held_prefill")
+        rows = [row for row in cell.measured if row.get("mode") != STREAM] if cell.measured else cell.rows
+        layers = mean_layers(rows, "held_prefill")
         if cell.method != FULL and layers:
             group = found.setdefault(cell.budget, {}).setdefault(cell.label, [])
             if not group or len(group[0]) == len(layers):

@@ -29,7 +29,7 @@ def needle_maps(cell: CellData) -> list[NeedleMap]:
     """Recall and survival of a cell of eval/tasks/needle/task.py, and what was held or merged where anything was
     merged; [] for another cell.
     """
-    rows = [row for row in cell.rows if "depth" in row and isinstance(row.get("survival"), list)]
+    rows = [row for row in cell.measured if "depth" in row and isinstance(row.get("survival"), list)]
     points: dict[str, list[tuple[dict[str, Any], float]]] = {
         "recall": [(row, row["recall"]) for row in rows],
         "survival": [(row, _over_layers(row["survival"])) for row in rows],

@@ -143,6 +143,9 @@ def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list
     return found
 
 
+READ = (_needle, _ppl, _efficiency, _held, _atlas)  # what reads more of a row than its score
+
+
 @contextmanager
 def noted(note: Callable[[str], None]) -> Iterator[None]:
     """An InputError inside costs a note, and what it was raised of is left out."""
@@ -157,7 +160,8 @@ def drawable(cells: Sequence[CellData], note: Callable[[str], None]) -> list[Cel
     found = []
     for cell in cells:
         with noted(note), reading(f"{cell.path}"):
-            pictures([cell])
+            for part in READ:
+                part(cell.model, [cell], [cell.label])
             found.append(cell)
         if (cell.path / FILE).exists() and read_atlas(cell.path) is None:
             note(f"left out: {cell.path / FILE} is no atlas")

@@ -28,7 +28,7 @@ class NllCurves:
 def nll_curves(cells: Sequence[CellData]) -> list[NllCurves]:
     """A figure per task and budget, from cells of eval/tasks/ppl/task.py; the full cache has a cell or was fed
     alongside."""
-    cells = [cell for cell in cells if any(row.get("bucket_nll") for row in cell.rows)]
+    cells = [cell for cell in cells if any(row.get("bucket_nll") for row in cell.measured)]
     found = []
     for task in dict.fromkeys(cell.task for cell in cells):
         group = [cell for cell in cells if cell.task == task]

@@ -9,6 +9,7 @@ from eval.plots.atlas_file import NAMES, largest_targets, shares
 from eval.plots.report_items import Item, Table, budget_item, compared, difference, footnotes, held, num
 from eval.scores.bootstrap import means_interval, paired
 from eval.scores.cell_data import CellData
+from eval.scores.kept_rows import KeptRows
 from eval.scores.means import mean_of
 from eval.tables.text import against, mean_realised, row_count
 from eval.tasks.efficiency import readings as efficiency_readings
@@ -115,6 +116,10 @@ def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
 
 def speed(rows: Iterable[dict[str, Any]]) -> float | None:
     """Tokens per second of decoding, over all rows."""
+    if isinstance(rows, KeptRows):
+        pairs = zip(rows.column("new_tokens"), rows.column("decode_s"), strict=True)
+        found = [(new, seconds) for new, seconds in pairs if new > 0 and seconds > 0]  # NaN is neither
+        return sum(new for new, _ in found) / sum(seconds for _, seconds in found) if found else None
     timed = [row for row in rows if row.get("decode_s") and row.get("new_tokens")]
     return sum(row["new_tokens"] for row in timed) / sum(row["decode_s"] for row in timed) if timed else None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from d2o.errors import InputError, NotFinite
 from eval.cells.cell import Cell
+from eval.run.batch import rows_at_once
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
@@ -32,16 +33,17 @@ def said_of_weights(lab: Any) -> dict[str, str]:
     return {"weights": lab.loaded.weights} if lab.loaded.weights else {}
 
 
-def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int, seen: Seen) -> None:
+def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int | str, seen: Seen) -> None:
     """A row for every sample. `lab`: d2o.lab.lab.Lab; `seen` is told of every row once it is on the disk. What is wrong
     with a sample shows before the first row is made, as far as tokenizer and window can tell."""
     task.begin(samples, lab)
+    size, said = rows_at_once(batch_size, task, samples, lab)
     progress = Progress(cell.path.name, cell.done, cell.total)
     cell.status("running")
     try:
-        for batch in task.in_batches(samples, batch_size):
+        for batch in task.in_batches(samples, size):
             for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
-                row = {"id": sample.id, **fields, **said_of_weights(lab), "prompt_hash": prompt_hash(sample)}
+                row = {"id": sample.id, **fields, **said_of_weights(lab), **said, "prompt_hash": prompt_hash(sample)}
                 cell.write(row)
                 seen(row)
             progress.advance(len(batch))

@@ -75,6 +75,14 @@ def outline_of(cfg: Any) -> Outline | None:
     return outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
 
 
+def reader_of(planned: Plan) -> Lab | None:
+    """A lab that tokenises as the cell's model does, without its weights; None for a model that is not here."""
+    from d2o.lab.lab import Lab
+
+    found = outline_of(planned.composed.cfg)
+    return None if found is None else Lab(found.loaded, planned.method, planned.composed.cfg.budget)
+
+
 def size_cell(planned: Plan) -> Size:
     """What a dry run says of a cell: tokenizer and shape are read, no weights."""
     cfg, task = planned.composed.cfg, planned.task
@@ -89,7 +97,17 @@ def size_cell(planned: Plan) -> Size:
 
         lab = Lab(found.loaded, planned.method, cfg.budget)
         prompts, new = [task.encode(sample, lab).tokens for sample in missing], task.max_new_tokens
-    return Size(prompts, new, found.token_bytes, Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts)))
+    slots = Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts))
+    return Size(prompts, new, found.token_bytes, slots, _shares(planned, found))
+
+
+def _shares(planned: Plan, found: Outline) -> bool:
+    """Whether the cell can read its prompts with others."""
+    from d2o.engine.reading import will_share
+
+    cfg, longest = planned.composed.cfg, planned.task.longest or found.loaded.window
+    budget = Budget(cfg.budget, found.token_bytes or 0)
+    return not cfg.engine.graph and will_share(found.loaded.model, planned.method, budget, longest)
 
 
 def check_size(planned: Plan) -> None:

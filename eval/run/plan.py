@@ -61,6 +61,8 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
     asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
     if asked not in read:
         read[asked] = first(task.samples(), cfg.limit)
+    if cfg.log_prompts:
+        task.keep_prompts()
     protocol, samples = task.protocol() | model_protocol(cfg.model), read[asked]
     method = settle(composed)
     task.check(cfg.budget, method())

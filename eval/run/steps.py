@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 from eval.cells.identity import Composed
 from eval.config.compose import configs
 from eval.config.expand import Expansion, expand
-from eval.config.launcher import Launcher, check_launcher, take_dry_run, take_launcher
+from eval.config.launcher import Launcher, check_launcher, take_dry_run, take_launcher, take_show
 from eval.config.words import Words
 from eval.run.dry_run import SizeCell
 from eval.run.job import RunCell
+from eval.run.show import print_prompts
 from eval.run.sweep import compose_all, launch_all, print_dry_run, remember, run_all, run_grouped
 from eval.tables import group
 from eval.tables.fill import fill
@@ -31,6 +32,7 @@ def run_command(
     read the same prompts are run together, in place of `run`. Raises InputError."""
     launcher, words = take_launcher(words, config_dir)
     dry_run, words = take_dry_run(words)
+    prompts, words = take_show(words)
     with configs(config_dir):
         found = expand(words, config_dir, sweep)
         cells, codes = compose_all(found.jobs, config_dir)
@@ -39,8 +41,10 @@ def run_command(
         return max(codes, default=0)
     if codes and found.asked == 1:
         return max(codes)  # a slip of the hand in a group must not start its other half
+    if prompts:
+        return print_prompts(cells, prompts) or max(codes, default=0)
     if dry_run:
-        return print_dry_run(cells, size) or max(codes, default=0)
+        return print_dry_run(cells, size, share) or max(codes, default=0)
     check_launcher(launcher)
     if sweep or launcher:
         remember(cells)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DRAWS = 2000
-AT_ONCE = 1 << 21  # indices drawn at a time: 16 MB
+AT_ONCE = 1 << 21  # weights, or indices drawn, at a time: 16 MB
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,18 @@ def _means(values: Any, seed: int, stream: int) -> Any:
 
     n = len(values)
     if n * DRAWS <= AT_ONCE:
-        return values[_indices(n, seed, stream)].mean(axis=1)
+        return _weights(n, seed, stream) @ values / n
     rng, step = np.random.default_rng([seed, stream]), max(1, AT_ONCE // n)
     sizes = [min(step, DRAWS - start) for start in range(0, DRAWS, step)]
     return np.concatenate([values[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
 
 
-@functools.lru_cache(maxsize=32)
-def _indices(n: int, seed: int, stream: int) -> Any:
-    """`[DRAWS, n]`, kept: cells of one task have the same number of rows."""
+@functools.lru_cache(maxsize=24)
+def _weights(n: int, seed: int, stream: int) -> Any:
+    """How often each draw has each of `n` values, `[DRAWS, n]`, kept: cells of one task have the same number of rows,
+    and a product is quicker than picking values."""
     import numpy as np
 
-    return np.random.default_rng([seed, stream]).integers(0, n, (DRAWS, n), dtype=np.int32)
+    drawn = np.random.default_rng([seed, stream]).integers(0, n, (DRAWS, n), dtype=np.int32)
+    counts = np.bincount((drawn + n * np.arange(DRAWS)[:, None]).ravel(), minlength=DRAWS * n)
+    return counts.reshape(DRAWS, n).astype(np.float64)

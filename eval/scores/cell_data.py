@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2o.budget import Bytes, budget_name, read_budget
+from eval.scores.kept_rows import KeptRows
 from eval.scores.result import CellResult
 
 
@@ -55,6 +56,11 @@ class CellData:
     def name(self) -> str:
         """The label and the budget, which the full cache has none of."""
         return self.label if self.method == "full" else f"{self.label} {budget_name(self.budget)}"
+
+    @property
+    def measured(self) -> Sequence[dict[str, Any]]:
+        """Its rows where they hold readings of their own, () where they hold predictions and what all rows hold."""
+        return () if isinstance(self.rows, KeptRows) else self.rows
 
     def needles(self, row_id: str) -> Sequence[Sequence[int]]:
         """[first, last + 1] of the needles' positions in a row's prompt, none where it has none."""

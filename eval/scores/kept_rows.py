@@ -37,6 +37,23 @@ class KeptRows(Sequence):
         self._layers.extend(row.get(LAYERS) or ())
         self._ends.append(len(self._layers))
 
+    def column(self, key: str) -> Sequence[float]:
+        """A number of NUMBERS of every row, NaN where a row has none."""
+        return self._numbers[key]
+
+    def mean_shares(self) -> list[float]:
+        """Per layer, mean over rows of what was held as a share of the prompt; [] where no row says it, or rows have
+        different numbers of layers."""
+        import numpy as np
+
+        ends, tokens = np.asarray(self._ends, dtype=np.int64), np.asarray(self._numbers["prompt_tokens"])
+        sizes = np.diff(ends, prepend=0)
+        whole = (sizes > 0) & (tokens > 0)
+        if not whole.any() or len(set(sizes[whole].tolist())) > 1:
+            return []
+        layers = np.asarray(self._layers, dtype=np.float64)[np.repeat(whole, sizes)].reshape(int(whole.sum()), -1)
+        return (layers / tokens[whole, None]).mean(axis=0).tolist()
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from eval.scores.kept_rows import LAYERS, KeptRows
+
 
 def mean(values: Sequence[float | None]) -> float | None:
     """Mean, None if there is nothing or anything is missing."""
@@ -29,11 +31,15 @@ def budgeted(row: dict[str, Any], key: str) -> list[float]:
 
 def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:
     """Mean over the rows that have a number there."""
+    if isinstance(rows, KeptRows):
+        return average(value for value in rows.column(key) if value == value)
     return average(row[key] for row in rows if isinstance(row.get(key), int | float))
 
 
 def mean_layers(rows: Iterable[dict[str, Any]], key: str) -> list[float]:
     """Per layer, mean over rows of `key [L]` as a share of the row's prompt; [] where no row has it."""
+    if isinstance(rows, KeptRows) and key == LAYERS:
+        return rows.mean_shares()
     whole = [row for row in rows if row.get(key) and row.get("prompt_tokens")]
     found = [[one / row["prompt_tokens"] for one in row[key]] for row in whole]
     if not found or len({len(layers) for layers in found}) > 1:

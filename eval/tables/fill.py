@@ -15,8 +15,8 @@ from eval.scores.means import average, mean
 from eval.scores.result import CellResult
 from eval.scores.results import Note, read_cells
 from eval.scores.score import Score
-from eval.tables.match import Found, match
-from eval.tables.spec import Slot, TableSpec
+from eval.tables.match import Found, match, model_of, task_of
+from eval.tables.spec import Part, Slot, TableSpec
 
 FEW = 3  # cells that only just do not belong into a table and are named
 
@@ -69,6 +69,7 @@ def fill(
     found = _found(results_dir, note)
     if not found:
         note(f"no cells under results_dir={results_dir}: what is published stands alone")
+    table = _with_models(table, found, config_dir)
     placed, missed = match(table, found, where, config_dir)
     for line in missed[:FEW]:
         note(f"not in the table: {line}")
@@ -113,6 +114,16 @@ def _found(results_dir: Path, note: Note) -> list[Found]:
     for error in errors:
         note(f"left out: {error}")
     return found
+
+
+def _with_models(table: TableSpec, found: Sequence[Found], config_dir: Path) -> TableSpec:
+    """A table of any model with those that it does not name, and of which there are cells of its tasks."""
+    if not table.any_model:
+        return table
+    named = {model_of(part, config_dir) for part in table.models}
+    tasks = {task_of(part, config_dir) for part in table.tasks if part.words is not None}
+    others = sorted({str(one.cell.get("model")) for one in found if str(one.cell.get("task")) in tasks} - named)
+    return replace(table, models=table.models + [Part(name, ("model=path", f"model.name={name}")) for name in others])
 
 
 def _refuse_mixed(results: dict[tuple, CellResult]) -> None:

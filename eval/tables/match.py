@@ -63,11 +63,12 @@ def match(
 
 
 def _names(slot: Slot, config_dir: Path) -> tuple[str, str, str]:
-    return _model(slot.model, config_dir), str(slot.method.choice("method")), _task(slot.task, config_dir)
+    return model_of(slot.model, config_dir), str(slot.method.choice("method")), task_of(slot.task, config_dir)
 
 
 @functools.lru_cache(maxsize=256)
-def _model(part: Part, config_dir: Path) -> str:
+def model_of(part: Part, config_dir: Path) -> str:
+    """The name of its cells' model."""
     choice = str(part.choice("model"))
     given = _flat(part.words or ())
     node = _defaults("model", choice, config_dir) | {
@@ -77,7 +78,7 @@ def _model(part: Part, config_dir: Path) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _task(part: Part, config_dir: Path) -> str:
+def task_of(part: Part, config_dir: Path) -> str:
     """The name of its cells: the config's own, which may be made of what the words say, else that of its file."""
     from omegaconf import OmegaConf
 

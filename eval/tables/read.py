@@ -10,6 +10,8 @@
     published:
       - {source: a paper, budget: 0.2, tasks: [NrtvQA], scores: {Llama-2-7B: {D2O: [16.04]}}}
 
+`any_model: true`: model= may be one that it does not name, and such cells are shown below.
+
 A list of names is short for an axis whose values are called as what they run. The full cache has no budget, nor has a
 method with `budgets: []`; a model may bring `budgets` of its own. Numbers are published as they stand in their source;
 `scale: 100` makes per cent of them. A source of several blocks, or of which more is known, is named once:
@@ -33,7 +35,7 @@ from eval.tables.keys import close_to, known, one_of
 from eval.tables.published import publish, read_source
 from eval.tables.spec import AXES, Mean, Part, TableSpec
 
-KEYS = ("title", *AXES, "budgets", "words", "means", "sources", "published")
+KEYS = ("title", *AXES, "budgets", "any_model", "words", "means", "sources", "published")
 PART_KEYS = {
     "models": ("words", "budgets"),
     "methods": ("words", "budgets"),
@@ -77,6 +79,7 @@ def _table(name: str, given: Any, config_dir: Path) -> TableSpec:
     table = TableSpec(
         name, str(given.get("title") or name), **axes, budgets=_budgets(given["budgets"]), words=_words(given, "words")
     )
+    table.any_model = bool(given.get("any_model"))
     labels = [task.label for task in table.tasks]
     table.means = [_mean_column(str(header), more or {}, labels) for header, more in (given.get("means") or {}).items()]
     sources = {str(key): read_source(str(key), one) for key, one in (given.get("sources") or {}).items()}

@@ -90,6 +90,7 @@ class TableSpec:
     budgets: tuple[float, ...]
     words: tuple[str, ...] = ()
     means: list[Mean] = field(default_factory=list)
+    any_model: bool = False  # cells of models that it does not name are run and shown too
     published: dict[tuple, float] = field(default_factory=dict)
     cited: dict[tuple, Source] = field(default_factory=dict)
 

@@ -31,6 +31,14 @@ def question(value: Any) -> None:
     choice("question", value, WHEN)
 
 
+def asked(chat: Any, new: Any) -> None:
+    """Whether a chat template is used, the longest answer in tokens (None: the task's own)."""
+    if not isinstance(chat, bool):
+        raise InputError(f"task.chat={chat} is neither true nor false", "write task.chat=true, or leave it out")
+    if new is not None:
+        whole("max_new_tokens", new, 1)
+
+
 def numbers(key: str, value: Any, low: float, high: float, hint: str) -> list[Any]:
     """A list of different numbers in [low, high]; a single number is a list of one."""
     values = as_list(value)

@@ -51,6 +51,10 @@ class Task:
     def check(self, budget: float | str, method: Any) -> None:
         """What is wrong with a budget and a method, before anything is written. Raises InputError."""
 
+    def keep_prompts(self) -> None:
+        """Let every row hold its prompt. Raises InputError for a task whose rows are no prompts and answers."""
+        raise InputError(f"{self.name} writes its prompts beside the model", "leave log_prompts=true out")
+
     def begin(self, samples: Sequence[Sample], lab: Any) -> None:
         """What only tokenizer and window can tell is wrong, before the first row. Raises InputError."""
 
@@ -75,10 +79,17 @@ class PromptTask(Task):
     readings, batched, prompted = False, True, True
     max_new_tokens, stop = 32, ()
     chat, truncate = False, "refuse"
+    _texts: dict[str, str] | None = None  # prompts by id, where rows are to hold them
+
+    def keep_prompts(self) -> None:
+        """Let every row hold its prompt, as the model read it."""
+        self._texts = {}
 
     def begin(self, samples: Sequence[Sample], lab: Any) -> None:
         """Tokenises every prompt, so that one that does not fit shows before the first row."""
         self._prompts = {sample.id: self.encode(sample, lab) for sample in samples}
+        if self._texts is not None:
+            self._texts = {one: lab.text([*found.ids, *found.question]) for one, found in self._prompts.items()}
         lab.longest = max(prompt.tokens for prompt in self._prompts.values()) + self.max_new_tokens
 
     def encode(self, sample: Sample, lab: Any) -> Any:
@@ -112,6 +123,7 @@ class PromptTask(Task):
         for sample, answer in zip(samples, answers, strict=True):
             prompt = self._prompts[sample.id]
             yield {
+                **({} if self._texts is None else {"prompt": self._texts[sample.id]}),
                 "pred": answer.text,
                 **({} if answer.raw is None else {"raw": answer.raw}),
                 "answers": sample.answers,

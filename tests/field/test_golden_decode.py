@@ -9,6 +9,8 @@ from golden import cases, close, drive, same
 
 from baselines.decode.cake import CAKE, by_preference
 from baselines.decode.rkv import RKV
+from baselines.decode.triattention import TriAttention
+from d2o.engine.rotary import Rotation
 from d2o.rows import LastRows
 
 
@@ -129,3 +131,47 @@ def test_the_budgets_of_cake(shared):
         for i, wanted in enumerate(case.expected["layer_budget_after_layer"].tolist()):
             most = case.sizes["S"] - case.settings["window_size"]
             assert by_preference(case.expected["preference"][: i + 1], total, most) == wanted[: i + 1]
+
+
+def triattention(case, layer, positions, seen):
+    """A layer that holds the candidates at `positions [Hkv, n]` when `seen` tokens have passed."""
+    options = case.settings
+    made = TriAttention(
+        "model", options["offset_max_length"], options["score_aggregation"], options["normalize_scores"]
+    )
+    made.rotation = Rotation(case.given["inv_freq"], False)
+    mean, modulus = (torch.cat([case.given[f"q_mean_{part}"][layer] for part in ("real", "imag")], dim=-1),
+                     case.given["q_abs_mean"][layer])  # fmt: skip
+    keys = case.given["k"][layer].gather(1, positions.unsqueeze(-1).expand(-1, -1, case.sizes["D"]))
+    staged(made, (keys, keys), mean[:, :0].unsqueeze(1), 1.0)
+    made.usual, made.now = [mean.unsqueeze(0), modulus.unsqueeze(0)], torch.tensor([[[seen - 1]]])
+    return made
+
+
+CHOICES = {  # who chooses: scores `[L, Hkv, n]`, of every layer and KV head, to those of the choice
+    "per_layer_per_head": lambda x: x,
+    "per_head": lambda x: x.mean(0, keepdim=True).expand_as(x),
+    "global": lambda x: x.amax((0, 1), keepdim=True).expand_as(x),
+}
+
+
+def test_triattention(shared):
+    """Scores of every query head; and who stays, also where layers choose together, which ours cannot do in a step."""
+    for case in cases(shared, "triattention"):
+        options, prompt, layers = case.settings, case.sizes["S"], range(case.sizes["L"])
+        kept = torch.arange(prompt).expand(len(layers), case.sizes["Hk"], -1)
+        before = prompt
+        for c, step in enumerate(case.expected["compressed_at_step"].tolist()):
+            seen = prompt + step
+            new = torch.arange(before, seen).expand(*kept.shape[:2], -1)
+            held = torch.cat((kept, new), dim=2)
+            spared = 0 if options["allow_prefill_compression"] else prompt
+            made = [triattention(case, i, held[i, :, spared:], seen) for i in layers]
+            for i, layer in enumerate(made):
+                close(layer.by_head()[0].flatten(0, 1), case.expected[f"score.{c}"][i], 1e-3)
+            scores = CHOICES[options["mode"]](torch.stack([layer.importance()[0] for layer in made]))
+            best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :, : options["budget"] - spared]
+            chosen = held[:, :, spared:].gather(2, best)
+            kept = torch.cat((held[:, :, :spared], chosen), dim=2).sort(dim=-1).values
+            same(kept, case.expected["kept_positions"][c])
+            before = seen

@@ -10,6 +10,7 @@ from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
 from baselines.prefill.lagkv import LagKV, spread
+from baselines.prefill.qfilter import QFilter
 from d2o.engine.rotary import Rotation
 from d2o.models.about import About
 
@@ -175,3 +176,14 @@ def test_the_scores_of_lagkvs_own_cache(shared):
             held = torch.cat((front, torch.arange(start, end).expand(heads, -1)), dim=1).sort(dim=-1).values
             same(held, wanted[t][:, : held.shape[1]])
             assert (wanted[t][:, held.shape[1] :] == -1).all()
+
+
+def test_qfilter(shared):
+    """Their filters point the other way, and their score has a minus."""
+    for case in cases(shared, "qfilter"):
+        for i, slots in enumerate(case.settings["n_kept"], start=1):
+            layer = QFilter()
+            layer.axis = -case.given["q_filters"].unsqueeze(0)
+            scores, held = scored(layer, case, slots)
+            close(scores[0], case.expected["scores"])
+            same(held, case.expected[f"kept_positions_{i}"])

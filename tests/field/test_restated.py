@@ -8,9 +8,11 @@ from golden import held
 
 from baselines.decode.cake import CAKE
 from baselines.decode.rkv import RKV
+from baselines.decode.triattention import TriAttention
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
 from baselines.prefill.lagkv import LagKV
+from baselines.prefill.qfilter import QFilter
 from baselines.snapkv import SnapKV
 from d2o.engine.rotary import Rotation
 from d2o.feed import Feed
@@ -161,6 +163,34 @@ def cake(q, k, v, head, at, seen):
     return {p: pooled.get(p, 0.0) for p in at}, range(seen - 4, seen)
 
 
+def triattention(q, k, v, head, at, seen):
+    """The prompt's queries as the usual ones; offsets 1, 2, 4, 8, 16; complex numbers; the largest of the group."""
+    prompt, best_of = max(n for n in LENGTHS if n <= seen < n + STEPS + 1), {}
+    w = 10000.0 ** -(torch.arange(0, DIM, 2).double() / DIM)
+    for a in group(head):
+        as_they_attend = torch.complex(q[a, :prompt, : DIM // 2].contiguous(), q[a, :prompt, DIM // 2 :].contiguous())
+        pairs = as_they_attend * torch.exp(-1j * torch.arange(prompt).double().unsqueeze(1) * w)
+        mean, modulus = pairs.mean(0), pairs.abs().mean(0)
+        raw = {}
+        for p in at:
+            key = torch.complex(k[head, p, : DIM // 2].contiguous(), k[head, p, DIM // 2 :].contiguous())
+            near = [float((mean * key.conj() * torch.exp(1j * (seen + o) * w)).real.sum()) for o in (1, 2, 4, 8, 16)]
+            raw[p] = sum(near) / 5 + float(((modulus - mean.abs()) * key.abs()).sum())
+        values = torch.tensor(list(raw.values()), dtype=torch.float64)
+        for p, x in raw.items():
+            own = (x - float(values.mean())) / float(values.std(unbiased=False))
+            best_of[p] = max(best_of.get(p, own), own)
+    return best_of, ()
+
+
+def qfilter(q, k, v, head, at, seen):
+    """The first right singular vector of the queries of the group, on the side of their mean."""
+    rows = torch.cat([q[a, :seen] for a in group(head)])
+    axis = torch.linalg.svd(rows, full_matrices=False).Vh[0]
+    axis = axis * (1 if float(axis @ rows.mean(0)) >= 0 else -1)
+    return {p: float(axis @ k[head, p]) for p in at}, ()
+
+
 def group(head):
     return range(head * GROUP, (head + 1) * GROUP)
 
@@ -170,6 +200,8 @@ CASES = {
     "expected_attention": (lambda: ExpectedAttention(16, 2, epsilon=0.01), expected_attention, 0),
     "lagkv": (lambda: LagKV(3, 10), lagkv, 0),
     "cake": (lambda: CAKE(4, 3, 5.0), cake, STEPS),
+    "triattention": (lambda: TriAttention("prompt", 16), triattention, STEPS),
+    "qfilter": (lambda: QFilter("prompt"), qfilter, 0),
     "rkv": (lambda: RKV(4, 3, 0.3), rkv, STEPS),
     "snapkv_evict": (lambda: SnapKV(4, 3, decoding="evict"), snapkv, STEPS),
 }

@@ -76,7 +76,8 @@ BUCKETS = (4000, 8000)  # LongBench-E: upper edges by the field `length`
 
 class LongBench(PromptTask):
     """One set. `name`: the set; `e`: LongBench-E's file of it; both folders default to what scripts/prepare_data.py
-    fetched; `question`: before | again | after the eviction of the context (eval/tasks/checks.py).
+    fetched; `question`: before | again | after the eviction of the context (eval/tasks/checks.py);
+    `chat`, `max_new_tokens`: None, as the official script has it.
 
     Nothing is read before an attribute is asked for, so bad folders raise InputError in the caller and not in Hydra's
     instantiate.
@@ -91,11 +92,14 @@ class LongBench(PromptTask):
         data_dir: str | None = None,
         prompts_dir: str | None = None,
         question: str = "before",
+        chat: bool | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         self.set_name, self.e, self.data_dir, self.prompts_dir = name, e, data_dir, prompts_dir
         self.question = question
         self.name = f"longbench_{'e_' if e else ''}{name}"
-        self.chat = name not in NO_CHAT
+        self.chat = name not in NO_CHAT if chat is None else chat
+        self.new = max_new_tokens
         self.stop = ("\n",) if name == "samsum" else ()
 
     @cached_property
@@ -110,12 +114,13 @@ class LongBench(PromptTask):
 
     @property
     def max_new_tokens(self) -> int:
-        """The set's limit of an answer, in tokens."""
-        return self._prompt[1]
+        """The set's limit of an answer, in tokens, or another that was asked for."""
+        return self._prompt[1] if self.new is None else self.new
 
     def protocol(self) -> dict[str, Any]:
         """Everything that can change a score, JSON-able. Raises InputError."""
         checks.question(self.question)
+        checks.asked(self.chat, self.new)
         return {
             "task": self.name,
             "template": self.template,

@@ -61,10 +61,12 @@ class Mini(PromptTask):
     """
 
     def __init__(self, name: str, length: int = 1024, n: int = 200, seed: int = 0, depth: float | None = None,
-                 tokenizer: str | None = None, question: str = "again") -> None:
+                 tokenizer: str | None = None, question: str = "again", chat: bool | None = None,
+                 max_new_tokens: int | None = None) -> None:
         self.kind_name, self.length, self.n, self.seed = name, length, n, seed
         self.depth, self.tokenizer, self.question = depth, tokenizer, question
         self.name = f"mini_{name}"
+        self.chat, self.new = bool(chat), max_new_tokens
 
     @property
     def kind(self) -> Kind:
@@ -73,8 +75,8 @@ class Mini(PromptTask):
 
     @property
     def max_new_tokens(self) -> int:
-        """The longest answer of its kind, in tokens."""
-        return self.kind.new
+        """The longest answer of its kind, in tokens, or another that was asked for."""
+        return self.kind.new if self.new is None else self.new
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -145,6 +147,7 @@ class Mini(PromptTask):
 
     def _check(self) -> None:
         checks.question(self.question)
+        checks.asked(self.chat, self.new)
         _whole("seed", self.seed, None, None)
         _whole("n", self.n, 1, None)
         _whole("length", self.length, SHORTEST, LONGEST)

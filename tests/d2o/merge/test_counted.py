@@ -167,7 +167,7 @@ def cut(entry, total):
 def test_a_whole_model_equals_attention_over_what_was_mixed(hold, chunk):
     """Prefill in chunks that are cut early, steps, a block that is fed at once, and the last token read again."""
     text, feed = prompt(60), prompt(9, 9)
-    run = open_engine(build("llama_gqa"), functools.partial(CountedD2O, hold=hold), 0.3, chunk=chunk)
+    run = open_engine(build("llama_gqa"), functools.partial(CountedD2O, hold=hold, threshold=-1.0), 0.2, chunk=chunk)
     cache, total = run.new_cache(), len(text) + len(feed)
     followed, seen, ours = Followed(cache, total), [[] for _ in cache.layers], []
 

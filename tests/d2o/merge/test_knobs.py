@@ -65,17 +65,32 @@ def test_the_recent_window_is_no_target(recent):
         taken.update(kept.positions[changed].tolist())
         spared.update(kept.positions[recent].tolist())
 
-    run = open_engine(build("llama_gqa"), functools.partial(D2O, merge_into="older", recent=recent), 0.3)
+    method = functools.partial(D2O, merge_into="older", recent=recent, threshold=-1.0)
+    run = open_engine(build("llama_gqa"), method, 0.3)
 
     def begun(cache):
         for layer in cache.layers:
             layer.around_absorb = look
 
     cache, _ = run.prefill([prompt(n, n) for n in (70, 33, 52)], begun=begun)
-    for i in range(6):
+    for i in range(12):
         run.step(cache, torch.tensor([5 + i, 9 + i, 20 + i]))
     assert spared and bool(taken) == (recent < 1)
     assert all(torch.isfinite(layer.keys).all() for layer in cache.layers)
+
+
+def test_where_the_recent_window_begins():
+    """Two slots of eight are recent; a row of twelve slots has three."""
+    layer = D2O(merge_into="older")
+    layer.slots, layer.keys = [8, 12], torch.zeros(1)
+    layer.now = torch.tensor([20, 30], dtype=torch.int32).view(2, 1, 1)
+    at = torch.tensor([[[18, -1, 19, 20]], [[27, 28, 2, 30]]], dtype=torch.int32)
+    kept = Entries(torch.zeros(2, 1, 4, 1), torch.zeros(2, 1, 4, 1), at)
+    wanted = [[[True, False, False, False]], [[True, False, True, False]]]
+    assert layer._targets(kept, slice(None)).tolist() == wanted
+    layer.free, layer.recent_now = torch.zeros(1), torch.tensor([2, 3]).view(2, 1, 1)
+    assert layer._targets(kept, slice(None)).tolist() == wanted
+    assert layer._targets(Entries(kept.keys[1:], kept.values[1:], at[1:]), slice(1, 2)).tolist() == wanted[1:]
 
 
 def test_words_of_the_first_cells_are_the_same_cells():
