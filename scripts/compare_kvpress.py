@@ -77,7 +77,7 @@ def main(words: list[str]) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(f"{row['id']}: {row['same']:.3f} of the positions", file=sys.stderr)
-    print(table(list(done.values()), names))
+    print(agreement(list(done.values()), names))
 
 
 def load_model(name: str) -> tuple[Any, str]:
@@ -193,7 +193,7 @@ def answered(loaded: Any, factory: Callable[[], Any], slots: int, row: Row) -> t
     return seen.held, loaded.tokenizer.decode(found.tokens, skip_special_tokens=True)
 
 
-def table(rows: list[Row], names: list[str]) -> str:
+def agreement(rows: list[Row], names: list[str]) -> str:
     """A line per method and time of the question."""
     lines = ["| method | question | prompts | kept alike | answers alike | alike, growing | score here | score there |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from d2o.errors import InputError
 from d2o.models.random import random_llama
 from scripts import compare_kvpress
-from scripts.compare_kvpress import PAIRS, asked, ours, prompts, shortened, table
+from scripts.compare_kvpress import PAIRS, agreement, asked, ours, prompts, shortened
 
 GIVEN = SimpleNamespace(tasks="mini_single", rows=1, window=300, new=4, budget=0.5, data=None, prompts=None)
 
@@ -58,7 +58,7 @@ def test_every_pair_is_a_method_of_ours_with_these_settings(loaded, name):
 def test_the_table_counts_answers(loaded):
     row = {"method": "tova", "when": "after", "same": 0.5, "ours": "a", "grown": "b", "text": "b",
            "task": "mini_single", "answers": ["b"], "all_classes": None}  # fmt: skip
-    assert table([row], ["tova"]).splitlines()[-1] == "| tova | after | 1 | 50.0 % | 0 | 1 | 0.0 | 100.0 |"
+    assert agreement([row], ["tova"]).splitlines()[-1] == "| tova | after | 1 | 50.0 % | 0 | 1 | 0.0 | 100.0 |"
 
 
 def test_an_environment_without_kvpress_is_named(loaded, tmp_path, monkeypatch):
