@@ -40,7 +40,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   scorer=       official | fixed
   engine.*      chunk, dtype, device
   plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
-  wandb.*       mode (disabled | offline | online), project, group
+  wandb.*       mode (disabled | offline | online), project, group, entity, job_type, tags, notes
   show=         3: print three prompts as the model reads them, with their answers, and stop
   log_prompts=  true: every row keeps its prompt
   dry_run=      true: print rows, tokens, memory and time of every cell, and stop

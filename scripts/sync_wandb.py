@@ -31,6 +31,10 @@ class Target:
 
     project: str
     group: str | None
+    entity: str | None = None
+    job_type: str = "cell"
+    tags: list[str] | None = None
+    notes: str | None = None
     mode: str = "online"
 
 
@@ -97,7 +101,8 @@ def send(folder: Path, given: SimpleNamespace) -> tuple[str, str]:
 
 def _target(config: dict[str, Any], given: SimpleNamespace) -> Target:
     before = config["config"].get("wandb") or {}
-    return Target(given.project or before.get("project") or "d2o", given.group or before.get("group"))
+    said = {key: before[key] for key in ("entity", "job_type", "tags", "notes") if before.get(key)}
+    return Target(given.project or before.get("project") or "d2o", given.group or before.get("group"), **said)
 
 
 def _table(given: SimpleNamespace) -> Any:

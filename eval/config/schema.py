@@ -25,6 +25,10 @@ class WandbConfig:
     mode: str = "disabled"
     project: str = "d2o"
     group: str | None = None
+    entity: str | None = None
+    job_type: str = "cell"
+    tags: list[str] | None = None
+    notes: str | None = None
 
 
 @dataclass

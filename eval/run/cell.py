@@ -68,7 +68,9 @@ def open_cell(planned: Plan, started: float) -> Iterator[Open]:
 def open_tracker(one: Open) -> Tracker:
     """The cell's run of W&B."""
     cfg = one.planned.composed.cfg
-    return Tracker(cfg.wandb, Path(cfg.results_dir), one.config, one.cell.path, one.cell.done)
+    todo = {sample.id for sample in one.todo}
+    begun = [one.cell.row(sample.id) for sample in one.planned.own if sample.id not in todo]
+    return Tracker(cfg.wandb, Path(cfg.results_dir), one.config, one.cell.path, begun)
 
 
 def finish(one: Open, tracker: Tracker) -> tuple[Path, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,22 @@ def send_cell(
     protocol, task = config["protocol"], config["cell"]["scorer_task"]
     found = cell_readings(list(rows), task, scorer, protocol)
     tracker.summary(found)
-    tracker.images(lambda: cell_figures(config, rows, path))
+    tracker.images(lambda: by_panel(cell_figures(config, rows, path), config["cell"]))
     tracker.tables(lambda: record_tables(rows, task, scorer, protocol))
+    tracker.files(config)
+    return found
+
+
+def by_panel(figures: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures under names that hold neither model nor method nor budget, so that runs share a panel: `held`."""
+    parts = [cell.get("model"), cell.get("method"), cell.get("variant"), f"b{cell.get('budget')}", cell.get("budget")]
+    parts += [f"b{cell['budget']:g}"] if isinstance(cell.get("budget"), int | float) else []
+    found: dict[str, Any] = {}
+    for name, figure in figures.items():
+        short = name
+        for part in sorted({str(part) for part in parts if part}, key=len, reverse=True):
+            short = re.sub(rf"-{re.escape(part)}(?=-|$)", "", short)
+        found[name if short in found else short] = figure
     return found
 
 

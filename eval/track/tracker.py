@@ -15,10 +15,12 @@ from eval.cells.files import replace_json
 from eval.cells.identity import digest
 from eval.cells.names import first_identity
 from eval.cells.shards import row_files
+from eval.track.running import RunningScore
 
 CONNECT = 20  # seconds to wait for the server before going offline
 FINISH = 60  # seconds to wait for the last upload
 MARK = "wandb.json"
+STEP = "done"  # rows that a cell has: what every panel is drawn over
 LATER = "`python scripts/sync_wandb.py` sends the run later"
 ROW = ("budget_realised", "prompt_tokens", "new_tokens", "prefill_s", "decode_s", "kv_bytes_prefill", "kv_bytes_decode")
 
@@ -34,15 +36,17 @@ class Tracker:
     """A context manager around one W&B run per cell; mode "disabled" does nothing.
 
     The run's id is a function of the cell, so a resumed cell goes on in the same run. Files go to <results_dir>/wandb.
-    `done`: rows that the cell has already. A run that arrived whole leaves wandb.json in the cell's folder `path`.
+    `begun`: rows that the cell has already. A run that arrived whole leaves wandb.json in the cell's folder `path`.
     """
 
     def __init__(
-        self, cfg: Any, results_dir: Path, config: Mapping[str, Any], path: Path, done: int = 0, again: bool = False
-    ) -> None:
+        self, cfg: Any, results_dir: Path, config: Mapping[str, Any], path: Path,
+        begun: Sequence[Mapping[str, Any]] = (), again: bool = False,
+    ) -> None:  # fmt: skip
         """`again`: send the whole run, over what the server has of it."""
         self.run: Any = None
-        self.path, self.done, self.again, self.online = path, done, again, False
+        self.path, self.done, self.again, self.online = path, len(begun), again, False
+        self.running = RunningScore(config, begun if cfg.mode != "disabled" else ())
         self.error: Exception | None = None
         if cfg.mode == "disabled":
             return
@@ -54,6 +58,7 @@ class Tracker:
             "name": "/".join([*(str(cell[key]) for key in ("model", "method", "variant", "budget", "task")), *part]),
             "project": cfg.project,
             "group": cfg.group,
+            **place_of(cfg),
             "config": dict(config),
             "dir": str(results_dir),
         }
@@ -75,12 +80,18 @@ class Tracker:
         """Log one row."""
         self.done += 1
         if self.run is not None:
-            self._guard(lambda: self.run.log({"done": self.done, **{key: row[key] for key in ROW if key in row}}))
+            shown = {key: row[key] for key in ROW if key in row}
+            self._guard(lambda: self.run.log({STEP: self.done, **shown, **self.running.add(row)}))
 
     def summary(self, readings: Mapping[str, Any]) -> None:
         """Set the run's numbers."""
         if self.run is not None:
             self._guard(lambda: self.run.summary.update(dict(readings)))
+
+    def files(self, config: Mapping[str, Any]) -> None:
+        """Log the rows and config.json as an artifact, whose versions are those of its bytes."""
+        if self.run is not None:
+            self._guard(lambda: self._files(config))
 
     def images(self, draw: Callable[[], Mapping[str, Any]]) -> None:
         """Log matplotlib figures by name; `draw` makes them, and is called only where there is a run to log to."""
@@ -92,6 +103,15 @@ class Tracker:
         if self.run is not None:
             self._guard(lambda: self._tables(make()))
 
+    def _files(self, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        cell = {key: str(config["cell"][key]) for key in ("model", "method", "variant", "budget", "task")}
+        artifact = wandb.Artifact(f"cell-{run_id(config)}", type="cell", metadata=cell)
+        for file in (*row_files(self.path).values(), self.path / "config.json"):
+            artifact.add_file(str(file), name=file.name)
+        self.run.log_artifact(artifact)
+
     def _tables(self, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         import wandb
 
@@ -101,7 +121,7 @@ class Tracker:
             if columns:
                 shown[name] = wandb.Table(columns=columns, data=[[line.get(key) for key in columns] for line in lines])
         if shown:
-            self.run.log({"done": self.done, **shown})
+            self.run.log({STEP: self.done, **shown})
 
     def _images(self, figures: Mapping[str, Any]) -> None:
         import io
@@ -115,7 +135,7 @@ class Tracker:
             figure.savefig(data, format="png", dpi=120)
             shown[name] = wandb.Image(Image.open(data))
         if shown:
-            self.run.log({"done": self.done, **shown})
+            self.run.log({STEP: self.done, **shown})
 
     def _online(self, wandb: Any) -> None:
         global _gone
@@ -135,6 +155,8 @@ class Tracker:
     def _init(self, wandb: Any, mode: str) -> None:
         resume = "allow" if mode == "online" and not self.again else None
         self.run = wandb.init(mode=mode, resume=resume, settings=wandb_settings(wandb), **self.options)
+        self.run.define_metric(STEP)
+        self.run.define_metric("*", step_metric=STEP)
 
     def _guard(self, call: Callable[[], Any]) -> None:
         global _gone
@@ -148,6 +170,13 @@ class Tracker:
                 _say(f"W&B is off: {in_one_line(error)}; the rows on the disk are whole, {LATER}")
 
 
+def place_of(cfg: Any) -> dict[str, Any]:
+    """Whose run it is and what is said of it, of what a config gives."""
+    said = {key: getattr(cfg, key, None) for key in ("entity", "job_type", "notes")}
+    tags = getattr(cfg, "tags", None)
+    return {**{key: value for key, value in said.items() if value}, **({"tags": list(tags)} if tags else {})}
+
+
 def quiet_wandb() -> Any:
     """The package, told to say nothing of its own: one line of ours stands for its warnings."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -158,9 +187,10 @@ def quiet_wandb() -> Any:
 
 
 def wandb_settings(wandb: Any) -> Any:
-    """How long W&B is waited for, and that it says nothing itself."""
+    """How long W&B is waited for, that it says nothing itself, and that cells which run together are runs of their
+    own."""
     return wandb.Settings(init_timeout=CONNECT, finish_timeout=FINISH, finish_timeout_raises=True, silent=True,
-                          console="off", disable_git=True, save_code=False)  # fmt: skip
+                          console="off", disable_git=True, save_code=False, reinit="create_new")  # fmt: skip
 
 
 def run_id(config: Mapping[str, Any]) -> str:

@@ -57,3 +57,28 @@ def test_tables_and_images_of_a_task(task, tmp_path, readback, capsys):
             assert len(shown["data"]) == counts[name] and len(set(shown["columns"])) == line[f"{name}.ncols"] > 2
     left = sorted(tmp_path.glob(f"*/*/{task}*/figures/*.png"))
     assert len(left) == len(images) and all(path.name in out for path in left), "the figures lie beside the rows too"
+
+
+def test_a_run_says_whose_it_is_and_has_its_rows_and_a_running_score(tmp_path, readback):
+    pytest.importorskip("wandb")
+    words = ["task=mini_single", "task.length=256", "model=tiny", "method=h2o", "budget=0.5", f"results_dir={tmp_path}"]
+    words += ["wandb.mode=offline", "wandb.tags=[night,small]", "wandb.notes=a try", "wandb.job_type=check"]
+    for limit in (1, 3):  # begun, and gone on with
+        assert main([*words, f"limit={limit}"], run_pred.run_cell, ROOT / "configs") == 0
+    runs = {}
+    for file in (tmp_path / "wandb").glob("offline-run-*/*.wandb"):
+        found = readback.load(file)
+        runs[len([line for line in found["history"] if "score_so_far" in line])] = found, list(readback.records(file))
+    (first, _), (second, records) = runs[1], runs[2]
+    assert (second["run"]["job_type"], second["run"]["tags"]) == ("check", ["night", "small"])
+    assert {one.run.notes for one in records if one.WhichOneof("record_type") == "run"} == {"a try"}
+    defined = [one.metric for one in records if one.WhichOneof("record_type") == "metric"]
+    assert "done" in {one.name for one in defined}
+    assert {one.step_metric for one in defined if one.glob_name == "*"} == {"done"}
+    steps = [(line["done"], line["score_so_far"]) for line in second["history"] if "score_so_far" in line]
+    assert [done for done, _ in steps] == [2, 3] and steps[-1][1] == pytest.approx(second["summary"]["score"])
+    assert first["history"][0]["score_so_far"] in (0, 100)
+    ((name, files),) = [(name, files) for kind, name, files in second["artifacts"] if kind == "cell"]
+    assert sorted(files) == ["config.json", "predictions.jsonl"] and name.startswith("cell-")
+    panels = {key for line in second["history"] for key, value in line.items() if value == "image-file"}
+    assert panels == {"held._type"}
