@@ -96,6 +96,18 @@ def _cosine_kernel(
     tl.store(slot + pair * splits + split, where)
 
 
+@triton.jit
+def _mix(stored, left, target, merged, weight, own, total, D: tl.constexpr, BD: tl.constexpr):
+    dims = tl.arange(0, BD)
+    mask = merged[:, None] & (dims[None, :] < D)
+    at = stored + target[:, None] * D + dims[None, :]
+    new = tl.load(stored + left[:, None] * D + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+    kept = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    mixed = ((own * kept + weight[:, None] * new) / total[:, None]).to(stored.dtype.element_ty)
+    tl.store(at, mixed, mask=mask)
+    return tl.where(mask, mixed.to(tl.float32), 0.0)
+
+
 @triton.jit(do_not_specialize=["capacity", "splits"])
 def _merge_kernel(
     keys, values, norms, tau, victim, leaving, best, slot, capacity, splits, heads,
@@ -104,7 +116,7 @@ def _merge_kernel(
     FIXED: tl.constexpr, AVERAGE: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
-    h, split, dims, wide = tl.arange(0, HP), tl.arange(0, SP), tl.arange(0, BD), tl.arange(0, BV)
+    h, split = tl.arange(0, HP), tl.arange(0, SP)
     real, pair = h < heads, b * heads + h
     there = real[:, None] & (split[None, :] < splits)
     found = tl.load(best + pair[:, None] * splits + split[None, :], mask=there, other=float("-inf"))
@@ -132,20 +144,9 @@ def _merge_kernel(
     left = tl.load(victim + pair, mask=real, other=0)
     target = pair * capacity + into
     if KEYS:
-        mask = merged[:, None] & (dims[None, :] < D)
-        at = keys + target[:, None] * D + dims[None, :]
-        new = tl.load(keys + left[:, None] * D + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-        kept = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        mixed = ((own * kept + weight[:, None] * new) / total[:, None]).to(keys.dtype.element_ty)
-        tl.store(at, mixed, mask=mask)
-        mixed = tl.where(mask, mixed.to(tl.float32), 0.0)
+        mixed = _mix(keys, left, target, merged, weight, own, total, D, BD)
         tl.store(norms + target, tl.sqrt(tl.sum(mixed * mixed, axis=1)), mask=merged)
-    mask = merged[:, None] & (wide[None, :] < DV)
-    at = values + target[:, None] * DV + wide[None, :]
-    new = tl.load(values + left[:, None] * DV + wide[None, :], mask=mask, other=0.0).to(tl.float32)
-    kept = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    mixed = ((own * kept + weight[:, None] * new) / total[:, None]).to(values.dtype.element_ty)
-    tl.store(at, mixed, mask=mask)
+    _mix(values, left, target, merged, weight, own, total, DV, BV)
 
 
 def leave(scores: Tensor, of: Leaving) -> tuple[Tensor, Tensor]:
