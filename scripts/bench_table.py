@@ -3,6 +3,9 @@
     python scripts/bench_table.py                        # 15 methods x 4 budgets, 4,096 tokens, a small random Llama
     python scripts/bench_table.py context=1024 methods=full,h2o,d2o budgets=0.2,0.5 rounds=1
     python scripts/bench_table.py model=llama3_8b_random context=32768          # a GPU
+    python scripts/bench_table.py model=smollm2_135m_random context=3500 new=64 alone=full
+    python scripts/bench_table.py context=8192 memory=true                      # peaks in place of times
+    python scripts/bench_table.py kvpress=VENV/bin/python                       # six presses, and six methods here
 
 Every method runs at every budget, the full cache once. The table together and its cells alone take turns; every figure
 is the least of the rounds. On a CPU: one thread and CPU seconds, or `threads=2` and wall seconds. Methods that read a
@@ -12,6 +15,8 @@ model=     a random model of configs/model; by default a small one, for CPUs
 context=4096   new=16   batch=1   rounds=1   threads=1
 methods=   names of scripts/measure/bench_followers.py, commas between; an unknown one shows them all
 budgets=0.1,0.2,0.3,0.5
+alone=all  or full: only the table and the full cache's cell alone are timed
+kvpress=   an interpreter that has kvpress: its pipeline's table and ours, over the same prompt, are timed instead
 most=      caches that are cut and answer at once; all by default
 """
 
@@ -28,7 +33,8 @@ from scripts.command import read, run
 DEFAULT = ("full,random,streaming_llm,h2o,h2o_stride8,h2o_slot,tova,snapkv,pyramidkv,adakv,knorm,cam,d2o,d2o_stride8,"
            "d2o_uniform,d2o_drop")  # fmt: skip
 KEYS = {"model": str, "context": 4096, "new": 16, "batch": 1, "rounds": 1, "threads": 1, "methods": DEFAULT,
-        "budgets": "0.1,0.2,0.3,0.5", "most": int}  # fmt: skip
+        "budgets": "0.1,0.2,0.3,0.5", "most": int, "alone": "all", "memory": False,
+        "kvpress": str}  # fmt: skip
 
 
 def main(words: list[str]) -> None:
@@ -43,13 +49,24 @@ def main(words: list[str]) -> None:
     unknown = sorted(set(options.methods.split(",")) - set(bench.METHODS))
     if unknown:
         raise InputError(f"methods={','.join(unknown)}", f"choose from {', '.join(bench.METHODS)}")
+    if options.alone not in ("all", "full"):
+        raise InputError(f"alone={options.alone}", "alone=all or alone=full")
     torch.set_num_threads(options.threads)
+    budgets = [float(text) for text in options.budgets.split(",")]
+    shape = options.batch, options.context, options.new
+    if options.kvpress:
+        from scripts.measure.bench_beside import beside
+
+        clock = device_clock(torch.device("cpu"), options.threads)
+        for line in beside(options.kvpress, budgets, shape, options.threads, clock):
+            print(line, flush=True)
+        return
     model = build_model(options.model, options.context + options.new)
     clock = device_clock(next(model.parameters()).device, options.threads)
     print(", ".join(f"{k} {v}" for k, v in hardware(model).items()))
-    budgets = [float(text) for text in options.budgets.split(",")]
-    table = bench.Table(model, options.methods.split(","), budgets, (options.batch, options.context, options.new))
-    for line in table.race(options.rounds, clock, options.most):
+    table = bench.Table(model, options.methods.split(","), budgets, shape)
+    most = options.most
+    for line in table.peaks(most) if options.memory else table.race(options.rounds, clock, most, options.alone):
         print(line, flush=True)
 
 

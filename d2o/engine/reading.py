@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from d2o.budget import FULL
+from d2o.budget import FULL, Budget
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine, check_prompts
 from d2o.engine.reader import Reader
+from d2o.engine.switch import find_switch
 from d2o.errors import InputError, NotFinite
+from d2o.layer import KVLayer
 from d2o.models.support import unusual_logits
 
 
@@ -174,3 +176,10 @@ def alike(engines: Sequence[Engine]) -> list[list[int]]:
         key = (id(engine.model), engine.chunk) if shares_prefill(engine) else (i,)
         groups.setdefault(key, []).append(i)
     return list(groups.values())
+
+
+def will_share(model: nn.Module, method: Callable[[], KVLayer], budget: Budget, longest: int) -> bool:
+    """shares_prefill before there are weights, of a `model` that is but a shape."""
+    engine = Engine(model, method, budget, longest=longest)
+    engine.switch = find_switch(model)
+    return shares_prefill(engine)

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from d2o.engine.reading import alike
 from d2o.errors import InputError
 from d2o.lab.answer import Answer, Asked, Completion
 from d2o.lab.force import Forced
 from d2o.lab.lab import Lab
 from d2o.lab.likelihood import Scored
+from d2o.lab.memory import is_out_of_memory
 from d2o.lab.verbs import VERBS
 from d2o.models.prompt import Encoded
 
@@ -102,8 +101,8 @@ class Sharing:
         while True:
             try:
                 return VERBS[asked[0]](labs, self.most, *asked[1:])
-            except torch.OutOfMemoryError:
-                if self.most == 1:
+            except (MemoryError, RuntimeError) as error:
+                if self.most == 1 or not is_out_of_memory(error):
                     raise
             self.most = max(1, min(self.most, len(labs)) // 2)
 

@@ -28,20 +28,23 @@ SAME = ("model", "method", "variant", "budget")
 @dataclass(frozen=True)
 class Size:
     """Of the missing rows of a cell: tokens of each prompt, most new tokens of each, bytes of keys and values of one
-    token, slots kept of the longest prompt; None where they cannot be known."""
+    token, slots kept of the longest prompt; None where they cannot be known. `shares`: whether it can read
+    its prompts with others."""
 
     prompts: list[int] | None = None
     new: int | None = None
     token_bytes: int | None = None
     kept: int | None = None
+    shares: bool = False
 
 
 SizeCell = Callable[[Plan], Size]
 
 
-def dry_run(plans: Sequence[Plan], size_cell: SizeCell) -> str:
-    """A line per cell, what would be skipped last, and the sums."""
+def dry_run(plans: Sequence[Plan], size_cell: SizeCell, groups: Sequence[Sequence[Plan]] = ()) -> str:
+    """A line per cell, what would be skipped last, and the sums. `groups`: the cells that run together."""
     rows, skipped, hours, left = [], [], [], 0
+    sharing: dict[tuple, bool] = {}  # whether a cell that is to run can read its prompts with others
     cells = distinct(plans)
     readings = _readings({plan.composed.cfg.results_dir for plan in cells})
     for plan in cells:
@@ -53,6 +56,7 @@ def dry_run(plans: Sequence[Plan], size_cell: SizeCell) -> str:
             continue
         size, batch = size_cell(plan), plan.composed.cfg.batch_size
         batch = 1 if batch == "auto" else batch  # known once the model is there
+        sharing[plan.key] = size.shares
         time, device = estimate(size, batch, readings.get(_same(plan), []))
         hours.append(time)
         left += missing
@@ -60,7 +64,19 @@ def dry_run(plans: Sequence[Plan], size_cell: SizeCell) -> str:
     known = [time for time in hours if time is not None]
     text = markdown(DRY_RUN_COLUMNS, [*rows, *skipped], left=1)
     total = f"{sum(known):.2f} hours for the {len(known)} of {len(rows)} that were measured" if known else "no estimate"
-    return f"{text}\n{len(rows)} cells to run, {left} rows, {total}; {len(skipped)} skipped"
+    told = f"{text}\n{len(rows)} cells to run, {left} rows, {total}; {len(skipped)} skipped"
+    once = left - saved(groups, sharing)
+    return told if once == left else f"{told}\n{once} prompts to read, {left} with share_prefill=false"
+
+
+def saved(groups: Sequence[Sequence[Plan]], sharing: Mapping[tuple, bool]) -> int:
+    """Prompts that need not be read, since other cells of the group read them. `sharing`: whether a cell can read with
+    others, by its key; those that are left out do not run."""
+    spared = 0
+    for group in groups:
+        lacking = [{sample.id for sample in plan.missing()} for plan in group if sharing.get(plan.key)]
+        spared += sum(map(len, lacking)) - len(set().union(*lacking))
+    return spared
 
 
 def estimate(size: Size, batch: int, points: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:

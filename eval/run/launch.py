@@ -18,7 +18,7 @@ from eval.config.launcher import Joblib, Launcher, Local
 from eval.run.backends import Backend, LocalBackend, SlurmBackend
 from eval.run.job import CellJob, GroupJob, RunCell, job_file, last_error, queue, submitted
 from eval.run.plan import Plan, distinct
-from eval.run.together import can_share, same_prompts
+from eval.run.together import runs
 
 Part = list[Plan]  # the cells of one job
 JOBS = ".jobs"  # under results_dir: what submitit pickles and logs
@@ -47,14 +47,14 @@ def launch(
         (todo if plan.missing() else outcome.done).append(plan)
     job = _maker(run, config_dir)
     if isinstance(launcher, Joblib):
-        parts = _parts(todo, share)
+        parts = runs(todo, share)
         _count(len(plans), len(outcome.done), 0, parts)
         _in_workers(parts, launcher, job, outcome)
         return outcome
     backend: Backend = LocalBackend(launcher, folder) if isinstance(launcher, Local) else SlurmBackend(launcher, folder)
     known = backend.alive()
     running = {plan.key: identifier for plan in todo if (identifier := _running(plan, known)) is not None}
-    waiting = _parts([plan for plan in todo if plan.key not in running], share)
+    waiting = runs([plan for plan in todo if plan.key not in running], share)
     _count(len(plans), len(outcome.done), len(running), waiting)
     _queue(waiting)
     sweep = _Sweep(backend, job, {plan.key: plan for plan in todo}, running, waiting, outcome)
@@ -150,16 +150,6 @@ def _in_workers(
     Parallel(n_jobs=launcher.parallel, batch_size=1)(delayed(job(part))() for part in parts)
     for plan in (plan for part in parts for plan in part):
         close(plan, outcome)
-
-
-def _parts(plans: Sequence[Plan], share: bool) -> list[Part]:
-    """What is a job: a cell, or cells that read the same prompts."""
-    if not share:
-        return [[plan] for plan in plans]
-    parts: list[Part] = []
-    for group in same_prompts(plans, lambda plan: plan.composed):
-        parts += [group] if can_share([plan.composed for plan in group]) else [[plan] for plan in group]
-    return parts
 
 
 def _queue(parts: Sequence[Part]) -> None:

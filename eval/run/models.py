@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from d2o.budget import Budget
+from eval.cells.identity import model_name
 from eval.config.build import build, check_given
 from eval.run.dry_run import Size
 from eval.run.plan import Plan
@@ -62,6 +63,8 @@ def load_model(cfg: Any) -> LoadedModel:
         hub_logging.set_verbosity_error()
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
+        if sys.stderr.isatty():  # a log says what it is about in other lines
+            print(f"loading model {model_name(cfg.model, 'model')}", file=sys.stderr, flush=True)
         _last[key] = build(cfg.model, "model", cfg.plugins, dtype=cfg.engine.dtype, device=cfg.engine.device)
     return _last[key]
 
@@ -97,7 +100,17 @@ def size_cell(planned: Plan) -> Size:
 
         lab = Lab(found.loaded, planned.method, cfg.budget)
         prompts, new = [task.encode(sample, lab).tokens for sample in missing], task.max_new_tokens
-    return Size(prompts, new, found.token_bytes, Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts)))
+    slots = Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts))
+    return Size(prompts, new, found.token_bytes, slots, _shares(planned, found))
+
+
+def _shares(planned: Plan, found: Outline) -> bool:
+    """Whether the cell can read its prompts with others."""
+    from d2o.engine.reading import will_share
+
+    cfg, longest = planned.composed.cfg, planned.task.longest or found.loaded.window
+    budget = Budget(cfg.budget, found.token_bytes or 0)
+    return not cfg.engine.graph and will_share(found.loaded.model, planned.method, budget, longest)
 
 
 def check_size(planned: Plan) -> None:

@@ -22,8 +22,8 @@ from eval.run.board import SWEEPS
 from eval.run.dry_run import SizeCell, dry_run
 from eval.run.job import RunCell
 from eval.run.launch import launch
-from eval.run.plan import Plan, plan, settle
-from eval.run.together import can_share, run_together, same_prompts
+from eval.run.plan import Plan, distinct, plan, settle
+from eval.run.together import can_share, run_together, runs, same_prompts
 
 
 def compose_all(jobs: Sequence[Words], config_dir: Path) -> tuple[list[Composed], list[int]]:
@@ -83,11 +83,11 @@ def launch_all(
     return list(dict.fromkeys(plan.path for plan in outcome.done)), codes + [1] * len(outcome.failed)
 
 
-def print_dry_run(composed: Sequence[Composed], size: SizeCell) -> int:
-    """Print what the cells would be; the exit code."""
+def print_dry_run(composed: Sequence[Composed], size: SizeCell, share: bool) -> int:
+    """Print what the cells would be, run as `run_grouped` with `share`; the exit code."""
     plans, codes = _planned(composed)
     if plans:
-        print(dry_run(plans, size))
+        print(dry_run(plans, size, runs(distinct(plans), share)))
     return max(codes, default=0)
 
 

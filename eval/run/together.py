@@ -23,11 +23,12 @@ from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
 from eval.run.loop import of_row, said_of_weights
 from eval.run.models import open_lab, share_labs
-from eval.run.plan import plan
+from eval.run.plan import Plan, plan
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
 from eval.tasks.turns.task import with_turns
+from eval.track.tracker import Tracker
 
 Left = Callable[[Composed, Exception], None]
 T = TypeVar("T")
@@ -58,6 +59,16 @@ def can_share(cells: Sequence[Composed]) -> bool:
     return not task.timed
 
 
+def runs(plans: Sequence[Plan], share: bool) -> list[list[Plan]]:
+    """What is run at once, and is one job of a launcher: a cell, or with `share` cells that read the same prompts."""
+    if not share:
+        return [[plan] for plan in plans]
+    found: list[list[Plan]] = []
+    for group in same_prompts(plans, lambda plan: plan.composed):
+        found += [group] if can_share([plan.composed for plan in group]) else [[plan] for plan in group]
+    return found
+
+
 class Group:
     """The open cells of a group, answered batch by batch. `codes`: exit codes of those that failed; `left` is told of
     each that could not be opened, whose status says nothing yet."""
@@ -68,6 +79,7 @@ class Group:
         self.known: set[tuple] = set()
         self.read: dict[tuple, list[Sample]] = {}  # the samples of the task, made once
         self.labs: dict[int, Any] = {}
+        self.trackers: dict[int, Tracker] = {}
         self.stacks: dict[int, ExitStack] = {}
         self.codes: list[int] = []
         self.said: set[str] = set()
@@ -81,12 +93,20 @@ class Group:
                 return
             self.known.add(planned.key)
             one = stack.enter_context(open_cell(planned, time.monotonic()))
+            self.trackers[id(one)] = stack.enter_context(open_tracker(one))
         except Exception as error:
             self._say(error)
             self.left(composed, error)
             return
         self.open.append(one)
         self.stacks[id(one)] = stack
+
+    def end(self, one: Open) -> tuple[Path, str]:
+        """Close a cell that has its rows: its folder, and what to say of it."""
+        found = finish(one, self.trackers[id(one)])
+        self.stacks[id(one)].close()
+        self.open.remove(one)
+        return found
 
     def drop(self, one: Open, error: BaseException) -> None:
         """Close a cell that failed: its status says why, the others go on."""
@@ -150,7 +170,9 @@ class Group:
                     if sample.id in lacking[id(one)]:
                         shared = {"prefill_shared": lab.readers} if lab.readers > 1 else {}
                         shared |= said_of_weights(lab)
-                        one.cell.write({"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)})
+                        row = {"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)}
+                        one.cell.write(row)
+                        self.trackers[id(one)].row(row)
                         written += 1
                 one.cell.status("running")
         return written
@@ -178,10 +200,7 @@ def run_together(
         group.answer()
         for one in list(group.open):
             try:
-                with open_tracker(one) as tracker:
-                    for row in one.todo:
-                        tracker.row(one.cell.row(row.id))
-                    done.append(finish(one, tracker))
+                done.append(group.end(one))
             except Exception as error:
                 group.drop(one, error)
     except Exception as error:  # of what was done for all of them

@@ -187,9 +187,10 @@ def quiet_wandb() -> Any:
 
 
 def wandb_settings(wandb: Any) -> Any:
-    """How long W&B is waited for, and that it says nothing itself."""
+    """How long W&B is waited for, that it says nothing itself, and that cells which run together are runs of their
+    own."""
     return wandb.Settings(init_timeout=CONNECT, finish_timeout=FINISH, finish_timeout_raises=True, silent=True,
-                          console="off", disable_git=True, save_code=False)  # fmt: skip
+                          console="off", disable_git=True, save_code=False, reinit="create_new")  # fmt: skip
 
 
 def run_id(config: Mapping[str, Any]) -> str:

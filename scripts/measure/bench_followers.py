@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
+from d2o.cache import KVCache
 from d2o.engine.engine import Engine
 from d2o.engine.generation import Generation, generate
 from d2o.engine.reading import Reading, shares_prefill
 from d2o.engine.start import open_engine
 from d2o.engine.together import generate_together
+from d2o.lab.memory import Peak
 from scripts.measure.bench_runs import build_method
 
 METHODS = {  # name -> (config, knobs)
@@ -53,29 +56,62 @@ class Table:
                 self.cells[name, budget] = open_engine(model, make, budget)
         self.full = open_engine(model, build_method("full", {}), 1.0)
 
-    def race(self, rounds: int, clock: Clock, most: int | None = None) -> Iterator[str]:
-        """Lines of what was found, as it is found."""
+    def race(self, rounds: int, clock: Clock, most: int | None = None, alone: str = "all") -> Iterator[str]:
+        """Lines of what was found, as it is found. `alone`: "all" cells run beside the table, or the "full" cache's."""
         engines = list(self.cells.values())
         apart = sorted({name for (name, _), engine in self.cells.items() if not shares_prefill(engine)})
         yield f"{len(engines)} cells over {len(self.prompts)} x {len(self.prompts[0])} tokens, {self.new} new ones"
         yield f"read apart: {', '.join(apart) or 'none'}"
         generate(self.full, [self.prompts[0][:64]], 2)  # what is made once is nobody's
         sharing = [engine for engine in engines if shares_prefill(engine)]
-        yield self._memory(sharing)
-        full, reading, cutting = self._prefills(sharing, max(rounds, 2), clock)
-        yield f"one prefill of the full cache {full:.2f} s"
-        yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x"
-        yield f"and with every cut {cutting:.2f} s, {cutting / full:.2f}x"
+        if alone == "all":
+            yield from self._parts(sharing, max(rounds, 2), clock)
         together, answers = _least(rounds, clock, lambda: generate_together(engines, self.prompts, self.new, most=most))
         yield f"the table together {together:.2f} s"
+        single, _ = _least(rounds, clock, lambda: generate(self.full, self.prompts, self.new))
+        yield f"the full cache's cell alone {single:.2f} s: the table takes {together / single:.2f}x of it"
+        if alone == "full":
+            return
         total, differ = 0.0, []
         for (cell, engine), ours in zip(self.cells.items(), answers, strict=True):
-            seconds, alone = _least(rounds, clock, lambda engine=engine: generate(engine, self.prompts, self.new))
+            seconds, found = _least(rounds, clock, lambda engine=engine: generate(engine, self.prompts, self.new))
             total += seconds
-            differ += [cell] if _differ(ours, alone) else []
+            differ += [cell] if _differ(ours, found) else []
             yield f"  {cell[0]} {cell[1]:g} alone {seconds:.2f} s"
         yield f"the cells alone {total:.2f} s: {total / together:.1f}x"
         yield f"cells that answer otherwise: {differ or 'none'}"
+
+    def peaks(self, most: int | None = None) -> Iterator[str]:
+        """Memory at the peak of the full cache's run and of the table, above what was held before either, and what all
+        caches keep."""
+        engines, peak, kept = list(self.cells.values()), Peak(self.full.device), []
+        generate(self.full, [self.prompts[0][:64]], 2)
+
+        def note(when: str, cache: KVCache) -> None:
+            if when == "prefill":
+                kept.append(sum(layer.bytes() for layer in cache.layers))
+
+        sizes = []
+        for work in (
+            lambda: generate(self.full, self.prompts, self.new),
+            lambda: generate_together(engines, self.prompts, self.new, watches=[note] * len(engines), most=most),
+        ):
+            gc.collect()
+            peak.base()
+            peak.start()
+            work()
+            sizes.append(peak.read() or 0)
+        full, table, held = (size / 2**20 for size in (*sizes, sum(kept)))
+        yield f"peak of the full cache's run {full:.0f} MiB, of the table {table:.0f} MiB, kept {held:.0f} MiB"
+        yield f"by {peak.by}: what is beyond the kept is {(table - held) / max(full, 1):.2f}x of the full cache's peak"
+
+    def _parts(self, sharing: Sequence[Engine], rounds: int, clock: Clock) -> Iterator[str]:
+        """Lines on the prefill by itself."""
+        yield self._memory(sharing)
+        full, reading, cutting = self._prefills(sharing, rounds, clock)
+        yield f"one prefill of the full cache {full:.2f} s"
+        yield f"one prefill for {len(sharing)} followers {reading:.2f} s, {reading / full:.2f}x"
+        yield f"and with every cut {cutting:.2f} s, {cutting / full:.2f}x"
 
     def _memory(self, engines: Sequence[Engine]) -> str:
         reading = Reading(engines, self.prompts, self.new, late=True)

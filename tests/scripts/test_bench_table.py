@@ -20,7 +20,19 @@ def test_the_table_and_its_cells_say_the_same(capsys):
     assert prompt == largest == pytest.approx(2 * (96 + 3) * token / 2**20, abs=0.05)
 
 
+def test_a_few_of_the_times_and_peaks(capsys):
+    words = ["context=96", "new=3", "methods=full,h2o", "budgets=0.5"]
+    bench_table.main([*words, "alone=full"])
+    said = capsys.readouterr().out
+    assert re.search(r"the full cache's cell alone [\d.]+ s: the table takes [\d.]+x of it\n$", said)
+    bench_table.main([*words, "memory=true"])
+    said = capsys.readouterr().out
+    assert re.search(r"run \d+ MiB, of the table \d+ MiB, kept \d+ MiB\nby .*: what is beyond .* peak\n$", said)
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="h3o") as caught:
         bench_table.main(["methods=h2o,h3o"])
     assert "pyramidkv" in caught.value.hint
+    with pytest.raises(InputError, match="alone=one"):
+        bench_table.main(["alone=one"])

@@ -57,6 +57,27 @@ def test_hours_come_from_the_nearest_point_of_the_same_method_and_budget(tmp_pat
     assert hours["h2o-default-b0.1"] == "" and float(hours["h2o-default-b0.2"]) >= 0 and "for the 1 of 2" in out
 
 
+def test_it_says_what_is_read_once(tmp_path, capsys):
+    """As many prompts as the rows of a run then say; what is there already is not read."""
+    words = ["-m", "model=tiny", "task=mini_single", "task.length=256", f"results_dir={tmp_path}/r"]
+    words += ["method=full,h2o,d2o,snapkv,pyramidinfer", "budget=.2"]
+    line = ["limit=2", "dry_run=true"]
+    assert share(*words, *line) == 0
+    assert "\n4 prompts to read, 10 with share_prefill=false\n" in capsys.readouterr().out  # pyramidinfer reads apart
+    assert share(*words, *line, "share_prefill=false") == 0 and run(*words, *line) == 0
+    assert "prompts to read" not in capsys.readouterr().out
+    assert share(*words, "method=snapkv", "limit=1") == 0 and share(*words, *line) == 0
+    assert "\n4 prompts to read, 9 with" in capsys.readouterr().out
+    assert share(*words, "limit=2") == 0
+    rows = [json.loads(row) for file in tmp_path.rglob("predictions.jsonl") for row in file.read_text().splitlines()]
+    first = [1 / row.get("prefill_shared", 1) for row in rows if row["id"].endswith("-1")]
+    assert len(rows) == 10 and sum(first) == pytest.approx(2)
+
+
+def share(*words):
+    return main(list(words), run_pred.run_cell, ROOT / "configs", run_pred.size_cell, share=True)
+
+
 def point(prompt, batch, ttft, tpot):
     return {"prompt": prompt, "batch": batch, "ttft_s": {"median": ttft}, "tpot_s": {"median": tpot}, "device": "GPU"}
 

@@ -10,6 +10,7 @@ import run_pred
 from eval.config.launcher import take_launcher
 from eval.config.words import Words
 from eval.run import launch
+from eval.run.together import runs
 
 LINES = ("method=h2o budget=.2", "method=tova budget=.2", "method=full", "method=tova budget=.2 task=mini_code",
          "method=h2o budget=.2 shard=1/2", "method=h2o budget=.2 batch_size=2")  # fmt: skip
@@ -37,8 +38,8 @@ def run(made):
 
 def test_what_is_one_job(tmp_path):
     made = plans(tmp_path, *LINES, "method=snapkv budget=.2 share_prefill=false")
-    assert [len(part) for part in launch._parts(made, True)] == [3, 1, 1, 1, 1]
-    assert [len(part) for part in launch._parts(made, False)] == [1] * len(made)
+    assert [len(part) for part in runs(made, True)] == [3, 1, 1, 1, 1]
+    assert [len(part) for part in runs(made, False)] == [1] * len(made)
 
 
 def test_a_group_is_submitted_once_and_one_that_fails_is_submitted_again(tmp_path, backend, capsys):

@@ -68,10 +68,8 @@ def test_readings_are_those_of_the_method_alone(name):
         assert bare(found[id(shared[method])]) == bare(alone.measure(samples, lab)), method
         assert all(row["prefill_s"] > 0 for row in found[id(shared[method])])
     readers = {method: lab.readers for method, lab in shared.items()}
-    apart = dict.fromkeys(("h2o", "d2o", "d2o_official"), len({"h2o", "d2o", "d2o_official"}.intersection(names)))
-    apart |= {"pyramidinfer": 1}
-    rest = len(set(names) - set(apart))
-    assert readers == {method: apart.get(method, rest) for method in names}
+    together_with = len(set(names) - {"pyramidinfer"})
+    assert readers == {method: 1 if method == "pyramidinfer" else together_with for method in names}
 
 
 class Fails(H2O):

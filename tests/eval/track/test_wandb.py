@@ -53,7 +53,8 @@ def start(code: str, words, server, tmp_path, finish: int = 60, connect: int = 3
 
 
 def predict(words, server, tmp_path, **options) -> subprocess.Popen:
-    code = f"import run_pred as r; sys.exit(r.main(sys.argv[1:], r.run_cell, r.Path({str(ROOT / 'configs')!r})))"
+    asked = f"sys.argv[1:], r.run_cell, r.Path({str(ROOT / 'configs')!r}), share=True"
+    code = f"import run_pred as r; sys.exit(r.main({asked}))"
     return start(code, words, server, tmp_path, **options)
 
 
@@ -77,12 +78,18 @@ def tables(server) -> dict[str, dict]:
     return found
 
 
+def history_of(sent: dict) -> list[str]:
+    """Lines of a run's history in what was sent at once."""
+    return sent.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+
+
 def test_a_run_per_cell_with_config_metrics_tables_and_figures_in_one_group(stub, tmp_path):
     server, results = stub(), tmp_path / "r"
     words = ["-m", *WORDS, "budget=.2,.5", "limit=2", f"results_dir={results}"]
-    process = predict(words, server, tmp_path)
-    out, err = process.communicate(timeout=120)
+    process = predict(words, server, tmp_path)  # both cells read their prompts together
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "W&B" not in err and "wandb:" not in err, err
+    assert all(row["prefill_shared"] == 2 for row in rows(results)) and len(rows(results)) == 4
     assert len(server.runs) == 2 and len({run["groupName"] for run in server.runs.values()}) == 1
     assert next(iter(server.runs.values()))["groupName"].startswith("sweep-")
     names = sorted(run["displayName"] for run in server.runs.values())
@@ -90,7 +97,8 @@ def test_a_run_per_cell_with_config_metrics_tables_and_figures_in_one_group(stub
     configs = [json.loads(run["config"]) for run in server.runs.values()]
     assert sorted(config["cell"]["value"]["budget"] for config in configs) == [0.2, 0.5]
     history = json.dumps(server.stream)
-    assert history.count("kv_bytes_decode") >= 4 and '\\"score\\"' in history
+    steps = [json.loads(line)["done"] for one in server.stream for line in history_of(one) if "kv_bytes_decode" in line]
+    assert sorted(steps) == [1, 1, 2, 2] and '\\"score\\"' in history
     shown = tables(server)
     assert [row[0] for row in shown["predictions"]["data"]] == [row["id"] for row in rows(results)[:2]]
     assert {"pred", "answers", "score"} <= set(shown["predictions"]["columns"])
