@@ -7,8 +7,8 @@ Candidates are the slots before the last window + 1, which always stay. Score: t
 over the rows of the `window` queries before the newest (`fused: sum`), or the largest of them (max).
 
 Intended differences from the reference
-- Half of the budget at most is the window. The prompt is cut at its end, and a step attends before it evicts; there
-  the prompt is whole until the first step, and a step sees what it has left.
+- Half of the budget at most is the window. The prompt is cut at its end, by its last queries, and a step
+  attends before it evicts; there the prompt is whole until the first step, and a step sees what it has left.
 - GQA: the logits of a group are summed and all its query heads share one selection, as the reference cuts its cache.
   Its scoring rows are each query head's own, so that from the second eviction on they and the cache mean other tokens.
 """
@@ -42,12 +42,13 @@ class MorphKV(QueryWindow):
         """`[B, Hkv, used]`, 0 for what is no candidate."""
         keys, positions = self.keys[:, :, : self.used], self.positions[:, :, : self.used]
         batch, heads, n, dim = keys.shape
-        older = self.queries[:, :, :-1]
+        cut = self.free is None  # of the prompt: the newest token is the one to come
+        older = self.queries[:, :, 1 - self.window :] if cut else self.queries[:, :, :-1]
         logits = torch.matmul(older.reshape(batch, heads, -1, dim), keys.transpose(-1, -2)).float()
         logits = scaled(logits, self.scale).view(batch, heads, -1, older.shape[2], n).sum(2)
-        candidates = ((positions >= 0) & (positions <= self.now - self.window)).unsqueeze(2)
+        candidates = ((positions >= 0) & (positions <= self.now + int(cut) - self.window)).unsqueeze(2)
         rows = torch.softmax(logits.masked_fill(~candidates, float("-inf")), dim=-1).nan_to_num(0.0)
-        back = torch.arange(older.shape[2], 0, -1, device=keys.device)
+        back = torch.arange(older.shape[2], 0, -1, device=keys.device) - int(cut)
         rows = rows * (self.now >= back).unsqueeze(-1)  # a short text has fewer queries
         if not rows.shape[2]:
             return torch.zeros(positions.shape, device=keys.device)

@@ -193,7 +193,7 @@ def test_morphkv(shared):
             held = [x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[2])) for x in (k, v)]
             layer = MorphKV(window, case.settings["morph_type"].split("_")[0])
             staged(layer, held, q[:, seen - window - 1 : seen], q.shape[2] ** -0.5)
-            layer.slots = [after.shape[1]]
+            layer.slots, layer.free = [after.shape[1]], torch.zeros(1)  # a step
             same(order.gather(1, layer._top(layer.importance(), 0)), after)
             evicted += 1
         assert evicted

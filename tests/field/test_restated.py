@@ -166,8 +166,9 @@ def cake(q, k, v, head, at, seen):
 
 def morphkv(q, k, v, head, at, seen):
     """The 3 queries before the newest, over what is older than the last 4 tokens; logits summed over the group."""
-    before, found = [p for p in at if p < seen - 4], dict.fromkeys(at, 0.0)
-    for t in range(seen - 4, seen - 1):
+    first = seen in LENGTHS  # the cut of the prompt: the newest is the one to come
+    before, found = [p for p in at if p < seen - 4 + first], dict.fromkeys(at, 0.0)
+    for t in range(seen - 4 + first, seen - 1 + first):
         summed = {p: sum(float(q[a, t] @ k[head, p]) for a in group(head)) / DIM**0.5 for p in before}
         for p, share in softmax(summed).items():
             found[p] += share
