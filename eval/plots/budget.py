@@ -10,6 +10,7 @@ from d2o.budget import budget_name, kind
 from eval.plots.style import FULL, legend_below, line_style, panels, write_title
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData
+from eval.tasks.order import task_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def by_task(cells: Sequence[CellData]) -> list[BudgetCurves]:
 
 def mean_over_tasks(cells: Sequence[CellData], family: str) -> BudgetCurves:
     """One panel: the mean over all the tasks of `cells`, for the methods and budgets that have every one of them."""
-    cells = scored(cells)
+    cells = sorted(scored(cells), key=lambda cell: task_order(cell.task))
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     title = tasks[0] if len(tasks) == 1 else f"{family}, mean of {len(tasks)} tasks".removeprefix(", ")
     return _curves(title, cells, None, tasks)
