@@ -93,7 +93,7 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
 def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
     """Every cell with its files; `links` {folder: relative address}."""
     header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
-              "tokens/s", "KV MiB", "files", ""]  # fmt: skip
+              "decoded tokens/s", "KV MiB", "files", ""]  # fmt: skip
     table = Table("all cells", header, left=3, note=footnotes(cells))
     for cell in cells:
         result, link = cell.result, links[cell.result.folder]
