@@ -82,15 +82,16 @@ def write_export(config: Any) -> None:
 
 def score_results(config: Any) -> tuple[str, dict[str, Any]]:
     """The cells under results_dir: the table to print, and what the JSON file gets."""
-    from eval.scores.compare import refuse_mixed_protocols
+    from eval.scores.compare import order
+    from eval.scores.labels import name_results
     from eval.scores.results import score_cells
     from eval.tables.text import aggregates, cell_record, cells_table
 
     results = score_cells(Path(config.results_dir), config.scorer, note, keep=bool(config.report or config.plots))
     if config.report or config.plots:
         draw_all(results, config)
-    elif not config.mix_protocols:
-        refuse_mixed_protocols(results)
+    name_results(results, Path(config.results_dir), apart=not config.mix_protocols)
+    results.sort(key=order)
     record = {"scorer": config.scorer, "cells": [cell_record(r) for r in results], "means": aggregates(results)}
     return cells_table(results), record
 

@@ -42,6 +42,7 @@ class StreamingLLM(KVLayer):
         self.sinks, self.slot_positions = sinks, positions == "slot"
         self.sink_keys: Tensor | None = None  # [B, Hkv, sinks, D] as first cached
         self.sink_at: Tensor | None = None  # their positions
+        self.settled = False  # whether every row has all its sinks, and keeps them
 
     def recent(self, slots: int) -> int:
         """All slots but the sinks, at least one."""
@@ -61,6 +62,10 @@ class StreamingLLM(KVLayer):
         if not self.slot_positions or n == 0 or max(self.seen) == max(self.held):
             return self.keys[:, :, :used]
         keys, at = self.keys[:, :, :n], self.positions[:, :, :n]
+        if self.settled and len(set(self.held)) == 1:  # the first slots are the sinks: nothing to look up
+            delta = (self.now + (1 - self.held[0])).expand(-1, *at.shape[1:])
+            self.keys[:, :, :n] = self.rotation(self.sink_keys, delta)
+            return self.keys[:, :, :used]
         if self.sink_keys is None:
             self.sink_keys, self.sink_at = keys.clone(), at.clone()
         else:  # a short row may still be receiving its sinks
@@ -68,5 +73,6 @@ class StreamingLLM(KVLayer):
             self.sink_at.copy_(at)
         missing = self.now + 1 - (self.positions[:, :, :used] >= 0).sum(-1, keepdim=True)
         delta = torch.where((at >= 0) & (at < self.sinks), missing, 0)
+        self.settled = min(self.seen) >= n == self.sinks < min(self.slots)
         self.keys[:, :, :n] = self.rotation(self.sink_keys, delta)
         return self.keys[:, :, :used]

@@ -93,7 +93,7 @@ def read_budget(value: Any, shown: str | None = None) -> float | Bytes:
         raise InputError(f"{shown} is neither a fraction (at most 1) nor a whole number of slots", HINT)
     if value > MOST_SLOTS:
         raise InputError(f"{shown} is more slots than any model's window", HINT)
-    return float(value)
+    return float(f"{value:.12g}")  # .1 + .2 is .3
 
 
 def _size(text: str, shown: str) -> Bytes:

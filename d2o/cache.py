@@ -49,6 +49,7 @@ class KVCache(Cache):
             layer.unlimited = budget.whole
         self.prompt: list[int] = []
         self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
+        self.warm = False  # whether a step at the budget was taken operation by operation
         self.ledgers: list[Ledger] = []
         self.given: dict[tuple[int, int], int] = {}  # slots of a layer and row after the prompt: begin_turn
 

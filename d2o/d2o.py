@@ -31,12 +31,10 @@ import math
 import torch
 from torch import Tensor
 
+from d2o.absorb import MergingLayer
 from d2o.allocation import add_by_position, bound, density, layer_metric, ratios
 from d2o.budget import UNLIMITED, Budget
 from d2o.errors import InputError, choice
-from d2o.eviction import Entries, Merge
-from d2o.layer import KVLayer
-from d2o.merge import merge_average, merge_exponential, moved_threshold, nearest
 from d2o.rows import LastRows, PromptRows, group_sum
 from d2o.shares import realised_slots
 
@@ -54,7 +52,7 @@ CHOICES = {
 }
 
 
-class D2O(KVLayer):
+class D2O(MergingLayer):
     """See the module docstring. Arguments left at None take the variant's value.
 
     threshold: "ema" or a number (a fixed cosine; -1 merges everything, 2 nothing); beta is the EMA of `paper`,
@@ -91,6 +89,7 @@ class D2O(KVLayer):
         self.variant, self.layer_budgets, self.threshold = variant, layer_budgets, threshold
         self.merge = ("keys_values" if merge else "none") if isinstance(merge, bool) else merge
         self.merge_into, self.merges = merge_into, self.merge != "none"
+        self.key_norms = "norms" if self.merges else ""
         self.self_weight, self.beta, self.alpha, self.belta = self_weight, beta, alpha, belta
         self.sinks, self.stride, self.budget_accounting = sinks, stride, budget_accounting
         self.recent_share = preset["recent"] if recent is None else recent
@@ -190,60 +189,3 @@ class D2O(KVLayer):
     def early(self, prompt: list[int]) -> list[int] | None:
         """The most that the layer can be given, where `hold` is "bound"."""
         return None if self.hold == "all" else [bound(n, self.budget.fraction(n)) for n in prompt]
-
-    def arm(self) -> None:
-        """As for every method, and the norms of the keys held."""
-        super().arm()
-        if self.merges:  # rows that were not cut need them too
-            self.norms.copy_(self.keys.float().norm(dim=-1))
-
-    def written(self, key: Tensor) -> None:
-        """The norm of the new key."""
-        if self.merges:
-            self.norms.view(-1).index_copy_(0, self.free, key.float().norm(dim=-1).view(-1))
-
-    def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
-        """Merge what is similar enough into its nearest kept slot."""
-        known = self.free is not None  # armed: the norms of the kept keys are there
-        norms = self.norms[rows, :, : kept.keys.shape[2]] if known else None
-        cosine, target = nearest(evicted.keys, kept.keys, norms, self._targets(kept, rows))
-        leaving = evicted.positions >= 0
-        if self.merge_into == "older":  # where a row has no target there is no cosine
-            leaving = leaving & cosine.isfinite()
-        merged = leaving & self._accepted(cosine, leaving, rows)
-        if self.merge_log is not None:
-            self.merge_log.append(Merge(evicted.positions, kept.positions.gather(2, target), merged))
-        keys = self.merge == "keys_values"
-        self._merge(evicted, kept, target, cosine, merged)
-        if keys and known and evicted.keys.shape[2] == 1:  # after a larger cut `arm` takes all norms anew
-            index = target.unsqueeze(-1).expand(*target.shape, kept.keys.shape[3])
-            norms.scatter_(2, target, kept.keys.gather(2, index).float().norm(dim=-1))
-
-    def _merge(self, evicted: Entries, kept: Entries, target: Tensor, cosine: Tensor, merged: Tensor) -> None:
-        """Merge what is `merged` of what leaves into the slots `target`; all `[b, H, E]`."""
-        for old, new in self._parts(evicted, kept):
-            if self.variant == "paper":
-                merge_exponential(old, new, target, cosine, merged, self.self_weight)
-            else:
-                merge_average(old, new, target, cosine, merged)
-
-    def _parts(self, evicted: Entries, kept: Entries) -> tuple[tuple[Tensor, Tensor], ...]:
-        """(kept, evicted) `[b, H, n, D]` of what is merged: keys and values, or values alone."""
-        both = (kept.keys, evicted.keys), (kept.values, evicted.values)
-        return both if self.merge == "keys_values" else both[1:]
-
-    def _targets(self, kept: Entries, rows: slice) -> Tensor:
-        """Which of the kept slots may take something in, `[b, H, C]`."""
-        filled = kept.positions >= 0
-        return filled if self.merge_into == "all" else filled & (kept.positions <= self.now[rows] - self.spared(rows))
-
-    def _accepted(self, cosine: Tensor, leaving: Tensor, rows: slice) -> Tensor:
-        """Which of the leaving entries `[b, H, E]` are merged; moves the threshold of these rows on."""
-        per_rank = cosine if self.variant == "paper" else cosine.mean(dim=1, keepdim=True)
-        if self.threshold != "ema":
-            return per_rank >= self.threshold
-        if self.tau is None:
-            self.tau = torch.full((len(self.slots), 1, 1), float("nan"), device=cosine.device)
-        weights = (1 - self.beta, self.beta, 0.0) if self.variant == "paper" else (self.alpha, 0.0, self.belta)
-        self.tau[rows] = new = moved_threshold(self.tau[rows], cosine, leaving, weights)
-        return per_rank >= new

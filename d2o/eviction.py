@@ -7,35 +7,15 @@ sinks, the most recent slots and the empty ones are protected here, for every me
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from d2o.storage import SlotStorage
+from d2o.kernels import launch
+from d2o.kernels.told import Leaving
+from d2o.storage import Entries, Merge, SlotStorage
 
 TOGETHER = 1 << 22  # numbers of the keys that leave the rows merged in one call: 16 MB
-
-
-@dataclass
-class Entries:
-    """Some slots of a range of rows: `keys, values [b, Hkv, n, D]`, `positions [b, Hkv, n]` (-1: empty), and of what is
-    remembered per slot the tensors `[b, Hkv, n]` that the method's `carried` names."""
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Merge:
-    """One call of `absorb`: entries at `positions [b, Hkv, n]` (-1: none) left; `merged` says which of them were merged
-    into the slots that hold the positions `into`."""
-
-    positions: Tensor
-    into: Tensor
-    merged: Tensor
 
 
 class Eviction(SlotStorage):
@@ -54,7 +34,6 @@ class Eviction(SlotStorage):
         self.pending = False  # True: the cut at the budget waits for the first decode step
         self.spare = 0  # slots that a cut leaves free behind what it keeps, between two chunks of a prefill
         self.reserve = 0  # tokens that were announced to follow the prompt
-        self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
         self.slots_now: Tensor | None = None  # [B, 1]: `slots`, where a step reads them
         self.sinks_now: int | Tensor = 0  # what `_guards` gives, per row where rows differ
         self.recent_now: int | Tensor = 0
@@ -201,7 +180,7 @@ class Eviction(SlotStorage):
         if len(set(guards)) == 1:
             self.sinks_now, self.recent_now = guards[0]
         else:
-            self.sinks_now, self.recent_now = torch.tensor(guards, device=device).T.reshape(2, -1, 1, 1)
+            self.sinks_now, self.recent_now = torch.tensor(guards, device=device).T.contiguous().view(2, -1, 1, 1)
 
     def spared(self, rows: slice) -> int | Tensor:
         """How many of the most recent slots are protected in `rows`, a number or `[b, 1, 1]`."""
@@ -220,9 +199,31 @@ class Eviction(SlotStorage):
         if not any(over):
             self.free.add_(1)
             return
+        victim, leaving = self._fused(used, all(over)) or self._plainly(used, all(over))
+        self.held = [h - o for h, o in zip(self.held, over, strict=True)]
+        if self.merges:
+            self._absorb_victim(victim, leaving, used)
+
+    def _fused(self, used: int, everywhere: bool) -> tuple[Tensor, Tensor] | None:
+        """As `_plainly`, by one kernel; None where it does not serve."""
+        if type(self)._victim is Eviction._victim and launch.serves("victim", self.keys):
+            scores = self.importance()[:, :, :used].expand(*self.positions.shape[:2], -1)
+            if scores.dtype == torch.float32 and scores.stride(2) == 1 and self.positions.is_contiguous():
+                from d2o.kernels.leave import leave
+
+                return leave(scores, self._leaving(used, everywhere))
+        return None
+
+    def _leaving(self, used: int, everywhere: bool) -> Leaving:
+        slots = None if everywhere else self.slots_now
+        return Leaving(self.positions, used, self.sinks_now, self.recent_now, self.now, self.free, slots)
+
+    def _plainly(self, used: int, everywhere: bool) -> tuple[Tensor, Tensor]:
+        """The slot of each head that leaves `[B * Hkv]`, now free, and what it held, -1 where a row has room left;
+        `everywhere`: no row has."""
         victim = self._victim(used)
         leaving = self.positions.view(-1).index_select(0, victim)
-        if all(over):
+        if everywhere:
             self.positions.view(-1).index_fill_(0, victim, -1)
             self.free.copy_(victim)
         else:
@@ -230,9 +231,7 @@ class Eviction(SlotStorage):
             self.positions.view(-1).index_copy_(0, victim, torch.where(evicts, -1, leaving))
             self.free.copy_(torch.where(evicts, victim, self.free + 1))
             leaving = torch.where(evicts, leaving, -1)
-        self.held = [h - o for h, o in zip(self.held, over, strict=True)]
-        if self.merges:
-            self._absorb_victim(victim, leaving, used)
+        return victim, leaving
 
     def _victim(self, used: int) -> Tensor:
         """`[B * Hkv]`: flat index of the slot that leaves each head. An empty slot is at -1, below any sink."""

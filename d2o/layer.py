@@ -20,10 +20,11 @@ from torch import Tensor
 
 from d2o.budget import Budget
 from d2o.feed import Feed
+from d2o.kernels import launch
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import RowStats, attend_block
 from d2o.kernels.fused import Fed
-from d2o.kernels.logits import Scale, biased
+from d2o.kernels.logits import Logits, Scale, biased
 from d2o.method import Method, reads_alike
 from d2o.rows import LastRows, PromptRows, window_rows
 from d2o.storage import moves
@@ -148,17 +149,24 @@ class KVLayer(Method):
     # ---- decoding, one token per row
     def _step(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         self.make_space(self.used + 1)
-        self.now.add_(1)  # in place, as all that a step changes: a captured step is repeated on the same tensors
-        self.write(k, v, self.now)
+        self.put(k, v)
         self.written(k)
         dense = len(set(self.held)) == 1
         self.seen, self.held = [s + 1 for s in self.seen], [h + 1 for h in self.held]
         used = self.used
         keys, values = self.attention_keys(used), self.values[:, :, :used]
-        visible, scale = None if dense else (self.positions[:, :, :used] >= 0).unsqueeze(2), self.weighed_scale(scale)
-        out = attend_row(q, keys, values, scale, visible, self.held)
-        if self.rows != "none" and self.decode_eviction and not self.unlimited:
-            self.observe(LastRows(q, keys, None if dense else visible.unsqueeze(2), scale))
+        scale = self.weighed_scale(scale)
+        shown = self.rows != "none" and self.decode_eviction and not self.unlimited
+        if launch.serves("attend", keys) and not isinstance(scale, Logits):
+            from d2o.kernels.row import attend_slots
+
+            out, probs = attend_slots(q, keys, values, self.positions[:, :, :used], scale, shown)
+            visible = None
+        else:
+            visible, probs = None if dense else (self.positions[:, :, :used] >= 0).unsqueeze(2), None
+            out = attend_row(q, keys, values, scale, visible, self.held)
+        if shown:
+            self.observe(LastRows(q, keys, None if visible is None else visible.unsqueeze(2), scale, probs))
         self.make_room(used)
         return out
 

@@ -69,14 +69,16 @@ class LastRows:
     keys: Tensor  # [B, Hkv, used, D]
     visible: Tensor | None  # broadcasts to [B, Hkv, g, n, used], bool; None: everything
     scale: Scale
+    probs: Tensor | None = None  # [B, Hq, n, used] float32, where the attention gave them
 
     def column_sums(self, stride: int = 1) -> Tensor:
         """`[B, Hq, used]`."""
-        return self.row_probs().sum(2)  # a window is counted whole, whatever the stride of the prompt was
+        probs = self.row_probs()  # a window is counted whole, whatever the stride of the prompt was
+        return probs.squeeze(2) if probs.shape[2] == 1 else probs.sum(2)
 
     def row_probs(self) -> Tensor:
         """`[B, Hq, n, used]`."""
-        return row_probs(self.queries, self.keys, self.scale, self.visible)
+        return row_probs(self.queries, self.keys, self.scale, self.visible) if self.probs is None else self.probs
 
     def row_logits(self) -> Tensor:
         """`[B, Hq, n, used]`, of one token in each slot, whatever it stands for; of all slots, visible or not."""

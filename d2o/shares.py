@@ -51,6 +51,13 @@ def whole_shares(exact: Sequence[float], total: int) -> list[int]:
     return given
 
 
+def capped_shares(weights: Sequence[float], total: int, most: int) -> list[int]:
+    """Whole numbers proportional to `weights` that add up to `total`, each at most `most`; what the caps leave over
+    goes to the others."""
+    filled = _water_fill(dict(enumerate(weights)), min(total, most * len(weights)), 0, most)
+    return whole_shares(list(filled.values()), min(total, most * len(weights)))
+
+
 def head_shares(scores: Tensor, slots: int, floor: float) -> list[int]:
     """Slots per head, together Hkv * `slots`, by how many of the best `scores [Hkv, held]` of all heads are a head's
     own; `floor`: the part of its equal share that each gets in any case. Infinite scores, as many in every head, are

@@ -12,15 +12,42 @@ no step waits for the device.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
+
+from d2o.kernels import launch
+from d2o.kernels.told import Written
+
+
+@dataclass
+class Entries:
+    """Some slots of a range of rows: `keys, values [b, Hkv, n, D]`, `positions [b, Hkv, n]` (-1: empty), and of what is
+    remembered per slot the tensors `[b, Hkv, n]` that the method's `carried` names."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Merge:
+    """One call of `absorb`: entries at `positions [b, Hkv, n]` (-1: none) left; `merged` says which of them were merged
+    into the slots that hold the positions `into`."""
+
+    positions: Tensor
+    into: Tensor
+    merged: Tensor
 
 
 class SlotStorage(CacheLayerMixin):
     """Tensors of one layer and the four ways in which they change: append, write, keep, grow."""
 
     state: tuple[str, ...] = ()  # names of the float32 tensors [B, Hkv, C] that a method keeps per slot
+    key_norms = ""  # which of them holds the norms of the keys
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,6 +56,7 @@ class SlotStorage(CacheLayerMixin):
         self.seen: list[int] = []  # tokens passed, per row: the next position
         self.free: Tensor | None = None  # [B * Hkv], flat index of the slot that the next token of a head is written to
         self.base: Tensor | None = None  # [B * Hkv], flat index of slot 0 of every row and head
+        self.now: Tensor | None = None  # [B, 1, 1] int32, position of the newest token
         self.borrowed = 0  # above 0: keys, values and positions are views of another's; the slots to copy them to
 
     # what transformers asks of a layer; `seen`, not `held`, is the length of the sequence
@@ -113,6 +141,20 @@ class SlotStorage(CacheLayerMixin):
         self.base = torch.arange(shape[0] * shape[1], device=self.keys.device) * width
         self.is_initialized = True
 
+    def put(self, key: Tensor, value: Tensor) -> None:
+        """`write` of one token per row, the next of the text: `now` moves on by one, in place."""
+        dense = all(x.is_contiguous() for x in (self.keys, self.values, self.positions))
+        empty = [getattr(self, name) for name in self.state if name != self.key_norms]
+        if dense and len(empty) <= 2 and launch.serves("write", self.keys):
+            from d2o.kernels.row import write_token
+
+            norms = getattr(self, self.key_norms) if self.key_norms else None
+            to = Written(self.keys, self.values, self.positions, empty, norms, self.free, self.now)
+            write_token(key, value, to)
+            return
+        self.now.add_(1)  # in place, as all that a step changes: a captured step is repeated on the same tensors
+        self.write(key, value, self.now)
+
     def write(self, key: Tensor, value: Tensor, position: Tensor) -> None:
         """Write one token per row, `key, value [B, Hkv, 1, D]` at `position [B, 1, 1]` int32, into the free slots."""
         self.keys.view(-1, key.shape[3]).index_copy_(0, self.free, key.reshape(-1, key.shape[3]))
@@ -120,7 +162,10 @@ class SlotStorage(CacheLayerMixin):
         new = position.expand(-1, key.shape[1], 1).reshape(-1)
         self.positions.view(-1).index_copy_(0, self.free, new)
         for name in self.state:
-            getattr(self, name).view(-1).index_fill_(0, self.free, 0.0)
+            if name == self.key_norms:
+                getattr(self, name).view(-1).index_copy_(0, self.free, key.float().norm(dim=-1).view(-1))
+            else:
+                getattr(self, name).view(-1).index_fill_(0, self.free, 0.0)
 
     def keep(self, index: list[Tensor], capacity: int) -> None:
         """Keep of each row b the slots `index[b] [Hkv, k_b]`, in that order, in new storage of `capacity` slots."""

@@ -32,7 +32,7 @@ from eval.run.rerun import Again, checked, environment
 from scripts.command import ROOT, call, read, run
 
 KEYS = {"results_dir": "results", "rerun": str, "start": False}
-MENDED = ("failed", "stale", "missing")
+MENDED = ("stopped", "failed", "stale", "missing")
 
 
 def main(words: list[str]) -> int:

@@ -14,7 +14,7 @@ FILES += [ROOT / "run_pred.py", ROOT / "eval_long_bench.py"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MOST_LINES, MOST_FILES = 250, 20
 LONGEST, MEDIAN, NINTH = 45, 8, 20  # lines of a function: none above, the median, the 90th percentile
-MOST_PARAMETERS, WIDER = 7, 5  # and how many functions may have more
+MOST_PARAMETERS, WIDER = 7, 2  # and how many functions may have more
 ONCE = ("Cell", "Plan", "settle", "read_rows", "read_config", "table", "Curves", "cells_table")  # one word, one thing
 TENSORS = ("Tensor",)
 
@@ -53,12 +53,14 @@ def test_functions_are_short():
 
 
 def test_functions_take_few_parameters():
-    """Constructors are left out: their parameters are the settings of a YAML, and so is what builds a model of one."""
+    """Constructors are left out: their parameters are the settings of a YAML, and so is what builds a model of one. So
+    are kernels of Triton, which are handed pointers, strides and sizes one by one, and are called in one place each."""
     wide = [
         where(path, node)
         for path, tree in TREES.items()
         for node in functions(tree)
         if parameters(node) > MOST_PARAMETERS and node.name != "__init__" and not is_target(path, node.name)
+        if not any(ast.unparse(mark).startswith("triton.jit") for mark in node.decorator_list)
     ]
     assert len(wide) <= WIDER, wide
 

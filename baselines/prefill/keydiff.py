@@ -88,5 +88,4 @@ def distances(keys: Tensor, filled: Tensor) -> Tensor:
     """Minus the cosine of each of `keys [B, Hkv, C, D]` with their anchor, `[B, Hkv, C]`; `filled [B, Hkv, C]`: which
     of the slots there are."""
     units = F.normalize(keys.float(), dim=-1) * filled.unsqueeze(-1)
-    anchor = units.sum(2, keepdim=True) / filled.sum(2).clamp_min(1).view(*filled.shape[:2], 1, 1)
-    return -F.cosine_similarity(keys.float(), anchor, dim=-1)
+    return -F.cosine_similarity(keys.float(), units.sum(2, keepdim=True), dim=-1)  # a cosine knows no length

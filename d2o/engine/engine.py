@@ -194,6 +194,9 @@ class Engine:
         Nothing in it waits for the device.
         """
         if self.graph and cache.ledgers and is_static(cache):
+            if not cache.warm:  # what is loaded or compiled at its first use cannot be captured
+                cache.warm = True
+                return self.plain_step(cache, tokens)
             if self.captured is None or self.captured.cache is not cache:
                 self.captured = None  # the old one's memory goes first
                 self.captured = StepGraph(cache, self.plain_step, tokens)

@@ -168,8 +168,15 @@ def _across(
 def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> list[Generation]:
     """One batch whose questions are of one length."""
     began = engine.clock()
-    cache, logits = _read(engine, prompts, questions, asked)
+    cache, logits = read_prompts(engine, prompts, questions, asked)
     prefilled = engine.clock()
+    replies = go_on(engine, cache, logits, asked)
+    done, share = engine.clock(), 1 / len(prompts)
+    return replies.done((prefilled - began) * share, (done - prefilled) * share)
+
+
+def go_on(engine: Engine, cache: KVCache, logits: Tensor, asked: Asked) -> Replies:
+    """Greedy answers from the logits `[B, vocab]` of their first tokens on, until all are complete."""
     replies = Replies(engine.model, cache, asked)
     for count in range(len(asked.said) + 1, asked.most + 1):
         logits = asked.allowed(logits, count)
@@ -181,8 +188,7 @@ def _greedy(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], as
             break
         logits = engine.step(cache, chosen)
         asked.show("step", cache)
-    done, share = engine.clock(), 1 / len(prompts)
-    return replies.done((prefilled - began) * share, (done - prefilled) * share)
+    return replies
 
 
 def checked(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -191,7 +197,9 @@ def checked(logits: Tensor, chosen: Tensor) -> Tensor:
     return chosen.where(logits.gather(1, chosen.unsqueeze(1)).squeeze(1).isfinite(), -1)
 
 
-def _read(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked) -> tuple[KVCache, Tensor]:
+def read_prompts(
+    engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids], asked: Asked
+) -> tuple[KVCache, Tensor]:
     """The cache that has read prompts and questions, and the logits `[B, vocab]` of the first token of the answers."""
     begun = partial(asked.show, "empty")
     follows = asked.most + len(questions[0]) - len(asked.said)

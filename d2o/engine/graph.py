@@ -2,7 +2,7 @@
 
 A replay repeats the very operations of the step that was captured, on the same storages. So a step must be static:
 every row at its budget (each token evicts one, nothing grows), counters of the device written in place, and nothing
-read back. Until a cache is there its steps run one by one; they warm up what the capture needs.
+read back. Until a cache is there, and once more then, its steps run one by one: they warm up what the capture needs.
 """
 
 from __future__ import annotations

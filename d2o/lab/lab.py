@@ -5,13 +5,15 @@ It knows texts, ids and positions, and nothing of any task. Times wait for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any
 
 from d2o.engine.engine import Engine
+from d2o.engine.generation import Asked as Words
 from d2o.engine.generation import Generation, generate
 from d2o.engine.start import open_engine
+from d2o.engine.turns import converse
 from d2o.errors import InputError
 from d2o.lab import force, race
 from d2o.lab.answer import Answer, Asked, Completion, Span, Survivors, as_row
@@ -23,6 +25,7 @@ from d2o.models.loading import LoadedModel
 from d2o.models.prompt import Encoded, begun, encode, encode_apart, encode_parts, stop_at, tokenise
 from d2o.models.support import mixes
 from d2o.models.thinking import read_answer
+from d2o.models.turns import later_turns
 from d2o.stop import Stop
 
 
@@ -132,6 +135,24 @@ class Lab:
         texts, ends = [prompt.ids for prompt in prompts], stop_at(self.loaded, stop)
         found = generate(self.engine, texts, max_new_tokens, ends, questions, again=when == "again")
         return self.completions(texts if questions is None else questions, found)
+
+    def converse(
+        self,
+        opening: Encoded,
+        turns: Sequence[tuple[str, str]],
+        wanted: Collection[int],
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        when: str = "before",
+        chat: bool = False,
+    ) -> dict[int, Completion]:
+        """Answers to the turns `wanted` of a conversation on one cache: d2o/engine/turns.py. `turns`: what is asked and
+        what should be said; `opening`: the first of them, encoded; `when`: as in `answers`, of the first question."""
+        later = later_turns(self.loaded, turns, chat)
+        asked = Words(max_new_tokens, stop_at(self.loaded, stop), when == "again" and self.evicts)
+        found = converse(self.engine, opening.ids, opening.question, later, wanted, asked)
+        read = [opening.question or opening.ids, *later]
+        return {turn: self.completions([read[turn]], [one])[0] for turn, one in found.items()}
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False

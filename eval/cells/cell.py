@@ -95,6 +95,8 @@ class Cell:
                 self.status("done")
             elif isinstance(error, SystemExit):  # the job was put back into the queue, eval/run/job.py
                 self.status("queued")
+            elif isinstance(error, KeyboardInterrupt):  # Ctrl-C and SIGTERM: asked for, and the command goes on later
+                self.status("stopped")
             else:
                 self.status("failed", one_line(error))
         except OSError as second:  # a full disk; what ended the run matters more
@@ -115,9 +117,11 @@ class Cell:
         self.done += 1
 
     def status(self, state: str, error: str | None = None) -> None:
-        """state: queued | running | done | failed; not said of a whole cell that lies where nothing can be written."""
+        """state: queued | running | done | stopped | failed; not said of a whole cell where nothing can be written."""
         if self.file.readonly:
             return
+        if state == "running" and self.beat is None:
+            self.started = time.monotonic()  # the model is loaded: what came before is no row's time
         rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
         place = status_file(self.path, self.shard)
         status = {"done": self.done, "total": self.total, "whole": self.whole, "rows_per_second": round(rate, 4)}

@@ -7,7 +7,7 @@ A group is a YAML beside the tasks, with `members` instead of a `_target_`:
 
     members: [mini_single, mini_multikey8]
     limit: 20      # rows of each member, where limit= is not given
-    compare: full  # the cells of this method are run too, or reused where they are there"""
+    compare: full  # the cells of this method are run too, or reused where they are there; null: no other"""
 
 from __future__ import annotations
 
@@ -85,9 +85,10 @@ def _of_group(words: Words, group: Mapping[str, Any]) -> Iterator[Words]:
     words = words.without("task")
     if words.get("limit") is None and group.get("limit") is not None:
         words = words.with_("limit", group["limit"])
-    compared = words.without("method", "method.", "budget").with_("method", group["compare"])
+    compared = words.without("method", "method.", "budget").with_("method", group.get("compare"))
     for member in group["members"]:
-        yield compared.with_("task", member)
+        if group.get("compare"):
+            yield compared.with_("task", member)
         yield words.with_("task", member)
 
 

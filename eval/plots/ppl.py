@@ -13,6 +13,7 @@ from eval.scores.cell_data import CellData
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEAST = 0.5  # nats that the axis spans
 Curve = list[tuple[float, float]]  # (middle of a bucket of positions, mean NLL in nats of its tokens)
 
 
@@ -71,6 +72,9 @@ def nll_figure(curves: NllCurves, labels: Sequence[str]) -> Figure:
     if curves.window:
         ax.axvline(curves.window, color="#999999", linewidth=0.8, linestyle=(0, (1, 2)))
         ax.text(curves.window, 0.97, " the model's window", transform=ax.get_xaxis_transform(), fontsize=7, va="top")
+    low, high = ax.get_ylim()
+    if high - low < LEAST:  # noise would fill a narrower axis
+        ax.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
     write_title(ax, curves.title)
     ax.set_xlabel("position, tokens")
     ax.set_ylabel("NLL, nats per token")

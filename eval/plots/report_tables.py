@@ -13,6 +13,7 @@ from eval.scores.kept_rows import KeptRows
 from eval.scores.means import mean_of
 from eval.tables.text import against, mean_realised, row_count
 from eval.tasks.efficiency import readings as efficiency_readings
+from eval.tasks.order import task_order
 
 
 def score_tables(cells: Sequence[CellData]) -> list[Table]:
@@ -66,6 +67,7 @@ def point_tables(cells: Sequence[CellData]) -> list[Table]:
 
 
 def _scores(title: str, cells: Sequence[CellData]) -> Table:
+    cells = sorted(cells, key=lambda cell: task_order(cell.task))
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     full = {cell.task: cell.result.by_id for cell in cells if cell.method == "full"}
     lines: dict[tuple[str, float], dict[str, CellData]] = {}
@@ -91,7 +93,7 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
 def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:
     """Every cell with its files; `links` {folder: relative address}."""
     header = ["task", "model", "method", "budget", "realised", "rows", "score", "vs full", "95 % interval",
-              "tokens/s", "KV MiB", "files", ""]  # fmt: skip
+              "decoded tokens/s", "KV MiB", "files", ""]  # fmt: skip
     table = Table("all cells", header, left=3, note=footnotes(cells))
     for cell in cells:
         result, link = cell.result, links[cell.result.folder]

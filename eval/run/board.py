@@ -1,4 +1,6 @@
-"""The board of a sweep, read off what its cells left on the disk: done, running, queued, failed, stale, missing."""
+"""The board of a sweep, read off what its cells left on the disk: done, running, queued, stopped, failed, stale,
+missing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from eval.cells.status import BEAT, read_status
 from eval.run.job import error_line, job_file
 from eval.text import clock, visible
 
-STATES = ("done", "running", "queued", "failed", "stale", "missing")
+STATES = ("done", "running", "queued", "stopped", "failed", "stale", "missing")
 STALE = 6 * BEAT  # seconds without a sign of life
 SWEEPS = ".jobs/sweeps"
 MOST = 1 << 53  # what JSON can count

@@ -9,6 +9,7 @@ from d2o.errors import InputError, NotFinite
 from eval.cells.cell import Cell
 from eval.run.batch import rows_at_once
 from eval.run.progress import Progress
+from eval.scores.score import score_rows
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
 
@@ -30,7 +31,8 @@ def lacking(cell: Cell, samples: Sequence[Sample]) -> list[Sample]:
 
 def said_of_weights(lab: Any) -> dict[str, str]:
     """The field of a row for a model whose weights were rounded; none for others, whose rows have never had it."""
-    return {"weights": lab.loaded.weights} if lab.loaded.weights else {}
+    weights = lab and lab.loaded.weights
+    return {"weights": weights} if weights else {}
 
 
 def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int | str, seen: Seen) -> None:
@@ -38,7 +40,8 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
     with a sample shows before the first row is made, as far as tokenizer and window can tell."""
     task.begin(samples, lab)
     size, said = rows_at_once(batch_size, task, samples, lab)
-    progress = Progress(cell.path.name, cell.done, cell.total)
+    progress = Progress(f"{cell.path.parent.name} {cell.path.name}", cell.done, cell.total)
+    scored = Running(task)
     cell.status("running")
     try:
         for batch in task.in_batches(samples, size):
@@ -46,12 +49,37 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
                 row = {"id": sample.id, **fields, **said_of_weights(lab), **said, "prompt_hash": prompt_hash(sample)}
                 cell.write(row)
                 seen(row)
-            progress.advance(len(batch))
+                scored.add(row)
+            progress.advance(len(batch), scored.value)
             cell.status("running")
     except NotFinite as error:
         raise of_row(error, task, batch) from error
     finally:
         progress.close()
+
+
+class Running:
+    """The mean score of the rows that this run made, for who watches it: by the official scorer, whatever scores them
+    in the end. None of a task that measures, and of rows that cannot be scored."""
+
+    def __init__(self, task: Task) -> None:
+        self.name, self.protocol = task.name, {} if task.readings else task.protocol()
+        self.sum, self.rows = 0.0, 0
+
+    @property
+    def value(self) -> float | None:
+        """In per cent; None where there is none."""
+        return self.sum / self.rows if self.rows else None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Score one row more."""
+        if not self.protocol.get("metric"):
+            return
+        try:
+            self.sum += score_rows(self.name, [row], "official", self.protocol).value or 0.0
+            self.rows += 1
+        except InputError:
+            self.protocol = {}  # it is said where the cell is scored
 
 
 def of_row(error: NotFinite, task: Task, batch: Sequence[Sample]) -> InputError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from d2o.budget import Budget
+from eval.cells.identity import model_name
 from eval.config.build import build, check_given
 from eval.run.dry_run import Size
 from eval.run.plan import Plan
@@ -62,6 +63,8 @@ def load_model(cfg: Any) -> LoadedModel:
         hub_logging.set_verbosity_error()
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
+        if sys.stderr.isatty():  # a log says what it is about in other lines
+            print(f"loading model {model_name(cfg.model, 'model')}", file=sys.stderr, flush=True)
         _last[key] = build(cfg.model, "model", cfg.plugins, dtype=cfg.engine.dtype, device=cfg.engine.device)
     return _last[key]
 

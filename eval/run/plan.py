@@ -21,6 +21,7 @@ from eval.cells.shards import Shard
 from eval.config.build import build
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
+from eval.tasks.turns.task import with_turns
 
 if TYPE_CHECKING:
     from eval.cells.identity import Composed
@@ -56,7 +57,7 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
     `read`: the rows of tasks that other cells of the same command have planned before, filled here.
     """
     cfg = composed.cfg
-    task = build(cfg.task, "task", cfg.plugins)
+    task = with_turns(build(cfg.task, "task", cfg.plugins))
     read = {} if read is None else read
     asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
     if asked not in read:

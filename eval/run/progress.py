@@ -16,13 +16,17 @@ class Progress:
     def __init__(self, label: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
+        self.score: float | None = None
         self.label, self.before, self.done, self.total = label, done, done, total
         self.started = self.spoke = time.monotonic()
         self.bar = tqdm(total=total, initial=done, desc=label, unit="row", disable=None, dynamic_ncols=True)
 
-    def advance(self, rows: int) -> None:
-        """So many rows more; without a bar a line is said now and then."""
+    def advance(self, rows: int, score: float | None = None) -> None:
+        """So many rows more, and the score so far; without a bar a line is said now and then."""
         self.done += rows
+        self.score = score
+        if score is not None:
+            self.bar.set_postfix_str(f"score {score:.1f}", refresh=False)
         self.bar.update(rows)
         if self.bar.disable and time.monotonic() - self.spoke >= EVERY:
             self.spoke = time.monotonic()
@@ -32,7 +36,8 @@ class Progress:
         """n/N, rate and time left, for a log."""
         rate = (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate else 0.0
-        return f"{self.label}: {self.done}/{self.total} rows, {rate:.2f} rows/s, {clock(left)} left"
+        score = "" if self.score is None else f", score {self.score:.1f}"
+        return f"{self.label}: {self.done}/{self.total} rows, {rate:.2f} rows/s, {clock(left)} left{score}"
 
     def close(self) -> None:
         """Take the bar away."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from eval.run.job import RunCell
 from eval.run.show import print_prompts
 from eval.run.sweep import compose_all, launch_all, print_dry_run, remember, run_all, run_grouped
 from eval.tables import group
+from eval.tables.by_task import task_tables
 from eval.tables.fill import fill
 from eval.tables.formats import render
 from eval.tables.read import read_table
@@ -34,7 +36,7 @@ def run_command(
     dry_run, words = take_dry_run(words)
     prompts, words = take_show(words)
     with configs(config_dir):
-        found = expand(words, config_dir, sweep)
+        found = _full_once(expand(words, config_dir, sweep))
         cells, codes = compose_all(found.jobs, config_dir)
     if show:
         print("---\n".join(OmegaConf.to_yaml(cell.cfg) for cell in cells), end="")
@@ -57,6 +59,12 @@ def run_command(
     return 0 if not codes else 2 if set(codes) == {2} else 1
 
 
+def _full_once(found: Expansion) -> Expansion:
+    """The full cache has no budget: of a sweep over budgets it is run once."""
+    jobs = {job.without("budget") if job.get("method") == "full" else job: job for job in reversed(found.jobs)}
+    return replace(found, jobs=[*reversed(jobs.values())], asked=min(found.asked, len(jobs)))
+
+
 def _run(
     found: Expansion,
     cells: Sequence[Composed],
@@ -77,6 +85,8 @@ def _print_tables(found: Expansion, folders: Sequence[Path], cfg: Any, config_di
     """What several cells are beside each other: the ones of this command, of a group of tasks, of the tables named."""
     if len(folders) > 1 and (shown := side_by_side(folders)):
         print(shown)
+    elif len(folders) > 1 and not found.grouped and not found.tables:
+        print(task_tables(folders, cfg.scorer, _note) or "", end="\n")
     if found.grouped:
         print(group.group_table(folders, cfg.scorer, _note))
     for name in found.tables:

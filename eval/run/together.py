@@ -27,6 +27,7 @@ from eval.run.plan import Plan, plan
 from eval.run.progress import Progress
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
+from eval.tasks.turns.task import with_turns
 from eval.track.tracker import Tracker
 
 Left = Callable[[Composed, Exception], None]
@@ -52,7 +53,7 @@ def can_share(cells: Sequence[Composed]) -> bool:
     if len(cells) < 2:
         return False
     try:
-        task = build(cells[0].cfg.task, "task", cells[0].cfg.plugins)
+        task = with_turns(build(cells[0].cfg.task, "task", cells[0].cfg.plugins))
     except InputError:  # said when the first of them is run
         return False
     return not task.timed

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 DRAWS = 2000
+FEW = 10  # rows, of which an interval without width is none
 AT_ONCE = 1 << 21  # weights, or indices drawn, at a time: 16 MB
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` rows and the 2.5 and 97.5 % points of its resampled means; no bounds for a single row."""
+    """A mean over `n` rows and the 2.5 and 97.5 % points of its resampled means; no bounds for a single row, nor
+    for fewer than ten that are all alike."""
 
     value: float
     low: float | None
@@ -48,6 +50,8 @@ def means_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval
         return Interval(value, None, None, n)
     drawn = sum(_means(a, seed, stream) for stream, a in enumerate(arrays)) * (100 / len(arrays))
     low, high = (float(point) for point in np.percentile(drawn, (2.5, 97.5)))
+    if low == high and n < FEW:  # a handful of equal rows: drawn again they are equal, which says nothing
+        return Interval(value, None, None, n)
     return Interval(value, low, high, n)
 
 

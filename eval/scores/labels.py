@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from eval.cells.find import read_config
 from eval.scores.cell_data import CellData
 from eval.scores.protocol_labels import protocol_labels
 from eval.scores.result import CellResult
+
+HASH = re.compile(r"-[0-9a-f]{8}$")  # of a folder's name
 
 
 def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellData]:
@@ -20,6 +23,36 @@ def load_cells(results: Sequence[CellResult], results_dir: Path) -> list[CellDat
         cells.append(CellData(path, result, read_config(path) or {}, result.rows))
     name_cells(cells)
     return cells
+
+
+def name_results(results: Sequence[CellResult], results_dir: Path, apart: bool) -> None:
+    """Set `variant` of every result, and where protocols of a task are to stand `apart` its `protocol_label`. Where no
+    knob tells two cells of a name apart, the hash of their folders does."""
+    cells = load_cells(results, results_dir)
+    shown: dict[tuple, list[CellResult]] = {}
+    for cell in cells:
+        result, knobs = cell.result, [word for word in cell.label.split(" ") if "=" in word]
+        result.variant = " ".join([str(result.cell.get("variant") or ""), *knobs]).strip()
+        if apart:
+            result.protocol_label = cell.protocol_label or None
+    if apart:
+        _apart_by_hash(results)
+    for result in results:
+        names = (result.title, *(str(result.cell.get(key)) for key in ("model", "method", "budget")), result.variant)
+        shown.setdefault(names, []).append(result)
+    for group in shown.values():
+        for result in group if len(group) > 1 else ():
+            hashed = HASH.search(result.run)
+            result.variant += hashed[0] if hashed else ""
+
+
+def _apart_by_hash(results: Sequence[CellResult]) -> None:
+    """Where the configs of two protocols show no difference, four letters of their hashes do."""
+    hashes: dict[str, set[str | None]] = {}
+    for result in results:
+        hashes.setdefault(result.title, set()).add(result.protocol_hash)
+    for result in [result for result in results if len(hashes[result.title]) > 1]:
+        result.protocol_label = f"{result.protocol_label or ''} protocol {str(result.protocol_hash)[:4]}".strip()
 
 
 def name_cells(cells: Sequence[CellData]) -> None:

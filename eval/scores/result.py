@@ -20,6 +20,8 @@ class CellResult:
     `holds_more`: it holds more than what it is compared with (eval/scores/holds_more.py).
     `question`: when it was fed (eval/tasks/checks.py), None where a task has none. `protocol_label`: what tells its
     protocol from others of its task, where they are shown apart (eval/scores/protocol_labels.py).
+    `variant`: its method's, and the knobs on which cells of that method differ, where they were compared
+    (eval/scores/labels.py).
     `readings`: of a task that measures, by their own names; `columns`: {header: number}, those that the table of cells
     shows. `rows`: without their texts, of predictions only what
     eval/scores/kept_rows.py keeps, where they were to be kept.
@@ -41,6 +43,7 @@ class CellResult:
     question: str | None = None
     protocol_label: str | None = None
     holds_more: bool = False
+    variant: str | None = None
     rows: Sequence[dict[str, Any]] = field(default_factory=list, repr=False)
     rows_file: str = "predictions.jsonl"
 

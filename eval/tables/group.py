@@ -20,6 +20,7 @@ from eval.scores.means import average
 from eval.scores.result import CellResult
 from eval.scores.results import read_cells
 from eval.tables.text import AGAINST, COLUMNS, against, cell_names, interval, mean_realised, realised, row_count
+from eval.tasks.order import task_order
 from eval.text import markdown, number
 
 
@@ -36,6 +37,7 @@ def group_table(folders: Sequence[Path], scorer: str, note: Callable[[str], None
         model, _, variant, budget = cell_names(result)
         runs.setdefault((model, labels[id(result)], variant, budget), []).append(result)
     for run, cells in runs.items():
+        cells.sort(key=lambda cell: task_order(cell.task))
         for cell in cells:
             shown = [cell.task, realised(cell.realised, cell), row_count(cell), number(cell.score.value)]
             rows.append([*run, *shown, *against(cell)])

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from eval.scores.bootstrap import Interval
 from eval.scores.holds_more import FOOTNOTE, MARK, footnote, mark
-from eval.scores.means import average
+from eval.scores.means import average, mean
 from eval.scores.result import CellResult
 from eval.scores.score import rounded
 from eval.tasks.longbench.means import longbench_e_means, longbench_means
+from eval.tasks.order import in_order
 from eval.text import in_markdown, markdown, number, span
 
 AGAINST = ("vs full", "95 % interval")  # of the paired difference, eval/scores/bootstrap.py
 COLUMNS = ("model", "method", "variant", "budget")
-HASH = re.compile(r"-[0-9a-f]{8}$")
 
 
 def cells_table(results: Sequence[CellResult]) -> str:
@@ -44,10 +43,9 @@ def cells_table(results: Sequence[CellResult]) -> str:
 
 
 def cell_names(result: CellResult) -> list[str]:
-    """Model, method, variant, budget; the folder's hash stands behind the variant where a knob was turned."""
+    """Model, method, variant with the knobs that tell it from others, budget."""
     cell = result.cell
-    turned = HASH.search(result.run)
-    variant = str(cell.get("variant") or "") + (turned[0] if turned else "")
+    variant = str(cell.get("variant") or "") if result.variant is None else result.variant
     return [str(cell.get("model", "")), str(cell.get("method", "")), variant, str(cell.get("budget", ""))]
 
 
@@ -87,7 +85,7 @@ def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
     """One record per configuration: its names, the rows behind it, and the means for which every set is there and
     finished.
     """
-    records = []
+    records, whole = [], _families(results)
     for run in dict.fromkeys(result.run for result in results):
         group = [r for r in results if r.run == run and (r.total is None or r.score.n >= r.total)]
         plain = {set_of(r.task): r.score.value for r in group}
@@ -95,12 +93,28 @@ def aggregates(results: Sequence[CellResult]) -> list[dict[str, Any]]:
         means = longbench_means(plain) | {
             f"LongBench-E {label}": value for label, value in longbench_e_means(e).items()
         }
-        kept = {name: value for name, value in means.items() if value is not None}
+        kept = {name: value for name, value in means.items() if value is not None} | _family_means(group, whole)
         if kept:
             record = dict(zip(COLUMNS, cell_names(group[0]), strict=True))
             held = {"budget_realised": mean_realised(group), "uneven": any(r.holds_more for r in group)}
             records.append({**record, "run": run, "n": sum(r.score.n for r in group), **held, "means": kept})
     return records
+
+
+def _families(results: Sequence[CellResult]) -> dict[str, list[str]]:
+    """{first word of tasks: all of them that are scored} where there are several, but for LongBench's own means."""
+    found: dict[str, list[str]] = {}
+    scored = [r.title for r in results if r.score.value is not None and not r.task.startswith("longbench")]
+    for title in in_order(scored):
+        found.setdefault(title.partition("_")[0], []).append(title)
+    return {family: titles for family, titles in found.items() if len(titles) > 1}
+
+
+def _family_means(group: Sequence[CellResult], families: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """The means of a configuration over the families of which it has every task."""
+    scores = {result.title: result.score.value for result in group}
+    means = {name: mean([scores.get(title) for title in titles]) for name, titles in families.items()}
+    return {f"mean of {len(families[name])} {name} tasks": value for name, value in means.items() if value is not None}
 
 
 def set_of(task: str, prefix: str = "longbench_") -> str | None:

@@ -50,11 +50,13 @@ class JsonLines(PromptTask):
         chat: bool = False,
         truncate: str = "middle",
         question: str = "before",
+        turns: int = 1,
         cell: str | None = None,
     ) -> None:
         self.file, self.template, self.field, self.labels = Path(file).expanduser(), template, answers, labels
         self.metric = metric or ("classification" if labels else "qa_f1")
         self.over_answers, self.first_line, self.max_new_tokens = over_answers, first_line, max_new_tokens
+        self.turns = turns
         self.stop, self.chat, self.truncate, self.question = tuple(checks.as_list(stop)), chat, truncate, question
 
     def protocol(self) -> dict[str, Any]:
@@ -122,6 +124,7 @@ class JsonLines(PromptTask):
         checks.choice("over_answers", self.over_answers, ("max", "mean"))
         checks.choice("truncate", self.truncate, ("middle", "refuse"))
         checks.asked(self.chat, self.max_new_tokens)
+        checks.whole("turns", self.turns, 1)
         if names_in(self.template).count(CONTEXT) > 1:
             raise InputError("task.template holds {context} twice", "text that is there twice is read twice: once")
         if full_name(self.metric) == "classification" and not self.labels and "all_classes" not in self.lines[0][1]:

@@ -169,7 +169,7 @@ def check(cfg, model, enc, phase, rank: int) -> dict[str, float]:
     """Accuracy on held-out rows, the cells shared out over the workers."""
     import torch
 
-    from scripts.tiny_eval import accuracies
+    from scripts.train.tiny_eval import accuracies
 
     mine = accuracies(model, enc, phase.eval_lengths, cfg.eval_rows, cfg.bf16, cfg.eval_cells[rank :: cfg.workers])
     if cfg.workers == 1:

@@ -8,6 +8,7 @@ import torch
 from golden import cases, close, drive, same
 
 from baselines.decode.cake import CAKE, by_preference
+from baselines.decode.morphkv import MorphKV
 from baselines.decode.rkv import RKV
 from baselines.decode.triattention import TriAttention
 from d2o.engine.rotary import Rotation
@@ -175,3 +176,24 @@ def test_triattention(shared):
             kept = torch.cat((held[:, :, :spared], chosen), dim=2).sort(dim=-1).values
             same(kept, case.expected["kept_positions"][c])
             before = seen
+
+
+def test_morphkv(shared):
+    """Every eviction from what was held before it; of the case with groups the first, whose rows and cache agree."""
+    for case in cases(shared, "morphkv"):
+        window, kept = case.settings["window_size"], case.expected["kept_positions"]
+        q, k, v = (case.given[name] for name in "qkv")
+        evicted, grouped = 0, case.sizes["H"] > case.sizes["Hk"]
+        for t in range(case.sizes["T"]):
+            before, after = (x[:, x[0] >= 0] for x in kept[t : t + 2])
+            seen = case.sizes["S"] + t + 1
+            if before.shape[1] + 1 == after.shape[1] or (grouped and evicted):
+                continue
+            order = torch.cat((before, torch.full((before.shape[0], 1), seen - 1)), dim=1)
+            held = [x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[2])) for x in (k, v)]
+            layer = MorphKV(window, case.settings["morph_type"].split("_")[0])
+            staged(layer, held, q[:, seen - window - 1 : seen], q.shape[2] ** -0.5)
+            layer.slots = [after.shape[1]]
+            same(order.gather(1, layer._top(layer.importance(), 0)), after)
+            evicted += 1
+        assert evicted

@@ -10,6 +10,7 @@ from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
 from baselines.prefill.lagkv import LagKV, spread
+from baselines.prefill.lava import LAVa
 from baselines.prefill.qfilter import QFilter
 from d2o.engine.rotary import Rotation
 from d2o.models.about import About
@@ -187,3 +188,28 @@ def test_qfilter(shared):
             scores, held = scored(layer, case, slots)
             close(scores[0], case.expected["scores"])
             same(held, case.expected[f"kept_positions_{i}"])
+
+
+def test_lava(shared):
+    """Scores, measures, budgets of layers; and who stays where each head keeps as many as there."""
+    for case in cases(shared, "lava"):
+        options, length = case.settings, case.sizes["S"]
+        window, made = options["window_size"], []
+        for i in range(case.sizes["L"]):
+            layer = LAVa(window, options["kernel_size"], options["floor_alpha"])
+            q, k, v = (case.given[name][i].unsqueeze(0) for name in "qkv")
+            wanted = case.expected["kept_positions"][i]
+            layer.split = lambda scores, row, wanted=wanted: (wanted >= 0).sum(-1).tolist()
+            held = drive(layer, q, k, v, length, length - 1).held[0]
+            same(held, wanted[:, : held.shape[1]])
+            close(layer.scores[0, :, : length - window], case.expected["score"][i], 1e-5)
+            close(torch.tensor(layer.measure), case.expected["normalised_entropy"][i : i + 1], 1e-5)
+            made.append(layer.measure[0])
+        if (
+            all(x >= 0 for x in case.expected["layer_budget_after_layer"][-1].tolist())
+            and case.settings.get("skip") == 0
+        ):
+            ours = LAVa(window).row_slots(made, options["base_capacity"], length)
+            theirs = case.expected["layer_budget_after_layer"][-1] + window  # rounded down there, without a rest
+            assert sum(ours) == options["base_capacity"] * len(made)
+            assert max(theirs) > length or all(0 <= a - b <= 1 for a, b in zip(ours, theirs.tolist(), strict=True))

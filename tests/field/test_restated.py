@@ -7,6 +7,7 @@ import torch
 from golden import held
 
 from baselines.decode.cake import CAKE
+from baselines.decode.morphkv import MorphKV
 from baselines.decode.rkv import RKV
 from baselines.decode.triattention import TriAttention
 from baselines.prefill.expected_attention import ExpectedAttention
@@ -163,6 +164,16 @@ def cake(q, k, v, head, at, seen):
     return {p: pooled.get(p, 0.0) for p in at}, range(seen - 4, seen)
 
 
+def morphkv(q, k, v, head, at, seen):
+    """The 3 queries before the newest, over what is older than the last 4 tokens; logits summed over the group."""
+    before, found = [p for p in at if p < seen - 4], dict.fromkeys(at, 0.0)
+    for t in range(seen - 4, seen - 1):
+        summed = {p: sum(float(q[a, t] @ k[head, p]) for a in group(head)) / DIM**0.5 for p in before}
+        for p, share in softmax(summed).items():
+            found[p] += share
+    return found, range(seen - 4, seen)
+
+
 def triattention(q, k, v, head, at, seen):
     """The prompt's queries as the usual ones; offsets 1, 2, 4, 8, 16; complex numbers; the largest of the group."""
     prompt, best_of = max(n for n in LENGTHS if n <= seen < n + STEPS + 1), {}
@@ -200,6 +211,7 @@ CASES = {
     "expected_attention": (lambda: ExpectedAttention(16, 2, epsilon=0.01), expected_attention, 0),
     "lagkv": (lambda: LagKV(3, 10), lagkv, 0),
     "cake": (lambda: CAKE(4, 3, 5.0), cake, STEPS),
+    "morphkv": (lambda: MorphKV(3), morphkv, STEPS),
     "triattention": (lambda: TriAttention("prompt", 16), triattention, STEPS),
     "qfilter": (lambda: QFilter("prompt"), qfilter, 0),
     "rkv": (lambda: RKV(4, 3, 0.3), rkv, STEPS),

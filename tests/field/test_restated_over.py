@@ -9,8 +9,10 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.criticalkv import criticalkv
 from baselines.over.headwise import headwise
 from baselines.over.layerwise import entropy, layerwise
+from d2o.allocation import density
 from d2o.budget import Budget
 from d2o.errors import InputError
+from d2o.kernels.sums import column_variance
 from d2o.models.about import About
 from d2o.rows import PromptRows
 
@@ -81,6 +83,7 @@ def test_what_each_row_holds(name):
 def test_layers_by_what_their_tokens_receive(shape):
     """The shares follow the measure, add up to the budget, and a row of a batch has those that it has alone."""
     lengths, spread = [60, 43], [0.1, 1.0, 6.0]  # the larger, the more unevenly a layer attends
+    uneven = []
 
     def layers(widths):
         found = [layerwise("h2o", shape) for _ in spread]
@@ -89,6 +92,8 @@ def test_layers_by_what_their_tokens_receive(shape):
                     for n in widths]  # fmt: skip
             received = torch.stack([torch.nn.functional.pad(x, (0, max(widths) - x.shape[1])) for x in sums])
             layer.received = received * 50
+        if len(widths) == 2:
+            uneven.extend(float(density(column_variance(x.received[0, :, :60]))) for x in found)
         return type(found[0]).allocate(found, Budget(0.3), widths)
 
     slots = torch.tensor(layers(lengths))
@@ -96,6 +101,8 @@ def test_layers_by_what_their_tokens_receive(shape):
     assert len(set(slots[:, 0].tolist())) == 3
     if shape == "entropy":
         assert slots[:, 0].tolist() == sorted(slots[:, 0].tolist(), reverse=True)
+    else:
+        assert int(slots[:, 0].argmax()) == min(range(3), key=lambda i: uneven[i])  # by F
     for b, n in enumerate(lengths):
         assert layers([n]) == slots[:, b : b + 1].tolist()
 

@@ -94,12 +94,13 @@ class LongBench(PromptTask):
         question: str = "before",
         chat: bool | None = None,
         max_new_tokens: int | None = None,
+        turns: int = 1,
     ) -> None:
         self.set_name, self.e, self.data_dir, self.prompts_dir = name, e, data_dir, prompts_dir
         self.question = question
         self.name = f"longbench_{'e_' if e else ''}{name}"
         self.chat = name not in NO_CHAT if chat is None else chat
-        self.new = max_new_tokens
+        self.new, self.turns = max_new_tokens, turns
         self.stop = ("\n",) if name == "samsum" else ()
 
     @cached_property
@@ -121,6 +122,7 @@ class LongBench(PromptTask):
         """Everything that can change a score, JSON-able. Raises InputError."""
         checks.question(self.question)
         checks.asked(self.chat, self.new)
+        checks.whole("turns", self.turns, 1)
         return {
             "task": self.name,
             "template": self.template,

@@ -49,6 +49,7 @@ KINDS = {
     "dialogue": Kind("dialogue", 1, "exact", 8),
     "count": Kind("count", 2, "count", 8),
     "text": Kind("text", 1, "exact", 4),
+    "turns": Kind("multikey", 8, "exact", 8),  # turns.py
 }
 
 

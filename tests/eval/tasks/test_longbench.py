@@ -62,7 +62,8 @@ def test_a_set_says_all_that_it_is():
         cfg = compose_cell(["task=longbench_e_trec", "task.data_dir=here"], ROOT / "configs").cfg.task
     said = {"_target_": "eval.tasks.longbench.task.LongBench", "name": "trec", "e": True}
     said |= {"data_dir": "here", "prompts_dir": None}
-    assert list(cfg.items()) == list((said | {"question": "before", "chat": None, "max_new_tokens": None}).items())
+    said |= {"question": "before", "chat": None, "turns": 1, "max_new_tokens": None}
+    assert list(cfg.items()) == list(said.items())
 
 
 def test_prompt_is_context_plus_question(folder):

@@ -1,4 +1,4 @@
-"""Accuracy of the bundled model, full cache: `python scripts/tiny_eval.py models/tiny 1024,2048 200 single,code`.
+"""Accuracy of the bundled model, full cache: `python scripts/train/tiny_eval.py models/tiny 1024,2048 200 single,code`.
 
 By teacher forcing: a row counts when every token of the answer is the most likely one, the same as a greedy answer that
 is right to its end. Rows are the benchmark's own; training looks at rows of another seed.
@@ -9,7 +9,7 @@ folder=   of the model        lengths=512,1024,2048,4000 tokens        n=200 row
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from eval.tasks.mini.task import KINDS, Mini
 from scripts.command import read, run

@@ -1,0 +1,107 @@
+"""Differences between the methods of a table, paired: by row where it scores, by stretch of text where it is task=ppl.
+
+python scripts/measure/paired.py table=merge base="no merge"     model=tiny  results_dir=results  where=[]
+python scripts/measure/paired.py table=merge_nll model=smollm2 base="no merge" where=[task.text=FILE]
+
+A line per method: its mean over the tasks, in per cent or in nats a token; that less the mean of `base` over what both
+have; the 95 % bootstrap interval of the difference, and over how many rows or stretches. Stretches are of `task.width`
+tokens, and those of one segment share a good deal: for nats the last column is the standard error over the segments.
+`where` says which cells, as for eval_long_bench.py.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from d2o.errors import InputError
+from eval.scores.bootstrap import means_interval, paired
+from eval.scores.results import read_cells
+from eval.tables.fill import fill
+from eval.tables.read import read_table
+from scripts.command import ROOT, read, run
+
+KEYS = {"table": "merge", "model": "tiny", "base": "no merge", "results_dir": "results", "where": ""}
+Units = dict[Any, float]  # of a task: rows, or stretches of text
+
+
+def main(words: list[str]) -> None:
+    """Print the differences as a table."""
+    given = read(words, KEYS)
+    table = read_table(given.table, ROOT / "configs")
+    where = [word for word in given.where.strip("[]").split(",") if word]
+    filled = fill(table, Path(given.results_dir), ROOT / "configs", "official", note, where=where)
+    found: dict[str, dict[str, Any]] = {}
+    for slot in table.slots():
+        if slot.model.label == given.model and (result := filled.values[slot.key].result):
+            folder = Path(given.results_dir) / result.folder
+            with_rows = read_cells({folder: result.folder}, "official", note, keep=True)[folder]
+            found.setdefault(slot.method.label, {})[slot.task.label] = with_rows
+    if given.base not in found:
+        raise InputError(f"no rows of base={given.base!r} for model={given.model}", f"there are {', '.join(found)}")
+    print("\n".join(lines(found, given.base)))
+
+
+def note(line: str) -> None:
+    """A remark, apart from the table."""
+    print(line, file=sys.stderr)
+
+
+def lines(found: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
+    """A Markdown table of {method: {task: result}}."""
+    nats = any(is_text(result) for result in found[base].values())
+    told = [f"| method | {'nll' if nats else 'mean'} | less {base} | 95 % interval | n |" + " error |" * nats]
+    told.append("|---|" + "---:|" * (told[0].count("|") - 2))
+    for label, tasks in found.items():
+        pairs = [(units(tasks[task]), units(other)) for task, other in found[base].items() if task in tasks]
+        means = [statistics.fmean(one[key] for key in one if key in other) for one, other in pairs]
+        value, scale, digits = statistics.fmean(means), 1 if nats else 100, 3 if nats else 1
+        apart = means_interval([paired(one, other) for one, other in pairs])
+        shown = ["", "", ""] if label == base else told_of(apart, scale, digits)
+        error = ["" if label == base else segment_error(tasks, found[base])] if nats else []
+        told.append(f"| {' | '.join([label, f'{scale * value:.{digits}f}', *shown, *error])} |")
+    return told
+
+
+def told_of(apart: Any, scale: int, digits: int) -> list[str]:
+    """Difference, interval and n as they are shown; an Interval is in points."""
+    value, low, high = (None if x is None else x * scale / 100 for x in (apart.value, apart.low, apart.high))
+    spread = "" if low is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return [f"{value:+.{digits}f}", spread, str(apart.n)]
+
+
+def segment_error(tasks: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Standard error of the mean difference of the segments."""
+    apart = [x for task, other in base.items() for x in paired(segments(tasks[task]), segments(other))]
+    return f"{statistics.stdev(apart) / len(apart) ** 0.5:.3f}" if len(apart) > 1 else ""
+
+
+def is_text(result: Any) -> bool:
+    """Whether the rows are segments of a text."""
+    return bool(result.rows) and "bucket_nll" in result.rows[0]
+
+
+def segments(result: Any) -> Units:
+    """Nats a token of every segment."""
+    return {row["id"]: row["nll"] for row in result.rows}
+
+
+def units(result: Any) -> Units:
+    """Scores of rows, 0..1, or nats of stretches."""
+    if not is_text(result):
+        return result.by_id
+    rows: Sequence[Mapping[str, Any]] = result.rows
+    return {
+        (row["id"], first): nll
+        for row in rows
+        for first, nll in zip(row["bucket_from"], row["bucket_nll"], strict=True)
+    }
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

@@ -1,0 +1,118 @@
+"""Corners of the newer methods that their goldens and restatements do not reach."""
+
+import functools
+
+import pytest
+import torch
+import zoo
+from golden import drive
+from test_restated import TURN, rows
+
+from baselines.over.chunkkv import chunkkv
+from baselines.over.criticalkv import criticalkv
+from baselines.prefill.expected_attention import ExpectedAttention
+from baselines.prefill.keydiff import KeyDiff
+from baselines.prefill.kvzip import KVzip
+from baselines.prefill.lagkv import LagKV
+from baselines.snapkv import SnapKV
+from d2o.engine.start import open_engine
+from d2o.errors import InputError
+from d2o.feed import Feed
+from d2o.models.about import About
+
+
+def test_mean_and_spread_of_queries_over_chunks():
+    """In chunks as in one: two groups are joined by their means and sizes."""
+    q, k, v = (x.unsqueeze(0)[:, :, :60] for x in rows()[0])
+    found = []
+    for pieces in ([60], [9, 31, 20]):
+        layer, done = ExpectedAttention(16, 2), 0
+        layer.slots, layer.rotation = [20], TURN
+        for m in pieces:
+            feed = Feed([m], prefill=True, last=done + m == 60, prompt=[60], reserve=1)
+            layer.attend(*(x[:, :, done : done + m] for x in (q, k, v)), 0.3, feed)
+            done += m
+        found.append((layer.count, layer.mean, layer.spread / layer.count[0]))
+    assert found[0][0] == found[1][0] == [58]
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_two_whole_partitions_are_enough_for_lagkv():
+    """3 sinks, two partitions of 10 and 4 more: the first partition is scored, what is behind it stays."""
+    q, k, v = (x.unsqueeze(0)[:, :, :27] for x in rows()[0])
+    held = drive(LagKV(3, 10), q, k, v, 27, 20).held[0]
+    for head in held.tolist():
+        assert head[:3] == [0, 1, 2] and head[-14:] == list(range(13, 27))
+    assert held[:, 3:6].tolist() != [[10, 11, 12]] * 2
+
+
+def test_chunks_by_the_mean_of_their_own_length():
+    """The short last chunk counts by its own length, protected tokens as the largest score plus one, and a tie inside a
+    chunk goes to the better token."""
+    layer, inf = chunkkv("keydiff", 4), float("inf")
+    plain = torch.tensor([[1.0, 1, 1, 1, 4, 1, 1, 1, 3, 3]])
+    assert layer._ranks(plain).argsort(descending=True).tolist() == [8, 9, 4, 5, 6, 7, 0, 1, 2, 3]
+    lifted = torch.tensor([[1.0, 1, 1, inf, 2.2, 2.2, 2.2, 2.2, 5, 0]])  # (3 + 6) / 4 is more than 2.2; 5 / 4 is not
+    assert layer._ranks(lifted)[:4].min() > layer._ranks(lifted)[4:8].max()
+
+
+def test_a_text_shorter_than_a_chunk_is_left_to_the_base():
+    q, k, v = (x.unsqueeze(0)[:, :, :30] for x in rows()[0])
+    ours, base = (drive(one, q, k, v, 30, 12).held[0] for one in (chunkkv("keydiff", 31), KeyDiff()))
+    assert torch.equal(ours, base)
+    assert not torch.equal(drive(chunkkv("keydiff", 30), q, k, v, 30, 12).held[0], base)
+
+
+def test_the_first_part_of_criticalkv_is_never_nothing():
+    """One slot, of which half is none: the base's best has it, whatever its value adds."""
+    layer = criticalkv("keydiff", 0.5, 0.0)
+    layer.about = Weights()
+    q, k, v = (x.unsqueeze(0)[:, :, :30] for x in rows()[0])
+    assert torch.equal(drive(layer, q, k, v, 30, 1).held[0], drive(KeyDiff(), q, k, v, 30, 1).held[0])
+
+
+class Weights(About):
+    def __init__(self):
+        self.words = None
+
+    def output(self, layer):
+        return torch.randn(12, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_kvzip_leaves_no_hook_behind_and_tells_what_it_says():
+    model, said = zoo.build("llama_gqa"), []
+    run = open_engine(model, functools.partial(KVzip, chunk=20), 0.3)
+    run.about.words = lambda text: said.append(text) or [7]
+    run.prefill([zoo.prompt(50), zoo.prompt(33, 1)])
+    assert not model._forward_pre_hooks
+    assert len(said) == 2 * (3 + 2) and said[0].endswith("exactly.") and said[2].endswith("starting with")
+    text = list(range(100, 150))
+    layer = run.new_cache().lead
+    assert layer.told(text, 20) == [7, *range(112, 120), 7] and layer.told(text, 0) == [7, 7]
+    layer.about = None
+    assert layer.told(text, 20) == list(range(112, 120)) and layer.told(text, 0) == []
+
+
+def test_keydiff_in_blocks_never_holds_more_than_budget_and_block(monkeypatch):
+    most, append = [], KeyDiff.append
+
+    def noted(self, key, value, lengths):
+        append(self, key, value, lengths)
+        most.append(max(self.held))
+
+    monkeypatch.setattr(KeyDiff, "append", noted)
+    run = open_engine(zoo.build("llama_gqa"), functools.partial(KeyDiff, 16, "blocks"), 20)
+    run.prefill([zoo.prompt(90)])
+    assert max(most) == 20 + 16
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(KeyDiff, {"block": 0}), (KeyDiff, {"reading": "blocks"}), (SnapKV, {"decoding": "sometimes"}),
+     (KVzip, {"level": "pair"}), (LagKV, {"lag": 0}), (ExpectedAttention, {"future": 0}),
+     (chunkkv, {"chunk": 0}), (criticalkv, {"first": 2})],
+)  # fmt: skip
+def test_slips_of_the_hand(make, words):
+    with pytest.raises(InputError):
+        make(**words)

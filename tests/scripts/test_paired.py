@@ -1,0 +1,59 @@
+"""scripts/measure/paired.py: differences over the rows or stretches that both have, task by task."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from d2o.errors import InputError
+from scripts.measure import paired
+
+OLD = Path(__file__).resolve().parents[1] / "eval" / "cells" / "old_cells" / "cells"
+
+
+def text(shift, segments=3):
+    """Segments of three stretches; `shift` nats above what the base has, twice that in the last stretch."""
+    found = []
+    for s in range(segments):
+        nll = [2.0 + s + 0.1 * i + shift * (1 + (i == 2)) for i in range(3)]
+        found.append({"id": f"ppl-{s}", "nll": sum(nll) / 3, "bucket_from": [8, 16, 24], "bucket_nll": nll})
+    return {"nll": SimpleNamespace(rows=found)}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_nats_by_stretch():
+    head, rule, base, worse, fewer = paired.lines({"none": text(0), "more": text(0.3), "two": text(-0.3, 2)}, "none")
+    assert "less none" in head and head.count("|") == rule.count("|") == base.count("|") == 7
+    assert cells(base) == ["none", "3.100", "", "", "", ""]
+    assert cells(worse)[:3] == ["more", "3.500", "+0.400"] and cells(worse)[4:] == ["9", "0.000"]
+    low, high = (float(x) for x in cells(worse)[3].strip("[]").split(", "))
+    assert 0.3 <= low < 0.4 < high <= 0.6
+    assert cells(fewer)[:3] == ["two", "2.200", "-0.400"] and cells(fewer)[4] == "6"
+
+
+def test_scores_by_row_and_task():
+    """Two tasks of unequal numbers of rows weigh the same; a row that only one of the two has is left out."""
+
+    def scored(*tasks):
+        return {str(i): SimpleNamespace(rows=[], by_id=dict(enumerate(one))) for i, one in enumerate(tasks)}
+
+    found = {"none": scored([0, 0, 0, 0], [1, 1]), "some": scored([1, 0, 1, 0, 1], [1, 0])}
+    head, _, base, some = paired.lines(found, "none")
+    assert "mean" in head and cells(base)[:2] == ["none", "50.0"]
+    assert cells(some)[:3] == ["some", "50.0", "+0.0"] and cells(some)[4] == "6"
+
+
+def test_rows_are_read_from_the_disk(capsys):
+    """A cell of task=ppl that lies in the tests, one segment of 128 tokens; its stretches are those of its row."""
+    words = ["table=ppl", "base=tova", "where=[task.length=128,task.segments=1]", f"results_dir={OLD}"]
+    paired.main(words)
+    head, _, line = capsys.readouterr().out.strip().splitlines()
+    assert "nll" in head and cells(line)[0] == "tova" and 0 < float(cells(line)[1]) < 6
+
+
+def test_a_base_without_rows(tmp_path):
+    with pytest.raises(InputError, match="no rows of base='no merge' for model=tiny"):
+        paired.main([f"results_dir={tmp_path}"])
