@@ -5,6 +5,7 @@ python scripts/plot.py kind=budget_sheet out=docs/tasks.png               a pane
 python scripts/plot.py kind=needle out=docs/needle.png what=survival      a heat map per cell on one colour scale
 python scripts/plot.py kind=ppl|speed|memory|held|atlas out=FILE          one figure of that kind: narrow it down
 
+page=docs/mini.md    of budget: the means of a page that eval_long_bench.py wrote, in place of cells
 results_dir=results  task=* model=* method=* budget=*  (patterns, commas between them)  scorer=official
 what=recall          of needle: recall, survival, "held or merged", or several of them, commas between
 """
@@ -24,7 +25,7 @@ from scripts.command import read, run
 
 KINDS = ("budget", "budget_sheet", "needle", "ppl", "speed", "memory", "held", "atlas")
 KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "model": "*", "method": "*", "budget": "*",
-        "scorer": "official", "what": "recall"}  # fmt: skip
+        "scorer": "official", "what": "recall", "page": ""}  # fmt: skip
 
 
 def main(words: list[str]) -> None:
@@ -34,6 +35,8 @@ def main(words: list[str]) -> None:
     from eval.scores.labels import load_cells
     from eval.scores.results import score_cells
 
+    if given.page:
+        return draw_page(Path(given.page), Path(given.out))
     folder = Path(given.results_dir)
     results = score_cells(folder, given.scorer, lambda text: print(f"note: {text}", file=sys.stderr), keep=True)
     cells = [cell for cell in load_cells(results, folder) if wanted(cell, vars(given))]
@@ -47,6 +50,33 @@ def main(words: list[str]) -> None:
     with style():
         save(draw(), Path(given.out))
     print(f"{given.out}: {title}, {len(cells)} cells")
+
+
+def draw_page(page: Path, out: Path) -> None:
+    """The means of a table of docs/ against the budget, for who has the page and not the cells."""
+    from eval.plots import budget as plot_budget
+    from eval.plots.style import save, style
+    from eval.scores.bootstrap import Interval
+
+    lines = [line.removeprefix("|").removesuffix("|").split("|") for line in page.read_text("utf-8").splitlines()]
+    rows = [[cell.strip().strip("*").replace("<u>", "").replace("</u>", "") for cell in line] for line in lines]
+    header = next((row for row in rows if {"method", "budget", "mean"} <= set(row)), None)
+    if header is None:
+        raise InputError(f"{page} has no table with method, budget and mean", "name a page of a table with means")
+    curves = plot_budget.BudgetCurves(next(row[0] for row in rows if row[0]), {}, None)
+    at = [header.index(name) for name in ("method", "budget", "mean")]
+    for row in (row for row in rows if len(row) == len(header)):
+        method, budget, mean = (row[i] for i in at)
+        if not mean.replace(".", "").isdigit():
+            continue
+        one = Interval(float(mean), None, None, 0)
+        if method == "full":
+            curves.full = one
+        else:
+            curves.lines.setdefault(method, {})[float(budget.removesuffix("%").strip()) / 100] = one
+    with style():
+        save(plot_budget.budget_figure([curves], sorted(curves.labels)), out)
+    print(f"{out}: {curves.title}, {len(curves.lines)} methods")
 
 
 def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ ANY_MODEL = {  # what was trained or calibrated fits one model, and nothing chec
     "locret": {"heads": "random"},
     "triattention": {"stats": "prompt"},
     "qfilter": {"stats": "prompt"},
+    "duo_attention": {"gates": "prompt"},
 }
 
 

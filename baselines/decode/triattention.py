@@ -87,7 +87,7 @@ class TriAttention(KVLayer):
 
     def by_head(self) -> Tensor:
         """Scores `[B, Hkv, g, used]` of every query head."""
-        mean, modulus = self.calibrated()
+        mean, modulus = (x.expand(self.keys.shape[0], -1, -1) for x in self.calibrated())
         keys, turn = self.keys[:, :, : self.used].float(), self.rotation
         offsets = torch.tensor(self.offsets, dtype=torch.float64, device=keys.device)
         angle = ((self.now + 1).double() + offsets).unsqueeze(-1) * turn.inv_freq.double()  # [B, 1, O, R / 2]
@@ -98,11 +98,11 @@ class TriAttention(KVLayer):
                  for o in range(cos.shape[2])]  # fmt: skip
         rest = modulus - torch.hypot(*turn.pairs(mean))
         length = torch.hypot(*turn.pairs(keys))
-        return torch.stack(found).amax(0) + self._products(length, rest.expand(keys.shape[0], -1, -1))
+        return torch.stack(found).amax(0) + self._products(length, rest)
 
     def _products(self, keys: Tensor, queries: Tensor) -> Tensor:
         """`[B, Hkv, g, n]` of `keys [B, Hkv, n, d]` and `queries [B, Hq, d]`."""
-        grouped = queries.expand(keys.shape[0], -1, -1).unflatten(1, (keys.shape[1], -1))
+        grouped = queries.unflatten(1, (keys.shape[1], -1))
         return grouped @ keys.transpose(-1, -2)
 
     def importance(self) -> Tensor:

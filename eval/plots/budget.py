@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from d2o.budget import budget_name, kind
-from eval.plots.style import FULL, legend_below, line_style, panels, write_title
+from eval.plots.methods import FULL, OURS, RANDOM, family_of
+from eval.plots.style import legend_below, line_style, name_ends, panels, write_title
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData
 from eval.tasks.order import task_order
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW = 7  # lines that a legend can tell apart
+GREY = "#b4b4b4"
 AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes of keys and values"}
 
 
@@ -80,6 +83,8 @@ def budget_figure(all_curves: Sequence[BudgetCurves], labels: Sequence[str], col
     """A panel per entry; `labels` are all there are, so that a method has one colour in every figure of a report."""
     shown = [label for label in labels if any(label in curves.labels for curves in all_curves)]
     width, height = (4.6, 3.0) if columns == 1 else (2.6, 2.0)
+    if columns == 1 and len(shown) > FEW:
+        return _crowded(all_curves[0], labels)
     figure, axes = panels(len(all_curves), columns, width, height, shown)
     for ax, curves in zip(axes, all_curves, strict=True):
         _panel(ax, curves, labels)
@@ -87,6 +92,62 @@ def budget_figure(all_curves: Sequence[BudgetCurves], labels: Sequence[str], col
         ax.set_ylabel("score")
     legend_below(figure, axes)
     return figure
+
+
+def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
+    """Many methods in one panel: D2O, the full cache, a random choice and the best of each family in colour, the others
+    grey, each named at the end of its line."""
+    figure, (ax,) = panels(1, 1, 5.0, 4.2)
+    left, bottom, width, height = ax.get_position().bounds
+    ax.set_position((left, bottom, 0.66 - left, height))
+    first = in_front(curves)
+    for label in sorted(curves.lines, key=lambda label: label in first):
+        points, look = sorted(curves.lines[label].items()), line_style(label, labels)
+        if label not in first:
+            look |= {"color": GREY, "marker": "", "zorder": 1}
+        at, values = [budget for budget, _ in points], [one.value for _, one in points]
+        ax.plot(at, values, label=label, **look | {"linewidth": 2.2 if label == OURS else 1.4 if label in first else 1})
+        if label in first and all(one.low is not None for _, one in points):
+            low, high = [one.low for _, one in points], [one.high for _, one in points]
+            ax.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
+    if curves.full:
+        ax.axhline(curves.full.value, label=FULL, **line_style(FULL, labels))
+    budgets = sorted({budget for line in curves.lines.values() for budget in line})
+    _limits(ax, curves)
+    budget_axis(ax, budgets)
+    colours = {label: line_style(label, labels)["color"] for label in (*first, FULL)}
+    name_ends(ax, _ends(curves), colours, budgets[-1])
+    write_title(ax, f"{curves.title}; dashed: the full cache")
+    ax.set_ylabel("score")
+    return figure
+
+
+def in_front(curves: BudgetCurves) -> list[str]:
+    """The labels that a crowded figure shows in colour: D2O's own and the plain one without its merge, a random choice,
+    and of each family the best at the budget in the middle."""
+    budgets = sorted({budget for line in curves.lines.values() for budget in line})
+    middle = budgets[(len(budgets) - 1) // 2]
+    at = {label: line[middle].value for label, line in curves.lines.items() if middle in line}
+    best: dict[str, str] = {}
+    for label in sorted(at, key=lambda label: -at[label]):
+        best.setdefault(family_of(label), label)
+    own = [label for label in curves.lines if label in (OURS, RANDOM)]
+    return list(dict.fromkeys([*own, *best.values()]))
+
+
+def _ends(curves: BudgetCurves) -> dict[str, float]:
+    """{name: score at the last budget}; lines that lie on one another have one name."""
+    names: dict[tuple, list[str]] = {}
+    for label, line in curves.lines.items():
+        names.setdefault(tuple((b, round(one.value)) for b, one in sorted(line.items())), []).append(label)
+    ends = {" = ".join(labels): curves.lines[labels[0]][key[-1][0]].value for key, labels in names.items()}
+    return ends | ({FULL: curves.full.value} if curves.full else {})
+
+
+def _limits(ax: Axes, curves: BudgetCurves) -> None:
+    top = max([one.high or one.value for line in curves.lines.values() for one in line.values()]
+              + ([curves.full.high or curves.full.value] if curves.full else []))  # fmt: skip
+    ax.set_ylim((-3, 103) if top > 60 else (0, 1.08 * max(top, 1)))
 
 
 def _panel(ax: Axes, curves: BudgetCurves, labels: Sequence[str]) -> None:
@@ -108,9 +169,7 @@ def _panel(ax: Axes, curves: BudgetCurves, labels: Sequence[str]) -> None:
             ax.axhspan(curves.full.low, curves.full.high, color=look["color"], alpha=0.1, linewidth=0)
     write_title(ax, curves.title)
     ax.set_xlabel(AXES["parts"])
-    top = max([one.high or one.value for line in curves.lines.values() for one in line.values()]
-              + ([curves.full.high or curves.full.value] if curves.full else []))  # fmt: skip
-    ax.set_ylim((-3, 103) if top > 60 else (0, 1.08 * max(top, 1)))
+    _limits(ax, curves)
     budget_axis(ax, budgets)
 
 

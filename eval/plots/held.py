@@ -36,14 +36,20 @@ def held_by_budget(cells: Sequence[CellData]) -> dict[float, Held]:
     }
 
 
+def together(held: Held) -> dict[tuple[str, ...], list[float]]:
+    """Methods whose lines lie on one another, uniform budgets for one, as one line with all their names."""
+    found: dict[tuple[float, ...], list[str]] = {}
+    for label, layers in held.items():
+        found.setdefault(tuple(round(layer, 1) for layer in layers), []).append(label)
+    return {tuple(names): held[names[0]] for names in found.values()}
+
+
 def held_figure(budget: float, held: Held, labels: Sequence[str]) -> Figure:
     """A line per method over the layers; `labels` are all there are, for one colour in every figure."""
-    figure, (ax,) = panels(1, 1, 4.6, 2.6, held)
-    for i, (label, layers) in enumerate(held.items()):
-        look = line_style(label, labels) | {"linewidth": 1.1}
-        if len(layers) >= len(held):  # uniform budgets lie on one another: markers take turns, so that all are seen
-            look["markevery"] = (i, len(held))
-        ax.plot(range(len(layers)), layers, label=label, **look)
+    figure, (ax,) = panels(1, 1, 4.6, 2.6, [" = ".join(names) for names in together(held)])
+    for names, layers in together(held).items():
+        look = line_style(names[0], labels) | {"linewidth": 1.3, "markersize": 2.5}
+        ax.plot(range(len(layers)), layers, label=" = ".join(names), **look)
     ax.set_title(f"slots held per layer, budget {budget_name(budget)}")
     ax.set_xlabel("layer")
     ax.set_ylabel("% of the prompt")

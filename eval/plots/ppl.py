@@ -13,6 +13,7 @@ from eval.scores.cell_data import CellData
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEAST = 0.5  # nats that the axis spans
 Curve = list[tuple[float, float]]  # (middle of a bucket of positions, mean NLL in nats of its tokens)
 
 
@@ -23,6 +24,7 @@ class NllCurves:
     title: str
     lines: dict[str, Curve] = field(default_factory=dict)
     window: int | None = None
+    model: str = ""
 
 
 def nll_curves(cells: Sequence[CellData]) -> list[NllCurves]:
@@ -36,6 +38,7 @@ def nll_curves(cells: Sequence[CellData]) -> list[NllCurves]:
         for budget in budgets:
             shown = [cell for cell in group if cell.method == FULL or cell.budget == budget]
             found.append(_nll_curves(task if budget == 1 else f"{task}, budget {budget_name(budget)}", shown))
+            found[-1].model = group[0].model
     return found
 
 
@@ -71,7 +74,10 @@ def nll_figure(curves: NllCurves, labels: Sequence[str]) -> Figure:
     if curves.window:
         ax.axvline(curves.window, color="#999999", linewidth=0.8, linestyle=(0, (1, 2)))
         ax.text(curves.window, 0.97, " the model's window", transform=ax.get_xaxis_transform(), fontsize=7, va="top")
-    write_title(ax, curves.title)
+    low, high = ax.get_ylim()
+    if high - low < LEAST:  # noise would fill a narrower axis
+        ax.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
+    write_title(ax, ", ".join(filter(None, (curves.model, curves.title))))
     ax.set_xlabel("position, tokens")
     ax.set_ylabel("NLL, nats per token")
     legend_below(figure, [ax])

@@ -1,26 +1,24 @@
 """How every figure looks, and writing it so that two runs give the same bytes.
 
-Colours are those of Okabe and Ito, told apart by all kinds of colour vision; a marker of its own and, after a round of
-colours, a dash say it again. A figure is at most 5 inches wide, so that its letters can be read on a phone.
+Which colour a method has is said in eval/plots/methods.py. A figure is at most 5 inches wide, so that its letters can
+be read on a phone.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from eval.plots.methods import FULL, look_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-MARKERS = "osD^vPXph"
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
-FULL = "full"
 INK, LINE = "#222222", "#dddddd"
 # stand-ins for a page's own colours: eval/plots/svg.py
 PAGE_INK, PAGE_LINE = "#010203", "#040506"
@@ -50,15 +48,8 @@ def style(page: bool = False) -> Iterator[None]:
 
 
 def line_style(label: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Colour, marker and dash of `label` among all labels of a figure or a report; the full cache is grey, dashed."""
-    if label == FULL:
-        return {"color": "#777777", "marker": "", "linestyle": (0, (4, 2)), "zorder": 1.5}
-    index = [name for name in labels if name != FULL].index(label)
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
-    }
+    """Colour, marker and dash of `label` among all labels of a figure or a report; the full cache alone is dashed."""
+    return look_of(label, labels)
 
 
 def panels(
@@ -105,6 +96,35 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         entries.values(), labels, loc="lower left", ncols=columns, bbox_to_anchor=(0.02, 0.0),
         borderaxespad=0.2, columnspacing=1.2, handlelength=2.4, labelspacing=0.35,
     )  # fmt: skip
+
+
+def name_ends(ax: Axes, ends: Mapping[str, float], colours: Mapping[str, str], last: float) -> None:
+    """The names of lines that end at `last`, right of the axes at the heights where they end, moved apart where they
+    would touch; grey where `colours` has none. A thin line leads from an end to its name."""
+    low, high = ax.get_ylim()
+    step = (high - low) * 0.118 / (ax.get_position().height * ax.figure.get_figheight())
+    places = apart(ends, step, low, high + 0.06 * (high - low))
+    for name, value in ends.items():
+        parts = name.split(" = ")
+        colour = next((colours[one] for one in parts if one in colours), "#8a8a8a")
+        lead = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+        ax.annotate(name, (last, value), (1.07, places[name]), "data", ("axes fraction", "data"), color=colour,
+                    fontsize=8, va="center", weight="bold" if {"d2o", FULL} & set(parts) else "normal",
+                    annotation_clip=False, arrowprops=lead)  # fmt: skip
+
+
+def apart(ends: Mapping[str, float], step: float, low: float, high: float) -> dict[str, float]:
+    """{name: place} near its end, `step` from the next one at least, between `low` and `high` where there is room."""
+    names = sorted(ends, key=lambda name: ends[name])
+    places = [ends[name] for name in names]
+    for _ in range(400):
+        for i in range(len(places) - 1):
+            lacking = step - (places[i + 1] - places[i])
+            if lacking > 0:
+                places[i], places[i + 1] = places[i] - lacking / 2, places[i + 1] + lacking / 2
+        places[-1:] = [min(place, high) for place in places[-1:]]
+        places[:1] = [max(place, low) for place in places[:1]]
+    return dict(zip(names, places, strict=True))
 
 
 def write_title(ax: Axes, text: str) -> None:

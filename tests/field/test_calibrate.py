@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from baselines.calibration import FILE, statistics
 from baselines.decode.triattention import TriAttention
+from baselines.prefill.duo_attention import DuoAttention
+from baselines.prefill.qfilter import QFilter
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.lab.calibrate import query_statistics
@@ -54,6 +56,20 @@ def test_the_bundled_model_has_its_file_and_others_are_told_how(tmp_path):
             statistics(str(tmp_path / f"{name}.safetensors"), About(loaded.model), {"mean": (4, 32)}, 0)
 
 
+@pytest.mark.parametrize("make", [TriAttention, QFilter, DuoAttention])
+def test_a_row_of_a_batch_is_the_row_alone(make):
+    """With the bundled model's own statistics, which are the same for all rows."""
+    model, texts = load(str(ROOT / "models" / "tiny")).model, [list(range(5, 60)), list(range(90, 130))]
+    run = open_engine(model, make, 0.3)
+    rows = run.prefill(texts, 4)[0]
+    for b, text in enumerate(texts):
+        alone = run.prefill([text], 4)[0]
+        for ours, one in zip(rows.layers, alone.layers, strict=True):
+            assert [x[x >= 0].sort().values.tolist() for x in ours.positions[b]] == [
+                x[x >= 0].sort().values.tolist() for x in one.positions[0]
+            ]
+
+
 def test_the_command(tmp_path, capsys):
     place = ROOT / "scripts" / "calibrate" / "__main__.py"
     spec = importlib.util.spec_from_file_location("calibrate_command", place)
@@ -63,4 +79,4 @@ def test_the_command(tmp_path, capsys):
     text.write_text("Anna took the key.\n\nThe lamp is on the hill, and the boat is near.\n")
     command.main([f"text={text}", f"out={out}"])
     assert "2 texts" in capsys.readouterr().out
-    assert {name: x.shape[0] for name, x in load_file(out).items()} == {"mean": 4, "modulus": 4, "axis": 4}
+    assert {name: x.shape[0] for name, x in load_file(out).items()} == {"mean": 4, "modulus": 4, "axis": 4, "gates": 4}

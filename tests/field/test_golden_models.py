@@ -2,11 +2,14 @@
 
 import functools
 
+import pytest
 import torch
 from golden import cases, close, same
 
+from baselines.prefill.duo_attention import DuoAttention
 from baselines.prefill.kvzip import KVzip, _in_top, repeated
 from d2o.engine.start import open_engine
+from d2o.kernels.axes import far_share
 
 
 def llama(case):
@@ -89,3 +92,48 @@ def test_what_is_repeated_in_float64():
             shares = torch.softmax(q[0, head, row].double() @ keys[0, head // 2, :seen].double().T / 3, dim=0)
             expected[head // 2, :seen] = torch.maximum(expected[head // 2, :seen], shares)
     close(repeated(q, keys, 1 / 3, 70), expected.float(), 1e-6)
+
+
+def streaming(gates, slots, length, least, case, total):
+    """The slots of heads as the case has them: its streaming heads, and as many in all."""
+    least = case.settings["sink_size"] + case.settings["recent_size"]
+    return DuoAttention.shares(gates, total, length, least)
+
+
+def test_duo_attention(shared, tmp_path):
+    """`duo_attention__pattern`: which heads stream, who stays, logits. Their own layer, whose window rolls on while
+    decoding, is another method by design."""
+    for case in [c for c in cases(shared, "duo_attention") if "pattern" in c.name]:
+        options, given = case.settings, case.given
+        file, model, fed = tmp_path / "gates.tsv", llama(case), given["decode_ids"].tolist()
+        file.write_text("\n".join("\t".join(f"{x:.9f}" for x in row) for row in given["head_scores"].tolist()))
+        make = functools.partial(DuoAttention, str(file), options["sink_size"], options["recent_size"])
+        for i in (1, 2):
+            wanted = case.expected[f"kept_mask_{i}"]
+            total = int(wanted.sum())  # theirs need not be whole slots for each head
+            run = open_engine(model, make, total / wanted.numel())
+            cache = run.new_cache()
+            run.read(cache, [given["input_ids"].tolist()])
+            cache.layers[0].shares = functools.partial(streaming, case=case, total=total)
+            cache.finish_prefill(len(fed))
+            for layer, masks in zip(cache.layers, wanted, strict=True):
+                for own, mask in zip(layer.positions[0], masks, strict=True):
+                    same(own[own >= 0].sort().values, mask.nonzero()[:, 0])
+            if i == 1:
+                logits = [run.step(cache, torch.tensor([token]))[0] for token in fed]
+                close(torch.stack(logits), case.expected["logits"], 2e-4)
+
+
+def test_what_a_budget_buys_of_heads():
+    """Ten heads of 4 slots, then whole heads of 20 by their gates, of equal ones the first, the rest for the next."""
+    gates = [0.1, 0.9, 0.9, 2.0, 0.0, 0.3, 0.2, 0.9, -1.0, 0.05]
+    assert DuoAttention.shares(gates, 40 + 16 * 3 + 5, 20, 4) == [4, 20, 20, 20, 4, 4, 4, 9, 4, 4]
+    assert DuoAttention.shares(gates, 40, 20, 4) == [4] * 10
+
+
+def test_how_far_back_a_head_looks():
+    """Of 40 tokens the first 4 and the nearest 10 are what any head would hold."""
+    probs = torch.zeros(4, 2, 40)
+    probs[:2, :, 1] = 1.0  # the first two query heads look at the beginning
+    probs[2, :, 20], probs[3, 0, 28], probs[3, 1, 30] = 1.0, 1.0, 1.0
+    assert far_share(probs, 2).tolist() == [0.0, pytest.approx(0.75)]

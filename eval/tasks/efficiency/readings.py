@@ -20,7 +20,8 @@ RATIOS = ("ttft_s", "tpot_s", "tokens_per_s", "kv_bytes", "prefill_peak", "decod
 MIB = 1 << 20
 EXPLAINED = (
     "(x: over the full cache on the same kernel; peaks: MiB above the weights; scoring: TTFT less the full cache's; "
-    "spread: most over least TTFT)"
+    "spread: most over least TTFT; tokens/s: new tokens over the whole run, the prefill included; blank: a peak within "
+    "the room that the process had, or a difference of times below nothing)"
 )
 
 
@@ -54,7 +55,7 @@ def ratio_name(key: str) -> str:
 
 def ratio(row: Mapping[str, Any], key: str) -> float | None:
     """Own over full; None where either is missing or too small to be read."""
-    own, full = (_median(row.get(prefix + key)) for prefix in ("", "full_"))
+    own, full = (_read(row, prefix + key) for prefix in ("", "full_"))
     return own / full if own is not None and full else None
 
 
@@ -95,7 +96,8 @@ def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     for row in rows:
         if row["kind"] == "point":
             kept = {key: row[key] for key in (*shape, "oom", "full_oom", *spent)}
-            values = {prefix + key: _median(row[prefix + key]) for key in read for prefix in ("", "full_")}
+            kept |= {key: _read(row, key) for key in spent}
+            values = {prefix + key: _read(row, prefix + key) for key in read for prefix in ("", "full_")}
             ratios = {ratio_name(key): ratio(row, key) for key in RATIOS}
             points.append({**kept, **values, **ratios, **{key: row[key] for key in machine}})
         else:
@@ -111,15 +113,24 @@ def _point(row: Mapping[str, Any]) -> list[str]:
         return [*shown, "out of memory", *[""] * 13]
     for key, scale, digits in (("ttft_s", 1e3, 1), ("tpot_s", 1e3, 2), ("tokens_per_s", 1, 1), ("kv_bytes", 1 / MIB, 2),
                                ("prefill_peak", 1 / MIB, 1), ("decode_peak", 1 / MIB, 1)):  # fmt: skip
-        value, against = _median(row[key]), ratio(row, key)
+        value, against = _read(row, key), ratio(row, key)
         shown.append("" if value is None else f"{value * scale:.{digits}f}")
         shown.append("full: oom" if row["full_oom"] else "" if against is None else f"({against:.2f}x)")
-    scoring, ttft = row["scoring_s"], row["ttft_s"]
+    scoring, ttft = _read(row, "scoring_s"), row["ttft_s"]
     return [*shown, "" if scoring is None else f"{1e3 * scoring:.1f}", f"{ttft['most'] / ttft['least']:.2f}"]
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _read(row: Mapping[str, Any], key: str) -> float | None:
+    """A reading that can be: None for a peak of nothing, which the process had room for before, and for a difference of
+    two times that came out below nothing."""
+    value = _median(row.get(key))
+    if value is None or key == "scoring_s" and value < 0 or key.endswith("_peak") and value <= 0:
+        return None
+    return value
 
 
 def _median(reading: Any) -> float | None:

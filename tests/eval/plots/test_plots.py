@@ -19,8 +19,9 @@ from eval.plots import ppl as plot_ppl
 from eval.plots.atlas_file import (
     write_atlas,
 )
+from eval.plots.methods import FIXED, OTHERS
 from eval.plots.pictures import cell_figures, file_name, labels_of, pictures, write_plots
-from eval.plots.style import COLOURS, line_style, save, style, to_svg
+from eval.plots.style import line_style, save, style, to_svg
 from eval.scores.cell_data import CellData
 from eval.scores.labels import differences, load_cells, name_cells
 from eval.scores.result import CellResult
@@ -159,7 +160,7 @@ def test_labels_say_what_differs_and_nothing_else():
     names = labels_of(drawn)
     looks = {json.dumps(line_style(label, [str(i) for i in range(20)])) for label in [str(i) for i in range(20)]}
     assert len(looks) == 20, "twenty methods can be told apart"
-    assert names == sorted(names) and len(set(COLOURS)) == len(COLOURS)
+    assert names == sorted(names) and len({*OTHERS, *(c for c, _ in FIXED.values())}) == len(OTHERS) + len(FIXED)
 
 
 def test_everything_draws_and_nothing_is_empty(cells, tmp_path):

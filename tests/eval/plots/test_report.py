@@ -62,7 +62,7 @@ def test_every_kind_of_figure_and_table_is_in_it(small):
     page = small[1]
     sections = re.findall(r'<section id="(\w+)">', page)
     drawn = ["budget", "needle", "ppl", "efficiency", "held", "atlas"]
-    assert sections == ["scores", *drawn, "cells", "provenance"]
+    assert sections == ["scores", "answers", *drawn, "cells", "provenance"]
     for key in drawn:
         assert "<svg" in re.search(rf'<section id="{key}">.*?</section>', page, re.S)[0], key
     ids = re.findall(r' id="([^"]+)"', page)
