@@ -72,7 +72,7 @@ class CaM(Over):
         """Note what every slot received, and show the chooser the rows that it asked for."""
         prompt, used = isinstance(attn, PromptRows), attn.keys.shape[2]
         if self.variant == "streaming":
-            self.received[:, :, :used] += group_sum(attn.column_sums(), self.positions.shape[1])
+            self.received[:, :, :used].add_(group_sum(attn.column_sums(), self.positions.shape[1]))
         else:
             self.received[:, :, :used] = group_sum(attn.column_sums(), self.positions.shape[1])
         if self.chooser.rows == "last" and prompt:

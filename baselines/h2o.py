@@ -56,7 +56,7 @@ class H2O(KVLayer):
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Add the attention received to `scores [B, Hkv, C]`."""
         sums = group_sum(attn.column_sums(self.stride), self.scores.shape[1])
-        self.scores[:, :, : sums.shape[2]] += sums
+        self.scores[:, :, : sums.shape[2]].add_(sums)
 
     def importance(self) -> Tensor:
         """`scores [B, Hkv, C]`, times the L1 norms of the values where they take part."""

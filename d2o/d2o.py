@@ -124,7 +124,8 @@ class D2O(MergingLayer):
         first = layers[0]
         if budget.whole:
             return [[UNLIMITED] * len(lengths) for _ in layers]
-        metric = torch.stack([layer.metric(lengths) for layer in layers]).cpu()  # [L, B]
+        found = [layer.metric(lengths) for layer in layers]  # layers may lie on several devices
+        metric = torch.stack([one.to(found[0].device) for one in found]).cpu()  # [L, B]
         if first.layer_budgets == "uniform":
             metric = torch.zeros_like(metric)
         rows = [first.row_slots(metric[:, b], budget, n) for b, n in enumerate(lengths)]
@@ -172,7 +173,7 @@ class D2O(MergingLayer):
         else:
             sums = attn.column_sums(self.stride)
         used = sums.shape[2]
-        self.scores[:, :, :used] += group_sum(sums, self.scores.shape[1])
+        self.scores[:, :, :used].add_(group_sum(sums, self.scores.shape[1]))
         if not prompt or attn.whole:
             return
         if self.hold == "bound":

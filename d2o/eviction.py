@@ -119,7 +119,7 @@ class Eviction(SlotStorage):
         for i, (index, h) in enumerate(zip(kept, held, strict=True)):
             row, e = rows.start + i, h - index.shape[1]
             leaving = torch.ones(heads, h, dtype=torch.bool, device=keys.device).scatter_(1, index, False)
-            leaving = leaving.nonzero()[:, 1].view(heads, e)
+            leaving = torch.nonzero_static(leaving, size=heads * e)[:, 1].view(heads, e)  # waits for nothing
             positions[i, :, :e] = before.positions[row].gather(1, leaving)
             for name, new in state.items():
                 new[i, :, :e] = before.state[name][row].gather(1, leaving)

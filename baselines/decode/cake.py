@@ -91,7 +91,8 @@ class CAKE(QueryWindow):
         """Slots per layer and row, `[L][B]`: the windows, and what is left by preference."""
         if budget.whole:
             return [[budget.slots(n) for n in lengths] for _ in layers]
-        preferences = torch.stack([layer.preference for layer in layers]).cpu()  # [L, B]
+        place = layers[0].preference.device  # layers may lie on several
+        preferences = torch.stack([layer.preference.to(place) for layer in layers]).cpu()  # [L, B]
         rows = [layers[0].row_slots(preferences[:, b], budget.slots(n), n) for b, n in enumerate(lengths)]
         return [[row[layer] for row in rows] for layer in range(len(layers))]
 

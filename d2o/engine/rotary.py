@@ -44,7 +44,7 @@ class Rotation:
         return torch.cat((mixed.to(x.dtype), x[..., 2 * self.inv_freq.shape[0] :]), dim=-1)
 
     def __call__(self, keys: Tensor, delta: Tensor) -> Tensor:
-        angle = delta.unsqueeze(-1).to(torch.float32) * self.inv_freq
+        angle = delta.unsqueeze(-1).to(torch.float32) * self.inv_freq.to(delta.device)  # a layer may lie elsewhere
         return self.turned(keys, angle.cos(), angle.sin())
 
 

@@ -98,6 +98,9 @@ def chatting(
     return replace(loaded, chat_options=options, strip_thinking=strip_thinking, system=system or None)
 
 
+BESIDE = ("calibration.safetensors",)  # what methods put beside a model's weights, which is no part of it
+
+
 def fingerprint(node: Mapping[str, Any]) -> str | None:
     """Hash of a model's folder or file (by size and both ends); None for a config without a path.
 
@@ -109,7 +112,8 @@ def fingerprint(node: Mapping[str, Any]) -> str | None:
         return digest_ends([gguf_file(path)])
     folder = model_folder(path)
     patterns = ("config.json", "generation_config.json", "token*", "*.model", "vocab*", "chat_template*", *WEIGHT_FILES)
-    return digest_ends(sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}))
+    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return digest_ends(sorted(file for file in found if file.name not in BESIDE))
 
 
 def resolve_device(device: str) -> str:

@@ -24,6 +24,7 @@ class NllCurves:
     title: str
     lines: dict[str, Curve] = field(default_factory=dict)
     window: int | None = None
+    model: str = ""
 
 
 def nll_curves(cells: Sequence[CellData]) -> list[NllCurves]:
@@ -37,6 +38,7 @@ def nll_curves(cells: Sequence[CellData]) -> list[NllCurves]:
         for budget in budgets:
             shown = [cell for cell in group if cell.method == FULL or cell.budget == budget]
             found.append(_nll_curves(task if budget == 1 else f"{task}, budget {budget_name(budget)}", shown))
+            found[-1].model = group[0].model
     return found
 
 
@@ -75,7 +77,7 @@ def nll_figure(curves: NllCurves, labels: Sequence[str]) -> Figure:
     low, high = ax.get_ylim()
     if high - low < LEAST:  # noise would fill a narrower axis
         ax.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
-    write_title(ax, curves.title)
+    write_title(ax, ", ".join(filter(None, (curves.model, curves.title))))
     ax.set_xlabel("position, tokens")
     ax.set_ylabel("NLL, nats per token")
     legend_below(figure, [ax])

@@ -17,6 +17,7 @@ from eval.cells.files import write_whole
 from eval.cells.status import read_status
 from eval.plots.atlas_file import read_atlas
 from eval.plots.pictures import ATLASES, noted, pictures
+from eval.plots.report_answers import ROWS, answer_tables
 from eval.plots.report_items import Table
 from eval.plots.report_tables import (
     all_cells_table,
@@ -34,7 +35,9 @@ from eval.text import visible
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = {
     "scores": ("Scores", "Means over rows, in per cent. vs full: the mean difference to the full cache over the rows "
-               "that both have, with a 95 % paired bootstrap interval. The mean over tasks weighs them alike."),
+               "that both have, with a 95 % paired bootstrap interval. The mean over tasks weighs them alike. Best "
+               "bold, second underlined, within a budget; the full cache is not counted."),
+    "answers": ("Answers", f"The first {ROWS} rows of each cell: what was right, what was said, and its score."),
     "budget": ("Score against budget", "Bands: 95 % bootstrap over rows. Dashed: the full cache."),
     "needle": ("Needle in a haystack", "Recall: does the answer stand in the prediction. Survival: the share of the "
                "needle's slots still held after the eviction, mean over layers. One colour scale, 0 to 100."),
@@ -93,6 +96,7 @@ def render_page(
                     sections[picture.kind].figures.append((picture.title, drawn))
     scored = [cell for cell in cells if cell.result.score.value is not None]
     sections["scores"].tables = score_tables(scored)
+    sections["answers"].tables = answer_tables(scored, note)
     for key, table in readings_tables(cells):
         sections[key if key in sections else "figures"].tables.append(table)
     sections["efficiency"].tables += point_tables(cells)

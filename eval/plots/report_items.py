@@ -16,11 +16,12 @@ from eval.text import number
 
 @dataclass(frozen=True)
 class Item:
-    """`key`: a number to sort by, where the text is none."""
+    """`key`: a number to sort by, where the text is none; `mark`: "", best or second."""
 
     text: str
     key: float | None = None
     link: str | None = None
+    mark: str = ""
 
 
 @dataclass

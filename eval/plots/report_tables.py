@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eval.plots.atlas_file import NAMES, largest_targets, shares
@@ -14,6 +15,8 @@ from eval.scores.means import mean_of
 from eval.tables.text import against, mean_realised, row_count
 from eval.tasks.efficiency import readings as efficiency_readings
 from eval.tasks.order import task_order
+
+MANY = 8  # tasks that still stand side by side with their whole names
 
 
 def score_tables(cells: Sequence[CellData]) -> list[Table]:
@@ -73,21 +76,46 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
     lines: dict[tuple[str, float], dict[str, CellData]] = {}
     for cell in sorted(cells, key=lambda cell: cell.method != "full"):
         lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
-    several = len(tasks) > 1
-    compared = ["mean", "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
+    several, over = len(tasks) > 1, _of_mean([set(found) for found in lines.values()], tasks)
+    mean_of = "mean" if over == tasks else f"mean of {len(over)}"
+    compared = [mean_of, "vs full", "95 % interval"] if several else ["vs full", "95 % interval"]
     names = list(dict.fromkeys(cell.result.task for cell in cells))  # the label of their protocol stands in the title
+    if len(names) > MANY:  # a wide table is whole without what all of them begin with
+        names = [name.removeprefix(f"{cells[0].family.partition(' ')[0]}_") for name in names]
     table = Table(title, ["method", "budget", "realised", *compared, *names], left=1, note=footnotes(cells))
     for (label, _), found in lines.items():
-        whole = len(found) == len(tasks)
-        mean = means_interval([found[task].result.score.per_row for task in tasks]) if whole else None
-        pairs = [paired(found[task].result.by_id, full.get(task, {})) for task in tasks] if whole else []
+        whole = set(over) <= set(found)
+        mean = means_interval([found[task].result.score.per_row for task in over]) if whole else None
+        pairs = [paired(found[task].result.by_id, full.get(task, {})) for task in over] if whole else []
         is_full = next(iter(found.values())).method == "full"
         there = [cell.result for cell in found.values()]
         row = [Item(label), budget_item(next(iter(found.values()))), held(mean_realised(there), *there)]
         row += [num(mean.value if mean else None)] if several else []
         row += difference(None if is_full else means_interval(pairs))
         table.rows.append(row + [num(found[t].result.score.value if t in found else None) for t in tasks])
+    _mark_best(table, [3, *range(6, 6 + len(tasks))] if several else [5])
     return table
+
+
+def _of_mean(lines: Sequence[set[str]], tasks: Sequence[str]) -> list[str]:
+    """The tasks that a mean is over: those of a line that the most lines have all of, counted by how many they are, so
+    that one task more of one line empties no mean."""
+    best = max(lines, key=lambda one: (sum(one <= other for other in lines) * len(one), len(one)))
+    return [task for task in tasks if task in best]
+
+
+def _mark_best(table: Table, columns: Sequence[int]) -> None:
+    """Best and second of every budget, as they are shown; lines without a budget are the full cache's."""
+    groups: dict[str, list[list[Item]]] = {}
+    for row in table.rows:
+        if row[1].text:
+            groups.setdefault(row[1].text, []).append(row)
+    for rows in groups.values():
+        for column in columns:
+            shown = sorted({row[column].text for row in rows if row[column].text}, key=float, reverse=True)
+            for row in rows if len(shown) > 1 else ():
+                if (text := row[column].text) in shown[:2]:
+                    row[column] = replace(row[column], mark="best" if text == shown[0] else "second")
 
 
 def all_cells_table(cells: Sequence[CellData], links: dict[str, str]) -> Table:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from d2o.errors import InputError
 from eval.scores.bootstrap import means_interval, paired
+from eval.scores.results import read_cells
 from eval.tables.fill import fill
 from eval.tables.read import read_table
 from scripts.command import ROOT, read, run
@@ -38,7 +39,9 @@ def main(words: list[str]) -> None:
     found: dict[str, dict[str, Any]] = {}
     for slot in table.slots():
         if slot.model.label == given.model and (result := filled.values[slot.key].result):
-            found.setdefault(slot.method.label, {})[slot.task.label] = result
+            folder = Path(given.results_dir) / result.folder
+            with_rows = read_cells({folder: result.folder}, "official", note, keep=True)[folder]
+            found.setdefault(slot.method.label, {})[slot.task.label] = with_rows
     if given.base not in found:
         raise InputError(f"no rows of base={given.base!r} for model={given.model}", f"there are {', '.join(found)}")
     print("\n".join(lines(found, given.base)))

@@ -17,7 +17,9 @@ def main() -> None:
     """Answer the jobs that come in, in their order."""
     import kvpress
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder, models = sys.argv[1], {}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for line in sys.stdin:

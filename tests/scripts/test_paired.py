@@ -1,11 +1,14 @@
 """scripts/measure/paired.py: differences over the rows or stretches that both have, task by task."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from d2o.errors import InputError
 from scripts.measure import paired
+
+OLD = Path(__file__).resolve().parents[1] / "eval" / "cells" / "old_cells" / "cells"
 
 
 def text(shift, segments=3):
@@ -41,6 +44,14 @@ def test_scores_by_row_and_task():
     head, _, base, some = paired.lines(found, "none")
     assert "mean" in head and cells(base)[:2] == ["none", "50.0"]
     assert cells(some)[:3] == ["some", "50.0", "+0.0"] and cells(some)[4] == "6"
+
+
+def test_rows_are_read_from_the_disk(capsys):
+    """A cell of task=ppl that lies in the tests, one segment of 128 tokens; its stretches are those of its row."""
+    words = ["table=ppl", "base=tova", "where=[task.length=128,task.segments=1]", f"results_dir={OLD}"]
+    paired.main(words)
+    head, _, line = capsys.readouterr().out.strip().splitlines()
+    assert "nll" in head and cells(line)[0] == "tova" and 0 < float(cells(line)[1]) < 6
 
 
 def test_a_base_without_rows(tmp_path):

@@ -12,7 +12,7 @@ from baselines.decode.keepkv import KeepKV
 from d2o.errors import InputError
 from d2o.eviction import Entries
 
-ALPHA, WINDOW, T, LAST, MOST = 0.9, 32, 0.4, 120, 2.0
+ALPHA, WINDOW, T, LAST, MOST = 0.9, 32, 0.55, 60, 2.0
 
 
 class Slot:
@@ -132,7 +132,7 @@ def test_slots_votes_and_attention_over_many_steps(plain):
     history = slow.run(LAST)
     trace = drive(layer, *(x[:, :, : PROMPT + LAST] for x in inputs()), PROMPT, SLOTS)
     assert [ours.tolist() for ours in trace.held] == history
-    assert slow.merges > 100
+    assert 20 < slow.merges < (PROMPT - SLOTS + LAST) * KV_HEADS / 2
     joined = by_position(layer, layer.joined)
     for head, held in enumerate(slow.held):
         assert joined[head].tolist() == [slow.about[head][p].votes - 1 for p in sorted(held)]

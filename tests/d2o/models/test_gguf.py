@@ -143,9 +143,9 @@ def test_it_is_unpacked_once_and_known_by_its_content(file, capsys):
 
 @pytest.mark.parametrize("cut", [4, 8, 24, 60, 0.3, 0.9, 0.999])
 def test_a_torn_file_is_refused(file, tmp_path, cut):
-    data, torn = file.read_bytes(), tmp_path / "torn.gguf"
+    data, torn = file.read_bytes(), tmp_path / "cut.gguf"
     torn.write_bytes(data[: cut if isinstance(cut, int) else int(cut * len(data))])
-    with pytest.raises(InputError, match="torn|header speaks of") as error:
+    with pytest.raises(InputError, match="header is torn|header speaks of|no GGUF") as error:
         load(str(torn))
     assert "\n" not in str(error.value)
 

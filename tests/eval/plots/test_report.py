@@ -62,7 +62,7 @@ def test_every_kind_of_figure_and_table_is_in_it(small):
     page = small[1]
     sections = re.findall(r'<section id="(\w+)">', page)
     drawn = ["budget", "needle", "ppl", "efficiency", "held", "atlas"]
-    assert sections == ["scores", *drawn, "cells", "provenance"]
+    assert sections == ["scores", "answers", *drawn, "cells", "provenance"]
     for key in drawn:
         assert "<svg" in re.search(rf'<section id="{key}">.*?</section>', page, re.S)[0], key
     ids = re.findall(r' id="([^"]+)"', page)
@@ -167,7 +167,7 @@ def test_in_a_browser_it_sorts_fits_and_says_nothing(small, tmp_path, width):
     assert console == []
     assert found["wide"] == 0 and found["scrolls"] and found["figures"], "only tables scroll, each in its own box"
     assert set(found["sorted"]) == {"task", "model", "method", "budget", "realised", "rows", "score", "vs full",
-                                    "95 % interval", "tokens/s", "KV MiB", "files"}  # fmt: skip
+                                    "95 % interval", "decoded tokens/s", "KV MiB", "files"}  # fmt: skip
     for name, column in found["sorted"].items():
         assert column["aria"] == ["ascending", "descending"]
         up, down = ([text for text in column[key] if text] for key in ("up", "down"))
