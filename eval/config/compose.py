@@ -22,12 +22,12 @@ from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
 from eval.config import ranges, schema, targets
+from eval.config.assemble import Choices, changed, choices_of, forget, open_plain
 from eval.config.habits import check_hydra
 from eval.config.overlay import root
 from eval.config.words import Words
 
 FEW_NAMES = 30  # names that still make a readable hint
-
 
 
 @contextmanager
@@ -39,7 +39,8 @@ def configs(config_dir: Path) -> Iterator[None]:
     schema.register_schema()
     OmegaConf.register_new_resolver("repo", lambda place: str(root(config_dir) / place), replace=True)
     OmegaConf.register_new_resolver("stem", lambda place: Path(str(place)).stem, replace=True)
-    _plain.cache_clear()
+    forget()
+    _override.cache_clear()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
 
@@ -67,17 +68,17 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
         _check_form(override)
     for override in choices:
         _check_choice(override, config_dir)
-    plain = _plain(tuple(o.input_line for o in choices)).copy()
+    plain, names = _plain(choices_of(overrides))
     named = {o.key_or_group.split(".")[0] for o in overrides if o.key_or_group.endswith("._target_")}
     for override in overrides:
         own = override.is_add() and override.key_or_group.split(".")[0] in named  # a plugin has knobs of its own
         if override not in choices and not own:
             _check_key(override.key_or_group, override.input_line, plain)
-    cfg = _compose([o.input_line for o in overrides])
-    names = {group: cfg.hydra.runtime.choices[group] for group in GROUPS}
-    for config in (cfg, plain):
-        OmegaConf.set_struct(config, False)
-        del config["hydra"]
+    cfg = changed(choices_of(overrides), [o for o in overrides if o not in choices])
+    if cfg is None:
+        cfg = _compose([o.input_line for o in overrides])
+    OmegaConf.set_struct(cfg, False)
+    cfg.pop("hydra", None)
     try:
         _check_values(cfg, plain, [o for o in overrides if o not in choices])
         composed = Composed(cfg, plain, _called(names, cfg, plain), tuple(words))
@@ -100,6 +101,7 @@ def _called(names: dict[str, str], cfg: DictConfig, plain: DictConfig) -> dict[s
     return names | {group: str(cfg[group]._target_) for group in turned}
 
 
+@functools.cache
 def _override(word: str) -> Override:
     loader = GlobalHydra.instance().hydra.config_loader
     try:
@@ -175,19 +177,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _compose(words: list[str]) -> DictConfig:
-    try:
+    with _named(words):
         return compose("config", words, return_hydra_config=True)
+
+
+def _plain(choices: Choices) -> tuple[DictConfig, dict[str, str]]:
+    with _named([word for _, word in choices]):
+        return open_plain(choices)
+
+
+@contextmanager
+def _named(words: list[str]) -> Iterator[None]:
+    """Hydra's complaints, with the word that they are about."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         word = next((w for w in words if w in str(error)), " ".join(words) or "configs/config.yaml")
         what = f"cannot use {word!r}: {_first_line(cause)}"
         raise InputError(what, "run with --help for the keys and their values") from error
-
-
-@functools.cache
-def _plain(choices: tuple[str, ...]) -> DictConfig:
-    """A sweep makes few choices many times, and to compose one takes a tenth of a second. Not to be changed."""
-    return _compose(list(choices))
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ A group is a YAML beside the tasks, with `members` instead of a `_target_`:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,7 @@ def _default_task(config_dir: Path) -> str:
     return next(entry["task"] for entry in entries if not isinstance(entry, str) and "task" in entry)
 
 
+@functools.lru_cache(maxsize=64)
 def _task_config(task: str, config_dir: Path) -> DictConfig:
     """The task's YAML as it stands; empty for a name that nobody knows, which is refused where it is composed."""
     place = config_dir / "task" / f"{task}.yaml"

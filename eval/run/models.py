@@ -16,6 +16,7 @@ from eval.cells.identity import model_name
 from eval.config.build import build, check_given
 from eval.run.dry_run import Size
 from eval.run.plan import Plan
+from eval.tasks.sample import Sample
 
 if TYPE_CHECKING:
     from d2o.lab.lab import Lab
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from d2o.models.outline import Outline
 
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
+_outlines: dict[str, Outline | None] = {}  # of the last model too
+_tokens: dict[tuple[str, str], int] = {}  # of a task's row under the last model, so that a dry run reads a prompt once
 
 
 def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
@@ -75,7 +78,12 @@ def outline_of(cfg: Any) -> Outline | None:
     from d2o.models.outline import outline
 
     check_given(cfg.model, "model")
-    return outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
+    key = str((OmegaConf.to_yaml(cfg.model, resolve=True), cfg.engine.dtype, cfg.engine.device))
+    if key not in _outlines:
+        _outlines.clear()
+        _tokens.clear()
+        _outlines[key] = outline(cfg.model, cfg.engine.dtype, resolve_device(cfg.engine.device))
+    return _outlines[key]
 
 
 def reader_of(planned: Plan) -> Lab | None:
@@ -96,12 +104,21 @@ def size_cell(planned: Plan) -> Size:
     if task.readings:  # its texts are made beside the model; the longest stands for all of them
         prompts, new = [task.longest or found.loaded.window] * len(missing), None
     else:
-        from d2o.lab.lab import Lab
-
-        lab = Lab(found.loaded, planned.method, cfg.budget)
-        prompts, new = [task.encode(sample, lab).tokens for sample in missing], task.max_new_tokens
+        prompts, new = _prompt_tokens(planned, found, missing), task.max_new_tokens
     slots = Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts))
     return Size(prompts, new, found.token_bytes, slots, _shares(planned, found))
+
+
+def _prompt_tokens(planned: Plan, found: Outline, missing: Sequence[Sample]) -> list[int]:
+    """Of each missing row."""
+    from d2o.lab.lab import Lab
+
+    task, asked = planned.task, OmegaConf.to_yaml(planned.composed.cfg.task, resolve=True)
+    lab = Lab(found.loaded, planned.method, planned.composed.cfg.budget)
+    for sample in missing:
+        if (asked, sample.id) not in _tokens:
+            _tokens[asked, sample.id] = task.encode(sample, lab).tokens
+    return [_tokens[asked, sample.id] for sample in missing]
 
 
 def _shares(planned: Plan, found: Outline) -> bool:
