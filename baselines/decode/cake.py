@@ -66,7 +66,7 @@ class CAKE(QueryWindow):
         count = there.sum(2, keepdim=True)  # rows of a text that may be shorter than the window
         mean = probs.sum(2, keepdim=True) / count
         variance = ((probs - mean).square() * there).sum(2) / (count.squeeze(2) - 1).clamp_min(1)
-        entropy = -(probs * (probs + 1e-10).log()).sum((1, 2, 3))
+        entropy = (-(probs * (probs + 1e-10).log()).sum((1, 2, 3))).clamp_min(0)  # 1e-10 puts that of a sure row below
         self.preference = entropy ** (1 / self.tau1) * variance.sum((1, 2)) ** (1 / self.tau2)
         scores = (mean.squeeze(2) + self.gamma * variance).unflatten(1, (self.keys.shape[1], -1)).mean(2)
         self.scores = self._pooled(scores, before)
@@ -110,8 +110,10 @@ class CAKE(QueryWindow):
 
 
 def by_preference(preference: Tensor, total: int, most: int) -> list[int]:
-    """The reference's budgets of layers with the `preference [L]`: together `total`, each at most `most`."""
-    exact = preference.float() / preference.float().sum() * total
+    """The reference's budgets of layers with the `preference [L]`: together `total`, each at most `most`. Equal ones
+    where no layer has any, as for a text that is no longer than the window."""
+    preference = preference.float() if preference.any() else torch.ones_like(preference)
+    exact = preference / preference.sum() * total
     given = [int(x) for x in exact.tolist()]
     over = sum(max(0, x - most) for x in given)
     given = [min(x, most) for x in given]

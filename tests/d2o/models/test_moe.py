@@ -41,7 +41,7 @@ def test_eviction_is_an_explicit_mask(family, method):
     ours, seen = decoded(open_engine(model(family), METHODS[method], 24))
     assert not all(mask.all() for mask in seen[0]), "nothing was evicted: the comparison shows nothing"
     expected = Oracle(build(family)).logits(prompt(LENGTH) + prompt(STEPS, 9), masks_of_run(LENGTH, seen))
-    torch.testing.assert_close(ours, expected[LENGTH - 1 :], **CLOSE)
+    torch.testing.assert_close(ours, expected[LENGTH - 1 :], **CLOSE | {"atol": 3e-5})
 
 
 def test_an_argument_that_nobody_knows_still_raises():
