@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.config.compose import configs
 from eval.config.expand import Expansion, expand
@@ -86,12 +87,21 @@ def _print_tables(found: Expansion, folders: Sequence[Path], cfg: Any, config_di
     if len(folders) > 1 and (shown := side_by_side(folders)):
         print(shown)
     elif len(folders) > 1 and not found.grouped and not found.tables:
-        print(task_tables(folders, cfg.scorer, _note) or "", end="\n")
+        print(_by_task(folders, cfg.scorer))
     if found.grouped:
         print(group.group_table(folders, cfg.scorer, _note))
     for name in found.tables:
         table = read_table(name, config_dir)
         print(render(fill(table, Path(cfg.results_dir), config_dir, cfg.scorer, _note), "terminal"))
+
+
+def _by_task(folders: Sequence[Path], scorer: str) -> str:
+    """The table of what this command made; a note where none of it can be read again."""
+    try:
+        return task_tables(folders, scorer, _note) or ""
+    except InputError as error:
+        _note(str(error))
+        return ""
 
 
 def _note(text: str) -> None:
