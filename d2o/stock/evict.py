@@ -90,7 +90,7 @@ class Evicting:
             raise InputError(what, f"keep texts within the window, evict(..., window={engine.windows[0]})")
 
     def _forward(self, inner: Callable[..., Any], *args: Any, **given: Any) -> Any:
-        given |= dict(zip(inspect.signature(inner).parameters, args, strict=False))
+        given |= inspect.signature(inner).bind_partial(*args).arguments
         cache = given.get("past_key_values")
         if cache is not None and getattr(cache, "feed", None) is not None:  # of the engine, which knows what it does
             return inner(**given)

@@ -34,9 +34,10 @@ def _answers(title: str, cells: Sequence[CellData], note: Callable[[str], None])
         except InputError as error:
             note(f"no answers to read: {error}")
             continue
-        for row, score in zip(rows, cell.result.score.per_row, strict=False):
+        scores = cell.result.by_id
+        for row in (row for row in rows if row.get("id") in scores):  # a running cell has grown since it was scored
             line = [Item(cell.label), budget_item(cell), Item(str(row.get("id")))]
-            line += [Item(_short(" | ".join(row["answers"]))), Item(_short(row["pred"])), num(100 * score, 0)]
+            line += [Item(_short(" | ".join(row["answers"]))), Item(_short(row["pred"])), num(100 * scores[row["id"]], 0)]
             found.setdefault(str(row.get("id")), []).append(line)
     table.rows = [line for lines in found.values() for line in lines]
     return table
