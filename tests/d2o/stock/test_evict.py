@@ -141,3 +141,8 @@ def test_an_interrupted_cache_is_not_used_again():
         hook.remove()
         with pytest.raises(InputError, match="interrupted"):
             model().generate(torch.tensor([TEXTS[0]]), past_key_values=cache, max_new_tokens=2)
+
+
+def test_words_that_a_forward_does_not_take_are_refused_as_by_the_model_itself():
+    with evict(model(), METHODS["h2o"], 0.5), pytest.raises(TypeError, match="too many positional"):
+        model()(torch.tensor([TEXTS[0]]), *[None] * 40)
