@@ -37,7 +37,8 @@ def _answers(title: str, cells: Sequence[CellData], note: Callable[[str], None])
         scores = cell.result.by_id
         for row in (row for row in rows if row.get("id") in scores):  # a running cell has grown since it was scored
             line = [Item(cell.label), budget_item(cell), Item(str(row.get("id")))]
-            line += [Item(_short(" | ".join(row["answers"]))), Item(_short(row["pred"])), num(100 * scores[row["id"]], 0)]
+            line += [Item(_short(" | ".join(row["answers"]))), Item(_short(row["pred"]))]
+            line += [num(100 * scores[row["id"]], 0)]
             found.setdefault(str(row.get("id")), []).append(line)
     table.rows = [line for lines in found.values() for line in lines]
     return table
