@@ -87,8 +87,11 @@ def test_a_file_of_another_model(tmp_path):
         open_engine(zoo.build("llama_gqa"), HeadKV, 20).prefill([zoo.prompt(60)])
 
 
-@pytest.mark.parametrize("text", ["nothing", "[1]", '{"0": [1]}', '{"0-0": 1}', '{"0-0": [-1]}', '{"0-0": [NaN]}', '{"0-0": [Infinity]}',
-                                  '{"0-0": ["x"]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["nothing", "[1]", '{"0": [1]}', '{"0-0": 1}', '{"0-0": [-1]}', '{"0-0": [NaN]}', '{"0-0": [Infinity]}',
+     '{"0-0": ["x"]}'],
+)  # fmt: skip
 def test_what_is_no_file_of_head_scores(text, tmp_path):
     with pytest.raises(InputError, match="no head scores"):
         HeadKV(written(tmp_path / "x.json", text))
