@@ -5,8 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from eval.config.compose import compose_cell, configs
 from eval.run import plan as planning
 from eval.run.progress import MANY, walk
