@@ -23,7 +23,7 @@ IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
          "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
-         "method.sink_tokens": 0}  # fmt: skip
+         "method.sink_tokens": 0, "method.plus": False}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
 ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None, "task.turns": 1}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
