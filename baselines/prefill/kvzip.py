@@ -72,7 +72,7 @@ class KVzip(RaggedLayer):
             return
         fed: list[Tensor] = []
         handle = model.base_model.register_forward_pre_hook(  # the model's own forward may be another's, d2o/stock/
-            lambda module, args, named: fed.append(named["input_ids"]) or None, with_kwargs=True
+            lambda module, args, named: fed.append(args[0] if args else named["input_ids"]) or None, with_kwargs=True
         )
         try:
             yield
