@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from d2o.budget import Budget
+from d2o.decode.steps import at_once
 from d2o.feed import Feed
 from d2o.kernels import launch
 from d2o.kernels.attend import attend_row
@@ -27,7 +28,6 @@ from d2o.kernels.fused import Fed
 from d2o.kernels.logits import Logits, Scale, biased
 from d2o.method import Method, reads_alike
 from d2o.rows import LastRows, PromptRows, window_rows
-from d2o.steps import at_once
 from d2o.storage import moves
 
 

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from d2o import steps as whole
+from d2o.decode import steps as whole
 from d2o.engine.start import open_engine
 from d2o.kernels import launch
 from tests.zoo import METHODS, build, prompt
