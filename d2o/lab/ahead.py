@@ -50,8 +50,7 @@ def answer_ahead(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> list
     InputError by which its method refuses. None where only one would be found. `most`: caches of one prompt held at
     once. Raises what `answers` raises."""
     same = list(takewhile(lambda one: one.asked[1:] == coming[0].asked[1:] and one.labs == coming[0].labs, coming))
-    threads = min(THREADS, torch.get_num_threads())
-    size = _at_once(labs, same, most)
+    threads, size = _threads(), _at_once(labs, same, most)
     if size < 2:
         return []
     batches = -(-len(same) // (threads * size)) * threads
@@ -60,17 +59,22 @@ def answer_ahead(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> list
     work = partial(_answer, labs, most, len(parts))
     if len(parts) == 1:
         return work(parts[0])
-    each = torch.get_num_threads() // len(parts)
+    each = max(1, torch.get_num_threads() // len(parts))
     with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(each,)) as pool:
         return [batch for part in pool.map(work, parts) for batch in part]
 
 
 def can_answer_ahead(lab: Lab) -> bool:
-    """Whether company on the same model, and another thread's, changes nothing of what a lab answers."""
+    """Whether company on the same model, and another thread's, changes nothing of what a lab answers. In chunks it
+    might: a row's pieces are those of the longest."""
     engine = lab.engine
     weights = next(engine.model.parameters())
-    plain = weights.device.type == "cpu" and weights.dtype == torch.float32
+    plain = weights.device.type == "cpu" and weights.dtype == torch.float32 and engine.chunk is None
     return plain and shares_prefill(engine) and not calls_sdpa_itself(engine.model)
+
+
+def _threads() -> int:
+    return min(THREADS, torch.get_num_threads())
 
 
 def _at_once(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> int:
