@@ -69,7 +69,7 @@ def _sample(number: int, row: Mapping[str, Any], score: float) -> dict[str, Any]
     doc = {"id": row.get("id"), **{key: row.get(key) for key in PRED[1:]}}
     return {
         "doc_id": number, "doc": doc, "target": target, "arguments": {"gen_args_0": {"arg_0": ""}},
-        "resps": [[row["pred"]]], "filtered_resps": [row["pred"]], "filter": "none", "metrics": ["score"],
+        "resps": [[one["pred"] for one in row.get("samples") or [row]]], "filtered_resps": [row["pred"]], "filter": "none", "metrics": ["score"],
         "doc_hash": _hash(json.dumps(doc, ensure_ascii=False)), "prompt_hash": str(row.get("prompt_hash") or ""),
         "target_hash": _hash(target), "score": score,
     }  # fmt: skip
