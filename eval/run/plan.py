@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2o.engine.sampling import Sampling
 from d2o.errors import InputError
 from eval.cells import shards
 from eval.cells.identity import folder, model_protocol
@@ -59,18 +60,35 @@ def plan(composed: Composed, known: Known | None = None) -> Plan:
     """
     cfg = composed.cfg
     task = with_turns(build(cfg.task, "task", cfg.plugins))
+    told = sampling_protocol(sampling_of(cfg), task)
     known = {} if known is None else known
     asked = text_of(cfg.task, cfg.limit, cfg.plugins)
     if asked not in known:
         known[asked] = first(task.samples(), cfg.limit)
     if cfg.log_prompts:
         task.keep_prompts()
-    protocol, samples = task.protocol() | model_protocol(cfg.model), known[asked]
+    protocol, samples = task.protocol() | model_protocol(cfg.model) | told, known[asked]
     method = settle(composed, known)
     task.check(cfg.budget, method())
     shard = shards.parse(cfg.shard)
     own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
     return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
+
+
+def sampling_of(cfg: Any) -> Sampling:
+    """How a cell's answers are drawn. Raises InputError."""
+    return Sampling(**cfg.sampling, seed=cfg.seed)
+
+
+def sampling_protocol(sampling: Sampling, task: Task) -> dict[str, Any]:
+    """What a protocol says of it; nothing of greedy answers, as all had before others could be asked for. The seed is
+    the identity's. Raises InputError for a task that generates nothing."""
+    if not sampling.on:
+        return {}
+    if not task.generates:
+        what = f"sampling.temperature={sampling.temperature:g}, and {task.name} generates no answers"
+        raise InputError(what, "leave sampling out, or take another task")
+    return {"sampling": {**sampling.told, "samples": sampling.samples}}
 
 
 def settle(composed: Composed, known: Known) -> Callable[..., Any]:
