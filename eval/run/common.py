@@ -14,6 +14,7 @@ from eval.cells.names import GROUPS
 from eval.config.build import build
 from eval.config.compose import compose_cell
 from eval.config.words import Words
+from eval.run.models import check_device, check_place
 from eval.tasks.turns.task import with_turns
 
 Check = Callable[[Composed], None]
@@ -24,9 +25,9 @@ MODEL = ("model", "model.")
 
 def check_common(jobs: Sequence[Words], config_dir: Path, here: bool) -> None:
     """Raises InputError for what keeps every job from starting. `here`: they run on this machine, with its devices."""
-    checks: list[tuple[Check, tuple[str, ...]]] = [(_check_model, METHOD + TASK), (_check_task, METHOD)]
+    checks: list[tuple[Check, tuple[str, ...]]] = [(check_place, METHOD + TASK), (_check_task, METHOD)]
     if here:
-        checks.append((_check_device, METHOD + TASK + MODEL))
+        checks.append((check_device, METHOD + TASK + MODEL))
     if len(jobs) < 2:
         return
     _check_words(jobs, config_dir)
@@ -66,21 +67,6 @@ def _fault_of_all(check: Check, jobs: Iterable[Words], config_dir: Path) -> Inpu
     return next(iter(found.values()), None)
 
 
-def _check_model(cell: Composed) -> None:
-    from d2o.models.unpack import check_folder, gguf_file, is_file
-
-    place = cell.cfg.model.get("path")
-    if place is not None:
-        (gguf_file if is_file(str(place)) else check_folder)(str(place))
-
-
 def _check_task(cell: Composed) -> None:
     """The first row is made: what a task lacks shows there."""
     next(iter(with_turns(build(cell.cfg.task, "task", cell.cfg.plugins)).samples()), None)
-
-
-def _check_device(cell: Composed) -> None:
-    if cell.cfg.engine.device.startswith("cuda"):
-        from d2o.models.loading import resolve_device
-
-        resolve_device(cell.cfg.engine.device)
