@@ -81,6 +81,7 @@ class Replies:
         if token < 0:
             raise not_finite(self.model, row, f"the logits after token {self.cache.seen[row] - 1} of the text")
         self.tokens[row].append(token)
+        self.cache.look(row, len(self.tokens[row]))
         if self.asked.complete(self.tokens[row]):
             self.ledgers[row] = self.cache.close_ledger(row)
 
@@ -160,6 +161,7 @@ def _across(
         return [begun]
     asked = replace(asked, said=tuple(begun.tokens))
     (ended,) = _greedy(engine, prompts, [(*questions[0], *begun.tokens)], asked)
+    ended.ledger.looks = begun.ledger.looks + ended.ledger.looks
     ended.prefill_s, ended.decode_s = ended.prefill_s + begun.prefill_s, ended.decode_s + begun.decode_s
     return [ended]
 
