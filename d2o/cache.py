@@ -152,7 +152,7 @@ class KVCache(Cache):
             self.ledgers.append(ledger)
 
     def look(self, row: int, tokens: int) -> None:
-        """Count the slots held by `row` when the last of so many `tokens` of its answer was chosen, where it is time."""
+        """Count the slots held by `row` when the last of so many `tokens` of its answer was chosen, if it is time."""
         if self.look_every and tokens % self.look_every == 0:
             held = self._held(row)
             self.looks.setdefault(row, []).append(round(sum(held) / len(held), 3))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from d2o.budget import budget_name
 from eval.plots.style import FULL, line_style, name_ends, panels, write_title
 from eval.scores.cell_data import CellData
+from eval.scores.means import Curve, held_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Curve = list[tuple[int, float]]  # (tokens generated, slots held, mean over rows)
 
 
 @dataclass
@@ -22,15 +21,6 @@ class HeldCurves:
 
     title: str
     lines: dict[str, Curve] = field(default_factory=dict)
-
-
-def held_curve(rows: Sequence[dict[str, Any]]) -> Curve:
-    """The mean over all rows as long as all go on: beyond the end of the shortest answer it would be one of others."""
-    counted = [row for row in rows if row.get("held")]
-    found: Curve = []
-    for values in zip(*(row["held"] for row in counted), strict=False):
-        found.append(((len(found) + 1) * counted[0]["every"], sum(values) / len(values)))
-    return found
 
 
 def held_curves(cells: Sequence[CellData]) -> list[HeldCurves]:

@@ -1,1 +1,1 @@
-"""A chain of assignments that is followed step by step: a task of long answers."""
+"""Chains of assignments that are followed step by step: a task of long answers."""

@@ -22,9 +22,7 @@ def said(prediction: str, fact: str) -> float:
 
 def followed(prediction: str, lines: Sequence[str]) -> float:
     """The share of the lines with which the prediction begins, one after the other."""
-    at = 0
-    for count, line in enumerate(lines):
-        if not prediction.startswith(line.strip() if count == 0 else line, at):
-            return count / len(lines)
-        at += len(line.strip() if count == 0 else line)
-    return 1.0
+    text = prediction.strip()
+    ends = [len("".join(lines[:count]).strip()) for count in range(1, len(lines) + 1)]
+    right = [text.startswith("".join(lines).strip()[:end]) for end in ends]
+    return sum(right) / len(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.scores.means import average
+from eval.scores.means import average, held_curve
 
 Rows = Sequence[Mapping[str, Any]]
 COLUMNS = {"followed": "followed", "told": "told", "answer_tokens": "tokens", "held_most": "most held"}
@@ -14,7 +14,7 @@ COLUMNS = {"followed": "followed", "told": "told", "answer_tokens": "tokens", "h
 def readings(rows: Rows) -> dict[str, float | None]:
     """followed, told: per cent; answer_tokens: mean of an answer; held_most, held_last: slots, the largest number of
     the curve and its last one."""
-    held = [mean for _, mean in curve(rows)]
+    held = [mean for _, mean in held_curve(rows)]
     return {
         **{key: _percent(average(row[key] for row in rows)) for key in ("followed", "told")},
         "answer_tokens": average(row["new_tokens"] for row in rows),
@@ -23,18 +23,9 @@ def readings(rows: Rows) -> dict[str, float | None]:
     }
 
 
-def curve(rows: Rows) -> list[tuple[int, float]]:
-    """(tokens generated, slots held, mean over the rows whose answers are as long)."""
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        for count, held in enumerate(row["held"], start=1):
-            found.setdefault(count * row["every"], []).append(held)
-    return [(at, sum(held) / len(held)) for at, held in sorted(found.items())]
-
-
 def report(rows: Rows) -> str:
-    """The curve in ten lines."""
-    points = curve(rows)
+    """The curve of the slots held, in about ten lines."""
+    points = held_curve(rows)
     shown = points[:: max(1, len(points) // 10)]
     lines = [f"{'tokens':>7}{'slots held':>12}"]
     return "\n".join([*lines, *(f"{at:>7}{held:>12.1f}" for at, held in shown)])
@@ -43,7 +34,7 @@ def report(rows: Rows) -> str:
 def records(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     """A record per row, and one per point of the curve."""
     keys = ("id", "followed", "told", "prompt_tokens", "new_tokens", "budget_realised")
-    points = [{"tokens": at, "held": held} for at, held in curve(rows)]
+    points = [{"tokens": at, "held": held} for at, held in held_curve(rows)]
     return {"chains": [{key: row[key] for key in keys} for row in rows], "held": points}
 
 

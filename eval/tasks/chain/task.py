@@ -1,11 +1,11 @@
-"""`mini_chain`: follow a chain of assignments step by step, a long answer that is read back while it is written.
+"""`mini_chain`: follow chains of assignments step by step, a long answer that is read back while it is written.
 
-Every line of the answer needs two sentences of the prompt, and a value that stands only in the answer itself, `least`
-steps before or earlier (24 tokens a step of the bundled tokenizer): what a method evicts while it decodes is missed. It
-is for `model=tiny_chain`, which has learnt it. A row, besides what every row holds:
+Every line of the answer needs two sentences of the prompt and, once a chain was walked before, a value that stands only
+in the answer itself, `least` steps before or earlier (24 tokens a step of the bundled tokenizer): what a method evicts
+while it decodes is missed. walk.py says what is asked. A row, besides what every row holds:
 
     followed    0..1, the share of the steps that were written without a mistake, up to the first one
-    told        0..1, the share of the people of whom the answer says what they keep
+    told        0..1, the share of the people who were handed a value of whom the answer says it rightly
     held        slots held when every `every`-th token of the answer was chosen, mean over layers and heads
     every       how many tokens lie between two numbers of `held`
 """
@@ -27,16 +27,16 @@ VERSION = 1  # of the chains: raise it when the same seed gives other rows
 
 
 class Chain(PromptTask):
-    """`steps`: people of a chain, each a line of the answer; `roots`: others, who have the values; `least`: steps that
-    lie at least between writing a value and needing it; `n`: rows; `question`: when it is fed, seen from the eviction
-    of the prompt (eval/tasks/checks.py); `every`: tokens between two looks at the slots held.
+    """`steps`: lines of the answer; `roots`: chains that are walked by turns; `least`: steps that lie at least between
+    writing a value and needing it; `n`: rows; `question`: when it is fed, seen from the eviction of the prompt
+    (eval/tasks/checks.py); `every`: tokens between two looks at the slots held.
 
     Bad values raise InputError when rows or the protocol are asked for.
     """
 
     name, stop = "mini_chain", (END,)
 
-    def __init__(self, steps: int = 40, roots: int = 8, least: int = 10, n: int = 50, seed: int = 0,
+    def __init__(self, steps: int = 40, roots: int = 12, least: int = 10, n: int = 50, seed: int = 0,
                  question: str = "again", every: int = 24, max_new_tokens: int | None = None) -> None:
         self.steps, self.roots, self.least, self.n, self.seed = steps, roots, least, n, seed
         self.question, self.every, self.new = question, every, max_new_tokens
@@ -83,10 +83,10 @@ class Chain(PromptTask):
             checks.whole("max_new_tokens", self.new, 1)
         if self.steps + self.roots > MOST:
             what = f"task.steps={self.steps} and task.roots={self.roots} are more than {MOST} people"
-            raise InputError(what, f"write task.steps={MOST - 8} task.roots=8")
-        if self.least >= self.steps:
-            what = f"task.least={self.least} is not below task.steps={self.steps}: all would be read in the prompt"
-            raise InputError(what, f"write task.least={max(1, self.steps // 4)}")
+            raise InputError(what, f"write task.steps={MOST - 12} task.roots=12")
+        if not self.least < self.roots < self.steps:
+            what = f"task.least={self.least}, task.roots={self.roots}, task.steps={self.steps} do not rise"
+            raise InputError(what, "more steps than chains, and more chains than steps between two of one")
 
 
 def scoring_protocol(task_name: str) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""The chain itself: who takes whose value, and who comes next.
+"""The chains themselves: who hands a value on to whom, and who comes next.
 
-A text says of every person whose value it takes and who comes next, and of a few roots what they keep:
+Several chains of people are walked by turns. A text says of the first of each what is kept, of the others to whom it
+goes on, and who comes next:
 
-    story: ... mar keeps amber. ... kel = mar. ... kel wants dov. ... dov = kel. ... dov wants print.
-    ? kel =
+    story: ... kel keeps amber. ... kel = dov. ... dov wants mar. ... mar = tam. ...
+    ? kel keeps
 
-What is to be written has a line for every person, in the order of the walk:
+What is to be written has a line for every step of the walk:
 
-     mar, mar keeps amber, kel keeps amber, kel wants dov.
-    ? dov = kel, kel keeps amber, dov keeps amber, dov wants print
+     amber, kel = dov, dov keeps amber, dov wants mar.
+    ? mar keeps linen, mar = tam, tam keeps linen, tam wants dov.
+    ? dov keeps amber, dov = ...
 
-What kel keeps stands in no sentence of the text: dov's value is to be read off what was written before. The names of a
-chain share no syllable, since look-alikes are another difficulty.
+What dov keeps stands in no sentence of the text: when dov's turn comes, it is to be read off what was written before.
+The names share no syllable, since look-alikes are another difficulty.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from eval.tasks.mini.grammar import VALUES, names, plain
+from eval.tasks.mini.grammar import VALUES, names
 
 SYLLABLE = 3  # letters
-LINE, FACTS, ROOT = 24, 12, 5  # tokens of a line that is written, of a person's facts, of a root's
+LINE, FACTS, ROOT = 24, 12, 5  # tokens of a line that is written, of the facts of a step, of what a root keeps
 MOST = 68  # people: of 80 syllables this many pairs are always found
 END = " print"  # wanted by the last person
 
@@ -30,7 +32,8 @@ END = " print"  # wanted by the last person
 @dataclass(frozen=True)
 class Walk:
     """`head`, `facts`, `question`: the prompt; `lines`: what is to be written, one for each step; `keeps`: per step
-    "name keeps value"; `back`: per step, how many steps ago the value it needs was written, 0 where a root has it."""
+    "name keeps value" of the one who is handed it; `back`: per step, how many steps ago the value that it needs was
+    written, 0 where the text has it."""
 
     head: str
     facts: list[str]
@@ -42,7 +45,7 @@ class Walk:
     @property
     def prompt(self) -> str:
         """The text and the first question."""
-        return plain(self.head + "".join(self.facts) + self.question)
+        return self.head + "".join(self.facts) + self.question
 
     @property
     def answer(self) -> str:
@@ -67,23 +70,39 @@ def unlike(rng: random.Random, split: str, count: int) -> list[str]:
 
 
 def walk(rng: random.Random, split: str, steps: int, roots: int, least: int) -> Walk:
-    """A chain of `steps` people over `roots` others; a value is taken from somebody of whom it was last written `least`
-    steps ago or earlier, from a root where there is nobody."""
+    """`roots` chains, `steps` steps in all; between two of one chain lie `least` at least, where there are chains
+    enough. The last step is of a chain that was walked before, where one is."""
     people = unlike(rng, split, steps + roots)
-    people, known = people[:steps], people[steps:]
-    value = dict(zip(known, rng.sample(VALUES, len(known)), strict=True))
-    facts = [f" {root} keeps {kept}." for root, kept in value.items()]
-    lines, keeps, back = [], [], []
-    said: dict[str, int] = {}  # at which step a person's value was last written
-    for i, who in enumerate(people):
-        source = rng.choice([one for one, at in said.items() if i - at >= least] or known)
-        back.append(i - said[source] if source in said else 0)
-        value[who] = value[source]
-        said |= {who: i} | ({source: i} if source in said else {})
-        then = f" {people[i + 1]}" if i + 1 < len(people) else END
-        facts += [f" {who} = {source}.", f" {who} wants{then}."]
+    heads, handed = people[:roots], people[roots:]
+    value = dict(zip(heads, rng.sample(VALUES, roots), strict=True))
+    facts = [f" {head} keeps {kept}." for head, kept in value.items()]
+    order = turns(rng, steps, roots, least)
+    last, holders, givers, back = {}, list(heads), [], []
+    for i, chain in enumerate(order):
+        back.append(i - last[chain] if chain in last else 0)
+        last[chain] = i
+        givers.append(holders[chain])
+        value[handed[i]] = value[holders[chain]]
+        holders[chain] = handed[i]
+    lines, keeps = [], []
+    for giver, who, then in zip(givers, handed, [*givers[1:], None], strict=True):
+        wanted = END if then is None else f" {then}"
+        facts += [f" {giver} = {who}.", f" {who} wants{wanted}."]
         keeps.append(f"{who} keeps {value[who]}")
-        told = f" {source}, {source} keeps {value[source]}, {keeps[-1]}, {who} wants{then}"
-        lines.append(told if then == END else f"{told}.\n?{then} =")
+        told = f" {value[who]}, {giver} = {who}, {keeps[-1]}, {who} wants{wanted}"
+        lines.append(told if then is None else f"{told}.\n?{wanted} keeps")
     rng.shuffle(facts)
-    return Walk("story:", facts, f"\n? {people[0]} =", lines, keeps, back)
+    return Walk("story:", facts, f"\n? {givers[0]} keeps", lines, keeps, back)
+
+
+def turns(rng: random.Random, steps: int, roots: int, least: int) -> list[int]:
+    """Which chain every step is of."""
+    last: dict[int, int] = {}
+    order: list[int] = []
+    for i in range(steps):
+        free = [chain for chain in range(roots) if i - last.get(chain, i - least) >= least]
+        walked = [chain for chain in free if chain in last]
+        free = walked if i == steps - 1 and walked else free
+        order.append(rng.choice(free) if free else min(last, key=lambda chain: last[chain]))
+        last[order[-1]] = i
+    return order
