@@ -36,6 +36,10 @@ def _is_number(value: Any) -> bool:
     return type(value) is int and abs(value) < MOST or type(value) is float and math.isfinite(value)
 
 
+def _is_amount(value: Any) -> bool:
+    return type(value) is float and 0 <= value < math.inf or _is_number(value) and value >= 0
+
+
 def _are_amounts(value: Any) -> bool:
     """A list of numbers from 0; a row has several of them, so the usual one is told without a call per number."""
     if not isinstance(value, list) or not value:
@@ -46,6 +50,8 @@ def _are_amounts(value: Any) -> bool:
 
 
 def _is_budget(value: Any) -> bool:
+    if type(value) is float and 0 < value <= 1:  # every row has one
+        return True
     try:
         read_budget(value)
     except (InputError, OverflowError):
@@ -60,12 +66,13 @@ def _is_edges(value: Any) -> bool:
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 COUNT = Kind("a whole number from 0", is_count)
 NUMBER = Kind("a number", _is_number)
-AMOUNT = Kind("a number from 0", lambda value: _is_number(value) and value >= 0)
+AMOUNT = Kind("a number from 0", _is_amount)
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 AMOUNTS = Kind("a list of numbers from 0", _are_amounts)
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
 SPANS = Kind("a list of [first, last + 1]", lambda value: isinstance(value, list) and all(map(_is_span, value)))
+SAMPLES = Kind("a list of objects with pred", lambda value: isinstance(value, list) and all(map(_is_sample, value)))
 BUDGET = Kind("a budget", _is_budget)
 SEED = Kind("a whole number", lambda value: type(value) is int and abs(value) < MOST)
 NAMED = Kind("an object of texts", lambda value: isinstance(value, dict) and all(map(_is_name, value.values())))
@@ -91,16 +98,17 @@ ROW = {
     "budget": BUDGET,
     "budget_realised": AMOUNT, "requested_slots": AMOUNTS, "held_prefill": AMOUNTS, "held_decode": AMOUNTS,
     "kv_bytes_prefill": COUNT, "kv_bytes_decode": COUNT, "prefill_s": AMOUNT, "decode_s": AMOUNT, "prompt_hash": TEXT,
-    "needles": SPANS,
+    "needles": SPANS, "sampling": OBJECT, "samples": SAMPLES,
 }  # fmt: skip
 
 
 def wrong(found: Mapping[str, Any], kinds: Mapping[str, Kind]) -> str | None:
     """The first field that is not what it has to be, with its value; None where all are."""
-    for key, kind in kinds.items():
-        value = found.get(key)
-        if value is not None and not kind.holds(value):
-            return f"{key} is {shortly(value)}, not {kind.words}"
+    at = found.get
+    for key, (words, holds) in kinds.items():
+        value = at(key)
+        if value is not None and not holds(value):
+            return f"{key} is {shortly(value)}, not {words}"
     return None
 
 
@@ -138,6 +146,10 @@ def reading(what: str) -> Iterator[None]:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         hint = "its rows are not what its task writes: move it away, or make it again"
         raise InputError(f"{what}: cannot be read ({why[: 2 * SHOWN]})", hint) from error
+
+
+def _is_sample(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("pred"), str)
 
 
 def _is_span(value: Any) -> bool:

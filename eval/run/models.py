@@ -9,13 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from d2o.budget import Budget
 from eval.cells.identity import model_name
-from eval.config.build import build, check_given
+from eval.config.build import build, check_given, text_of
 from eval.run.dry_run import Size
-from eval.run.plan import Plan
+from eval.run.plan import Plan, sampling_of
 from eval.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from d2o.lab.together import Sharing
     from d2o.models.loading import LoadedModel
     from d2o.models.outline import Outline
+    from eval.cells.identity import Composed
 
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
 _outlines: dict[str, Outline | None] = {}  # of the last model too
@@ -38,6 +37,7 @@ def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
 
     cfg = planned.composed.cfg
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": planned.task.longest}
+    options["sampling"] = sampling_of(cfg)
     if planned.task.prompted and not planned.task.readings:
         options["graph"] = cfg.engine.graph
     kind = AtlasLab if drawing else SharedLab if shared else Lab
@@ -59,7 +59,7 @@ def load_model(cfg: Any) -> LoadedModel:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    key = OmegaConf.to_yaml(OmegaConf.create({"model": cfg.model, "engine": cfg.engine}), resolve=True)
+    key = text_of(cfg.model, cfg.engine)
     if key not in _last:
         _last.clear()
         logging.set_verbosity_error()
@@ -78,7 +78,7 @@ def outline_of(cfg: Any) -> Outline | None:
     from d2o.models.outline import outline
 
     check_given(cfg.model, "model")
-    key = str((OmegaConf.to_yaml(cfg.model, resolve=True), cfg.engine.dtype, cfg.engine.device))
+    key = text_of(cfg.model, cfg.engine.dtype, cfg.engine.device)
     if key not in _outlines:
         _outlines.clear()
         _tokens.clear()
@@ -113,7 +113,7 @@ def _prompt_tokens(planned: Plan, found: Outline, missing: Sequence[Sample]) -> 
     """Of each missing row."""
     from d2o.lab.lab import Lab
 
-    task, asked = planned.task, OmegaConf.to_yaml(planned.composed.cfg.task, resolve=True)
+    task, asked = planned.task, text_of(planned.composed.cfg.task)
     lab = Lab(found.loaded, planned.method, planned.composed.cfg.budget)
     for sample in missing:
         if (asked, sample.id) not in _tokens:
@@ -128,6 +128,23 @@ def _shares(planned: Plan, found: Outline) -> bool:
     cfg, longest = planned.composed.cfg, planned.task.longest or found.loaded.window
     budget = Budget(cfg.budget, found.token_bytes or 0)
     return not cfg.engine.graph and will_share(found.loaded.model, planned.method, budget, longest)
+
+
+def check_place(composed: Composed) -> None:
+    """Raises InputError for a model's path that leads nowhere; nothing is loaded or unpacked."""
+    from d2o.models.unpack import check_folder, gguf_file, is_file
+
+    place = composed.cfg.model.get("path")
+    if place is not None:
+        (gguf_file if is_file(str(place)) else check_folder)(str(place))
+
+
+def check_device(composed: Composed) -> None:
+    """Raises InputError for a GPU that is not there."""
+    if composed.cfg.engine.device.startswith("cuda"):
+        from d2o.models.loading import resolve_device
+
+        resolve_device(composed.cfg.engine.device)
 
 
 def check_size(planned: Plan) -> None:
