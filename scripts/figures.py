@@ -19,7 +19,8 @@ from d2o.errors import InputError
 from scripts.command import ROOT, call, read, run
 
 NEEDLE = """
-run_pred.py -m results_dir=results/figures/needle task=needle budget=.2 method=full,streaming_llm,h2o,snapkv,d2o
+run_pred.py -m results_dir=results/figures/needle task=needle task.lengths=6 task.depths=6 task.repeats=5 budget=.2 \
+method=full,streaming_llm,h2o,snapkv,d2o
 scripts/plot.py kind=needle results_dir=results/figures/needle what=recall out=docs/needle-recall.png
 scripts/plot.py kind=needle results_dir=results/figures/needle 'what=survival,held or merged' \
 out=docs/needle-survival.png
