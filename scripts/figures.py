@@ -1,6 +1,6 @@
 """Make figures of docs/ again, from nothing. Every command is printed, then run; a second call goes on after a stop.
 
-python scripts/figures.py needle            needle maps of five methods on the bundled model, four minutes on two cores
+python scripts/figures.py needle            needle maps of five methods on the bundled model, two minutes of one core
 python scripts/figures.py positions         slot against original positions on stories260K, in $D2O_SHARED/models
 
 Rows lie in results/figures/<name>. After a change of the model delete that folder first: rows of two are not mixed.

@@ -22,7 +22,8 @@ def test_a_band_is_the_interval_over_segments_around_the_mean_over_tokens():
 
 
 def test_an_atlas_names_its_row_and_every_line():
-    atlas = {"layers": 1, "heads": 1, "seen": 100, "prompt_tokens": 90, "prefill": [[[[0, 40]]]], "decode": [[[[0, 9]]]],
+    atlas = {"layers": 1, "heads": 1, "seen": 100, "prompt_tokens": 90,
+             "prefill": [[[[0, 40]]]], "decode": [[[[0, 9]]]],
              "merges": {"layer": [], "head": [], "source": []}}  # fmt: skip
     with style():
         figure = plot_atlas.atlas_figure(atlas, "d2o 20 %, mini_single, row r0", [[20, 21], [50, 60]])
