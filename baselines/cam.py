@@ -60,8 +60,8 @@ class CaM(Over):
     def __init__(self, chooser: KVLayer, merge: int, variant: str) -> None:
         super().__init__(chooser)
         self.merge, self.variant = merge, variant
+        self.carried = ("received",)
         self.state, self.rows = (*chooser.state, "received"), "last" if variant == "hh_mask" else "all"
-        self.leaving: Tensor | None = None  # [B, Hkv, 1], what the leaving slot of each head received
 
     def arm(self) -> None:
         """As for every method; merging begins with the first step: the cut before it merges nothing."""
@@ -81,15 +81,17 @@ class CaM(Over):
         if self.chooser.rows != "none":
             self.shown().observe(attn)
 
-    def _victim(self, used: int) -> Tensor:
-        victim = super()._victim(used)
-        self.leaving = self.received.view(-1).index_select(0, victim).view(*self.positions.shape[:2], 1)
-        return victim
-
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
-        """Add a share of the value that leaves to those behind it, where the draw says so."""
-        received = self.received[rows, :, : kept.positions.shape[2]]
-        at, value, own = evicted.positions, evicted.values, self.leaving[rows]
+        """Add a share of each value that leaves to those behind it, where the draw says so; one after the other."""
+        for e in range(evicted.positions.shape[2]):
+            some = slice(e, e + 1)
+            state = {name: x[:, :, some] for name, x in evicted.state.items()}
+            one = Entries(*(x[:, :, some] for x in (evicted.keys, evicted.values, evicted.positions)), state)
+            self._absorb_one(one, kept)
+
+    def _absorb_one(self, evicted: Entries, kept: Entries) -> None:
+        received = kept.state["received"]
+        at, value, own = evicted.positions, evicted.values, evicted.state["received"]
         if self.variant == "hh_mask":
             movable = torch.where(kept.positions >= self.sinks, kept.positions, NOWHERE)
             at, slot = movable.min(dim=-1, keepdim=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from d2o.budget import Budget
-from d2o.eviction import Eviction
+from d2o.decoding import Decoding
 from d2o.feed import Feed, chunks
 from d2o.models.about import About
 from d2o.rows import LastRows, PromptRows
@@ -22,7 +22,7 @@ LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "ea
          "follow", "attention_keys", "row_bytes", "_victim", "_absorb_victim"}  # fmt: skip
 
 
-class Method(Eviction):
+class Method(Decoding):
     """Settings and answers of a method. Subclasses of KVLayer set:
 
     state            names of the per-slot tensors `[B, Hkv, C]` that they keep

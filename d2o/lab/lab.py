@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any
 
+from d2o.budget import Budget
 from d2o.engine.engine import Engine
 from d2o.engine.generation import Asked as Words
 from d2o.engine.generation import Generation, generate
@@ -38,7 +39,7 @@ class Lab:
         self,
         loaded: LoadedModel,
         method: Callable[[], KVLayer],
-        budget: float | str,
+        budget: float | str | Budget,
         *,
         chunk: int | None = None,
         seed: int = 0,

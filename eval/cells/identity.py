@@ -17,13 +17,13 @@ from d2o.budget import short_name
 from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path", "task.file")
-IDENTITY = ("method", "budget", "model", "task", "seed", "engine")
+IDENTITY = ("method", "budget", "budget_generated", "model", "task", "seed", "engine")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
          "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
-         "method.sink_tokens": 0}  # fmt: skip
+         "method.sink_tokens": 0, "budget_generated": None, "engine.evict_every": 1}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
 ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None, "task.turns": 1}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise

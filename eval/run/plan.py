@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from d2o.budget import Budget
 from d2o.errors import InputError
 from eval.cells import shards
 from eval.cells.identity import folder, model_protocol
@@ -74,10 +75,18 @@ def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> P
 
 def settle(composed: Composed) -> Callable[..., Any]:
     """The method; one that evicts nothing has one budget, 1. Raises InputError."""
-    method = build(composed.cfg.method, "method", composed.cfg.plugins)
-    if not method().budgeted:
-        composed.cfg.budget = 1.0
+    cfg = composed.cfg
+    method = build(cfg.method, "method", cfg.plugins)
+    layer = method()
+    if not layer.budgeted:
+        cfg.budget, cfg.budget_generated, cfg.engine.evict_every = 1.0, None, 1
+    budget_of(cfg).check_method(layer)
     return method
+
+
+def budget_of(cfg: Any, token_bytes: int = 0) -> Budget:
+    """All that a config says of how many slots are held, and when. Raises InputError."""
+    return Budget(cfg.budget, token_bytes, cfg.budget_generated, cfg.engine.evict_every)
 
 
 def dataset_hash(samples: Sequence[Sample]) -> str:

@@ -32,6 +32,7 @@ from eval.track.tracker import Tracker
 
 Left = Callable[[Composed, Exception], None]
 T = TypeVar("T")
+LATER = ("evict_every",)  # settings of the engine that say nothing of how a prompt is read
 MOST = 64  # caches that are held and answer at once; more are cut in turns while the prompt stays
 
 
@@ -41,7 +42,8 @@ def same_prompts(cells: Sequence[T], of: Callable[[T], Composed] = lambda cell: 
     groups: dict[str, list[T]] = {}
     for cell in cells:
         cfg = of(cell).cfg
-        words = {key: cfg[key] for key in ("model", "task", "engine", "limit", "shard", "batch_size", "results_dir")}
+        words = {key: cfg[key] for key in ("model", "task", "limit", "shard", "batch_size", "results_dir")}
+        words["engine"] = {key: value for key, value in cfg.engine.items() if key not in LATER}
         shares = cfg.share_prefill and not cfg.atlas and cfg.batch_size != "auto"  # methods differ in what fits
         apart = "" if shares else f"{len(groups)} alone"
         groups.setdefault(OmegaConf.to_yaml(OmegaConf.create(words), resolve=True) + apart, []).append(cell)
