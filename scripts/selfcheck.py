@@ -38,6 +38,7 @@ ANY_MODEL = {  # what was trained or calibrated fits one model, and nothing chec
     "triattention": {"stats": "prompt"},
     "qfilter": {"stats": "prompt"},
     "duo_attention": {"gates": "prompt"},
+    "headkv": {"scores": "prompt"},
 }
 
 

@@ -10,6 +10,14 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and all they start, ignore it
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG = ("test_extending.py", "test_slurm.py", "test_properties.py", "test_properties_batches.py", "test_wheel.py",
+        "test_budgets.py", "test_rerun.py", "test_kill.py", "test_kill_together.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes begin first, so that two processes side by side end together."""
+    places = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session")

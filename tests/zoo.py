@@ -48,6 +48,7 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.headwise import headwise
 from baselines.over.layerwise import layerwise
 from baselines.prefill.duo_attention import DuoAttention
+from baselines.prefill.headkv import HeadKV
 from baselines.prefill.keydiff import KeyDiff
 from baselines.prefill.kvzip import KVzip
 from baselines.prefill.lagkv import LagKV
@@ -141,6 +142,7 @@ LISTED = {
 CALIBRATED = {name: functools.partial(one, stats="prompt") for name, one in
               {"triattention": TriAttention, "qfilter": QFilter}.items()}  # fmt: skip
 CALIBRATED["duo_attention"] = functools.partial(DuoAttention, "prompt", 2, 6)
+CALIBRATED["headkv"] = functools.partial(HeadKV, "prompt", window=8)
 ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and further knobs of them
     "snapkv_evict": functools.partial(SnapKV, window=8, decoding="evict"),
     "h2o_vatp": functools.partial(H2O, value_norm=True, sink_tokens=3),

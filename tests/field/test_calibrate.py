@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from baselines.calibration import FILE, statistics
 from baselines.decode.triattention import TriAttention
 from baselines.prefill.duo_attention import DuoAttention
+from baselines.prefill.headkv import HeadKV, read_heads
 from baselines.prefill.qfilter import QFilter
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
@@ -56,7 +57,7 @@ def test_the_bundled_model_has_its_file_and_others_are_told_how(tmp_path):
             statistics(str(tmp_path / f"{name}.safetensors"), About(loaded.model), {"mean": (4, 32)}, 0)
 
 
-@pytest.mark.parametrize("make", [TriAttention, QFilter, DuoAttention])
+@pytest.mark.parametrize("make", [TriAttention, QFilter, DuoAttention, HeadKV])
 def test_a_row_of_a_batch_is_the_row_alone(make):
     """With the bundled model's own statistics, which are the same for all rows."""
     model, texts = load(str(ROOT / "models" / "tiny")).model, [list(range(5, 60)), list(range(90, 130))]
@@ -80,3 +81,9 @@ def test_the_command(tmp_path, capsys):
     command.main([f"text={text}", f"out={out}"])
     assert "2 texts" in capsys.readouterr().out
     assert {name: x.shape[0] for name, x in load_file(out).items()} == {"mean": 4, "modulus": 4, "axis": 4, "gates": 4}
+    named = tmp_path / "heads.json"
+    command.main([f"text={text}", f"heads={named}"])
+    gates, scores = load_file(out)["gates"], read_heads(str(named))
+    group = len(scores) // gates.numel()
+    assert group > 1 and len(scores) == gates.numel() * group
+    assert all(scores[i, h] == pytest.approx(float(gates[i, h // group])) for i, h in scores)
