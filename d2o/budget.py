@@ -82,9 +82,9 @@ class Budget:
         """The budget as a fraction of a prompt of `length` tokens, at most 1."""
         return self.value if self.size is None and self.value <= 1 else min(1.0, self.slots(length) / length)
 
-    def check_method(self, layer: Any) -> None:
+    def check_method(self, layer: Any, graph: bool = False) -> None:
         """InputError for evictions at intervals, and for slots of generated tokens, where the method of `layer`, a
-        KVLayer, evicts none of those, or begins with them."""
+        KVLayer, evicts none of those, or begins with them; and where all steps have to be alike, for a `graph`."""
         if self.generated is None and self.every == 1 or not layer.budgeted:
             return
         name = type(layer).__name__.lower()
@@ -93,6 +93,8 @@ class Budget:
         if not layer.decode_eviction:
             what = f"{' and '.join(asked)} with {name}, which evicts once, after the prefill, and then never again"
             raise InputError(what, f"leave {asked[0].split('=')[0]} out, or take a method that evicts while decoding")
+        if graph and self.every > 1:
+            raise InputError(f"{asked[0]} with engine.graph=true, whose steps are all alike", "leave one of them out")
         if self.generated is not None and layer.compress_at != "prefill":
             what = f"{asked[-1]} with {name} that cuts the prompt at the first step, when a token is generated already"
             raise InputError(what, "method.compress_at=prefill, or leave budget_generated out")

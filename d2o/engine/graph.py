@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from d2o.budget import Budget
 from d2o.cache import KVCache
 from d2o.errors import InputError
 from d2o.layer import KVLayer
@@ -20,15 +19,13 @@ from d2o.layer import KVLayer
 HINT = "leave engine.graph out"
 
 
-def check_graph(device: torch.device, layer: KVLayer, budget: Budget) -> None:
+def check_graph(device: torch.device, layer: KVLayer) -> None:
     """Raises InputError where no step can be captured."""
     if device.type != "cuda":
         raise InputError(f"engine.graph=true on {device.type}: a CUDA graph needs a GPU", HINT)
     if not (layer.decode_eviction and layer.budgeted):
         what = f"engine.graph=true with {type(layer).__name__}, whose cache grows with every token"
         raise InputError(what, f"take a method that evicts at every step, or {HINT}")
-    if budget.every > 1:
-        raise InputError(f"engine.graph=true with evict_every={budget.every}, whose steps are not all alike", HINT)
 
 
 def is_static(cache: KVCache) -> bool:

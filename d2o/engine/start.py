@@ -42,11 +42,11 @@ def open_engine(
     wanted = budget if isinstance(budget, Budget) else Budget(budget)
     check_config(model.config)
     engine = Engine(model.eval(), method, wanted, chunk=chunk, seed=seed, graph=graph, longest=window)
-    wanted.check_method(engine.prototype)
+    wanted.check_method(engine.prototype, graph)
     if engine.prototype.plain_attention:
         check_plain(model.config, any(engine.windows), type(engine.prototype).__name__.lower())
     if graph:
-        check_graph(engine.device, engine.prototype, wanted)
+        check_graph(engine.device, engine.prototype)
     expected = None if is_attached(model) else probe.stock_logits(model)
     engine.switch = find_switch(model)
     longest = window or own_window(model.config)
