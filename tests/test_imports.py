@@ -22,9 +22,9 @@ EVAL_FLOORS = [["cli"], ["run"], ["track"], ["config", "plots"], ["tables"], ["t
                ["exits", "text", ""]]  # fmt: skip
 D2O_FLOORS = [["stock"], ["lab"], ["engine"], ["cache"], ["REST"], ["kernels"], ["errors"]]
 ENGINE_FLOORS = [["opened"], ["start", "probe", "rotary"], ["together", "turns"], ["reading", "side"],
-                 ["engine", "generation", "graph", "reader", "switch"]]  # fmt: skip
+                 ["generation", "replies"], ["engine", "graph", "reader", "sampling", "switch"]]  # fmt: skip
 APART = [("eval.config", "eval.plots"), ("eval.plots", "eval.config")]  # neighbours that know nothing of one another
-LIGHT = {"d2o.errors", "d2o.budget"}  # what all of eval may know of the engine; they import nothing heavy
+LIGHT = {"d2o.errors", "d2o.budget", "d2o.engine.sampling"}  # what all of eval may know; nothing heavy is in it
 MODELS = ("eval.run.cell", "eval.run.models")  # the rest of it is theirs alone
 HEAVY = {"torch", "transformers", "datasets", "wandb", "matplotlib", "jieba", "rouge", "rouge_score", "accelerate"}
 HEAVY |= {"lm_eval"}

@@ -155,6 +155,7 @@ ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and 
     "layerwise_snapkv": functools.partial(layerwise, "snapkv", "variance", base_args={"window": 8}),
     "layerwise_keydiff": functools.partial(layerwise, "keydiff", "pyramid", 4),
     "kvzip_layer": functools.partial(KVzip, "layer", 2, 32),
+    "kvzip_plus": functools.partial(KVzip, plus=True),
     "lagkv_short": functools.partial(LagKV, lag=8),
     "keydiff_blocks": functools.partial(KeyDiff, block=16, reading="blocks"),
 }

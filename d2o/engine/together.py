@@ -1,4 +1,4 @@
-"""Greedy answers of many methods and budgets to one batch of prompts, for little more than the price of one.
+"""Answers of many methods and budgets to one batch of prompts, for little more than the price of one.
 
 The prompts are read once (d2o/engine/reading.py), each follower is cut in its own way, and all of them answer as rows
 of one batch (d2o/engine/side.py). What each answers is what `generate` gives alone; a batch of other rows may move a
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
-from d2o.engine.generation import Asked, Generation, Ids, Replies, Watch, by_question, checked, generate
+from d2o.engine.generation import Ids, by_question, respond
 from d2o.engine.reading import Reading, alike
+from d2o.engine.replies import Asked, Generation, Replies, Watch, joined
 from d2o.engine.side import Part, SideBySide
 from d2o.errors import InputError, NotFinite
 from d2o.stop import NEVER, Stop
@@ -49,6 +50,18 @@ def generate_together(
         Asked(max_new_tokens, stop, anew and questions is None, watch)
         for anew, watch in zip(agains, watches or [None] * len(engines), strict=True)
     ]
+    return respond_together(engines, prompts, questions, asked, most)
+
+
+def respond_together(
+    engines: Sequence[Engine],
+    prompts: Sequence[Ids],
+    questions: Sequence[Ids] | None,
+    asked: Sequence[Asked],
+    most: int | None = None,
+) -> list[Answers]:
+    """As generate_together; `asked`: of each engine, the same but `again` and the watch. A row's samples are given one
+    after the other, each by all engines at once."""
     found: dict[int, Answers] = {}
     for group in alike(engines):
         some = [engines[i] for i in group]
@@ -62,7 +75,7 @@ def generate_together(
 
 def _alone(engine: Engine, prompts: Sequence[Ids], questions: Sequence[Ids] | None, asked: Asked) -> Answers:
     try:
-        return generate(engine, prompts, asked.most, asked.stop, questions, asked.again, asked.watch)
+        return respond(engine, prompts, questions, asked)
     except NotFinite:
         raise  # the model's, whoever asks
     except InputError as error:
@@ -85,8 +98,8 @@ class Batch:
         """Per engine its generations, in the order of `prompts`."""
         refused: dict[int, InputError] = {}
 
-        def rows(some: list[Ids], fed: list[Ids]) -> list[dict[int, Generation]]:
-            found = self._answer(some, fed, refused)
+        def rows(which: list[int], some: list[Ids], fed: list[Ids]) -> list[dict[int, Generation]]:
+            found = self._answer(some, fed, [asked.of(which) for asked in self.asked], refused)
             return [{i: answers[b] for i, answers in found.items()} for b in range(len(some))]
 
         by_row = by_question(prompts, questions, rows)
@@ -94,38 +107,49 @@ class Batch:
 
     @torch.inference_mode()
     def _answer(
-        self, prompts: list[Ids], questions: list[Ids], refused: dict[int, InputError]
+        self, prompts: list[Ids], questions: list[Ids], asked: list[Asked], refused: dict[int, InputError]
     ) -> dict[int, list[Generation]]:
         """One batch whose questions are of one length; what is `refused` is written down."""
         clock, count = self.engines[0].clock, len(self.engines)
         began = clock()
-        reserve = self.asked[0].most + len(questions[0])
-        begun = partial(_show_empty, self.asked)
+        reserve = asked[0].most + len(questions[0])
+        begun = partial(_show_empty, asked)
         reading = Reading(self.engines, prompts, reserve, self.most < count, begun)
         shared = (clock() - began) / count
         found: dict[int, list[Generation]] = {}
         for start in range(0, count, self.most):
-            began, replies = clock(), self._cut(reading, range(start, min(start + self.most, count)), refused)
+            began, replies = clock(), self._cut(reading, range(start, min(start + self.most, count)), asked, refused)
             if replies:
                 first = self._question(list(replies.values()), prompts, questions, reading.logits)
-                prefilled = clock()
-                self._decode(list(replies.values()), first)
-                share = 1 / len(replies)
-                seconds = shared + (prefilled - began) * share, (clock() - prefilled) * share
-                found |= {i: one.done(*(s / len(prompts) for s in seconds)) for i, one in replies.items()}
+                share = shared + (clock() - began) / len(replies)
+                told = self._samples(list(replies.values()), first, share / len(prompts))
+                found |= zip(replies, told, strict=True)
             replies = None  # the caches go before the next are cut
         return found
 
-    def _cut(self, reading: Reading, some: range, refused: dict[int, InputError]) -> dict[int, Replies]:
+    def _cut(
+        self, reading: Reading, some: range, asked: list[Asked], refused: dict[int, InputError]
+    ) -> dict[int, Replies]:
         """The caches of `some` followers, with no answers yet."""
         replies: dict[int, Replies] = {}
         for i in some:
             try:
-                replies[i] = Replies(self.engines[i].model, reading.cut(i), self.asked[i])
-                self.asked[i].show("prefill", replies[i].cache)
+                replies[i] = Replies(self.engines[i].model, reading.cut(i), asked[i])
+                asked[i].show("prefill", replies[i].cache)
             except InputError as error:
                 refused[i] = error
         return replies
+
+    def _samples(self, replies: list[Replies], first: Tensor, prefill_s: float) -> list[list[Generation]]:
+        """For every follower its rows' answers, further samples with them; `first [sum of rows, vocab]` are the logits
+        of the first tokens, `prefill_s` the seconds of a row so far."""
+        clock, found = self.engines[0].clock, []
+        for some in zip(*(one.each() for one in replies), strict=True):
+            began = clock()
+            self._decode(list(some), first)
+            decode_s = (clock() - began) / len(first)
+            found.append([one.done(prefill_s, decode_s) for one in some])
+        return [joined(samples) for samples in zip(*found, strict=True)]
 
     def _question(self, replies: list[Replies], prompts: list[Ids], questions: list[Ids], logits: Tensor) -> Tensor:
         """Logits `[sum of rows, vocab]` of the first tokens of the answers; `logits [B, vocab]` came of the prompts."""
@@ -145,9 +169,10 @@ class Batch:
 
     def _decode(self, replies: list[Replies], logits: Tensor) -> None:
         """A token per open row and step; `logits [sum of rows, vocab]` are those of the first."""
-        for count in range(1, self.asked[0].most + 1):
-            logits = self.asked[0].allowed(logits, count)
-            places = iter(checked(logits, logits.argmax(dim=-1)).tolist())
+        asked = replies[0].asked
+        for count in range(1, asked.most + 1):
+            noise = [part for one in replies for part in one.noise_of(one.open, count)]
+            places = iter(asked.choose(logits, count, noise).tolist())
             next_tokens = []
             for one in replies:
                 taken = [(row, next(places)) for row in one.open]

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from d2o.cache import KVCache
-from d2o.engine.generation import Generation
+from d2o.engine.replies import Generation
+from d2o.engine.sampling import Draws
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt as ids, context and question; `spans` are positions [first, last + 1) in the context."""
+    """A prompt as ids, context and question; `spans` are positions [first, last + 1) in the context; `draws`: how it is
+    answered, None: greedily."""
 
     context: list[int]
     question: list[int]
     spans: list[Span]
+    draws: Draws | None = None
 
     def parts(self, late: int) -> tuple[list[int], list[int]]:
         """What is fed before the eviction, and the last `late` tokens."""
@@ -31,9 +34,22 @@ class Asked:
 
 
 @dataclass
+class Completion:
+    """What was generated, with what ended it; `row` is the ledger's part of a row, and the seconds; `raw`: the text
+    with the model's thoughts, where some were taken out of it (d2o/models/thinking.py). `drawn`, `others`: as in
+    d2o.engine.replies.Generation."""
+
+    text: str
+    tokens: list[int]
+    row: dict[str, Any]
+    raw: str | None = None
+    drawn: dict[str, Any] | None = None
+    others: list[Completion] = field(default_factory=list)
+
+
+@dataclass
 class Answer:
-    """What was generated; `row` is the ledger's part of a row, and the seconds; `raw`: the text with the model's
-    thoughts, where some were taken out of it (d2o/models/thinking.py).
+    """A completion, and what was left of its prompt.
 
     held: `[Hkv, C]` positions per layer right after the eviction, -1 for an empty slot; merges: per layer the positions
     `[Hkv, n]` that left into a kept slot then, -1 for those that did not.
@@ -45,6 +61,8 @@ class Answer:
     held: list[Tensor]
     merges: list[Tensor | None]
     raw: str | None = None
+    drawn: dict[str, Any] | None = None
+    others: list[Completion] = field(default_factory=list)
 
     def survival(self, spans: Sequence[Span]) -> dict[str, list[float]]:
         """Per layer: the share of the slots of these positions that is held (`survival`) or merged into one that is
@@ -60,16 +78,6 @@ class Answer:
             found["survival_any"].append(_share(there.any(dim=0)))
             found["merged"].append(_share(gone & ~there))
         return found
-
-
-@dataclass
-class Completion:
-    """What was generated, with what ended it; `row` and `raw` as in Answer."""
-
-    text: str
-    tokens: list[int]
-    row: dict[str, Any]
-    raw: str | None = None
 
 
 class Survivors:

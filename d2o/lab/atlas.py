@@ -8,6 +8,7 @@ values, so what these columns hold afterwards are the weights. Nothing of the ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
-from d2o.engine.generation import generate
+from d2o.engine.generation import respond
+from d2o.engine.replies import Asked as Words
+from d2o.engine.sampling import Draws
 from d2o.errors import InputError
 from d2o.eviction import Entries, Eviction
 from d2o.lab.answer import Answer, Asked, Completion
@@ -92,8 +95,9 @@ def draw_atlas(
     stop: Stop = NEVER,
     question: Sequence[int] = (),
     again: bool = False,
+    draws: Draws | None = None,
 ) -> dict[str, Any]:
-    """Generate for this one prompt, and say what its cache held; JSON-able.
+    """Generate for this one prompt, its first sample where it has draws, and say what its cache held; JSON-able.
 
     tokens            the answer, the same ids that `generate` gives
     layers, heads, prompt_tokens, seen: tokens passed at the end
@@ -105,7 +109,8 @@ def draw_atlas(
         what = f"an atlas of {len(prompt) + len(question)} tokens"
         raise InputError(what, f"draw it for a prompt of at most {LONGEST} tokens, for example task.length=2048")
     drawing, questions = Drawing(), [list(question)] if len(question) else None
-    (found,) = generate(engine, [list(prompt)], max_new_tokens, stop, questions, again, watch=drawing)
+    asked = Words(max_new_tokens, stop, again and questions is None, drawing, draws=draws and replace(draws, only=0))
+    (found,) = respond(engine, [list(prompt)], questions, asked)
     cache, last = drawing.cache, snapshot(drawing.cache)
     return {
         "version": 1,
@@ -132,19 +137,21 @@ class AtlasLab(Lab):
         max_new_tokens: int,
         stop: tuple[str, ...] = (),
         when: str = "before",
+        draws: Draws | None = None,
     ) -> list[Completion]:
         """As Lab.answers."""
         (one,) = prompts
         ends = stop_at(self.loaded, stop)
-        self.atlas = draw_atlas(self.engine, one.ids, max_new_tokens, ends, one.question, when == "again")
-        return super().answers(prompts, max_new_tokens, stop, when)
+        self.atlas = draw_atlas(self.engine, one.ids, max_new_tokens, ends, one.question, when == "again", draws)
+        return super().answers(prompts, max_new_tokens, stop, when, draws)
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
         """As Lab.generate."""
         prompt, question = asked.parts(late)
-        self.atlas = draw_atlas(self.engine, prompt, max_new_tokens, stop_at(self.loaded, stop), question, again)
+        ends = stop_at(self.loaded, stop)
+        self.atlas = draw_atlas(self.engine, prompt, max_new_tokens, ends, question, again, asked.draws)
         return super().generate(asked, max_new_tokens, stop, late, again)
 
 

@@ -5,14 +5,17 @@ It knows texts, ids and positions, and nothing of any task. Times wait for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 from d2o.budget import Budget
 from d2o.engine.engine import Engine
-from d2o.engine.generation import Asked as Words
-from d2o.engine.generation import Generation, generate
+from d2o.engine.generation import respond
+from d2o.engine.replies import Asked as Words
+from d2o.engine.replies import Generation
+from d2o.engine.sampling import Draws, Sampling
 from d2o.engine.start import open_engine
 from d2o.engine.turns import converse
 from d2o.errors import InputError
@@ -27,13 +30,14 @@ from d2o.models.prompt import Encoded, begun, encode, encode_apart, encode_parts
 from d2o.models.support import mixes
 from d2o.models.thinking import read_answer
 from d2o.models.turns import later_turns
-from d2o.stop import Stop
+from d2o.models.until import up_to
 
 
 class Lab:
     """`longest`: the longest text that will be fed, in tokens, where it is less than the model's window; to be set
     before anything is measured. Where only some layers slide, they do if the window lets a text be that long: what is
-    kept must not hang on which samples are left to do. `graph`: decode steps are replayed from a CUDA graph."""
+    kept must not hang on which samples are left to do. `graph`: decode steps are replayed from a CUDA graph.
+    `sampling`: how `draws` draws, by default greedily."""
 
     def __init__(
         self,
@@ -45,7 +49,9 @@ class Lab:
         seed: int = 0,
         longest: int | None = None,
         graph: bool = False,
+        sampling: Sampling | None = None,
     ) -> None:
+        self.sampling = sampling or Sampling(seed=seed)
         self.loaded, self.window, self.longest = loaded, loaded.window, longest
         self._asked, self._options, self._graph = (method, budget), {"chunk": chunk, "seed": seed}, graph
 
@@ -127,28 +133,41 @@ class Lab:
         return encode_apart(self.loaded, context, question, max_new_tokens, chat, truncate)
 
     # ---- measuring
+    def draws(self, names: Sequence[str], **said: Any) -> Draws | None:
+        """How the rows of these names are to be answered; None: greedily. `said`: words of Sampling that differ from
+        the lab's. Raises InputError."""
+        sampling = Sampling(**{**asdict(self.sampling), **said}) if said else self.sampling
+        return Draws(sampling, tuple(names)) if sampling.on else None
+
     def answers(
-        self, prompts: Sequence[Encoded], max_new_tokens: int, stop: tuple[str, ...] = (), when: str = "before"
+        self,
+        prompts: Sequence[Encoded],
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        when: str = "before",
+        draws: Draws | None = None,
     ) -> list[Completion]:
-        """Greedy answers of a batch. `when`: the question was read "before" the eviction; "again", the same, and the
-        last token of the prompt is read once more, from the cache; "after" it."""
+        """Answers of a batch. `when`: the question was read "before" the eviction; "again", the same, and the last
+        token of the prompt is read once more, from the cache; "after" it. `draws`: what Lab.draws gives."""
         questions = [prompt.question for prompt in prompts] if when == "after" else None
         texts, ends = [prompt.ids for prompt in prompts], stop_at(self.loaded, stop)
-        found = generate(self.engine, texts, max_new_tokens, ends, questions, again=when == "again")
+        asked = Words(max_new_tokens, ends, when == "again", draws=draws)
+        found = respond(self.engine, texts, questions, asked)
         return self.completions(texts if questions is None else questions, found)
 
     def converse(
         self,
         opening: Encoded,
         turns: Sequence[tuple[str, str]],
-        wanted: Collection[int],
+        wanted: Mapping[int, Draws | None],
         max_new_tokens: int,
         stop: tuple[str, ...] = (),
         when: str = "before",
         chat: bool = False,
     ) -> dict[int, Completion]:
-        """Answers to the turns `wanted` of a conversation on one cache: d2o/engine/turns.py. `turns`: what is asked and
-        what should be said; `opening`: the first of them, encoded; `when`: as in `answers`, of the first question."""
+        """Answers to the turns `wanted` of a conversation on one cache, and how each is drawn: d2o/engine/turns.py.
+        `turns`: what is asked and what should be said; `opening`: the first of them, encoded; `when`: as in `answers`,
+        of the first question."""
         later = later_turns(self.loaded, turns, chat)
         asked = Words(max_new_tokens, stop_at(self.loaded, stop), when == "again" and self.evicts)
         found = converse(self.engine, opening.ids, opening.question, later, wanted, asked)
@@ -158,39 +177,39 @@ class Lab:
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
     ) -> Answer:
-        """Greedy answer; the last `late` tokens of the question are fed after the eviction of what is before them.
+        """An answer; the last `late` tokens of the question are fed after the eviction of what is before them.
         `again`: see d2o.engine.generation.generate."""
         (prompt, question), seen = asked.parts(late), Survivors()
-        questions, ends = [question] if late else None, stop_at(self.loaded, stop)
-        (found,) = generate(self.engine, [prompt], max_new_tokens, ends, questions, again, watch=seen)
+        words = Words(max_new_tokens, stop_at(self.loaded, stop), again and not late, seen, draws=asked.draws)
+        (found,) = respond(self.engine, [prompt], [question] if late else None, words)
         return self.answer(question if late else prompt, found, seen)
 
     def answer(self, fed: Sequence[int], found: Generation, seen: Survivors) -> Answer:
         """A generation to `fed`, the ids right before it, as what a task is given."""
-        text, raw = read_answer(self.loaded, fed, found.tokens)
-        return Answer(text, found.tokens, as_row(found), seen.held, seen.merged, raw)
+        return Answer(**vars(self.completion(fed, found)), held=seen.held, merges=seen.merged)
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, until: Sequence[str], again: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        until: Sequence[str],
+        again: bool = False,
+        draws: Draws | None = None,
     ) -> list[Completion]:
-        """Greedy completions of a batch of ids, each up to where its text holds one of `until`, which is kept."""
-        found = generate(self.engine, prompts, max_new_tokens, self.up_to(until), again=again and self.evicts)
+        """Completions of a batch of ids, each up to where its text holds one of `until`, which is kept."""
+        asked = Words(max_new_tokens, up_to(self.loaded, until), again and self.evicts, draws=draws)
+        found = respond(self.engine, prompts, None, asked)
         return self.completions(prompts, found)
-
-    def up_to(self, until: Sequence[str]) -> Stop:
-        """The end of an answer whose text holds one of `until`."""
-
-        def ended(tokens: list[int]) -> bool:
-            tail = self.loaded.tokenizer.decode(tokens[-reach:])
-            return any(word in tail for word in until)
-
-        reach = max((len(self.ids(word)) for word in until), default=0) + 2  # a word may be met in other tokens
-        return Stop(self.loaded.eos_ids, ended=ended if until else None)
 
     def completions(self, prompts: Sequence[Sequence[int]], found: Sequence[Generation]) -> list[Completion]:
         """Generations to these prompts, as ids, as what a task is given."""
-        texts = [read_answer(self.loaded, prompt, one.tokens) for prompt, one in zip(prompts, found, strict=True)]
-        return [Completion(text, one.tokens, as_row(one), raw) for (text, raw), one in zip(texts, found, strict=True)]
+        return [self.completion(prompt, one) for prompt, one in zip(prompts, found, strict=True)]
+
+    def completion(self, fed: Sequence[int], found: Generation) -> Completion:
+        """A generation to `fed`, the ids right before it, with its further samples."""
+        text, raw = read_answer(self.loaded, fed, found.tokens)
+        others = [self.completion(fed, other) for other in found.others]
+        return Completion(text, found.tokens, as_row(found), raw, found.drawn, others)
 
     def likelihoods(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], again: bool = False

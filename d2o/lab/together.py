@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2o.engine.reading import alike
+from d2o.engine.sampling import Draws
 from d2o.errors import InputError
 from d2o.lab.answer import Answer, Asked, Completion
 from d2o.lab.force import Forced
@@ -123,10 +124,15 @@ class SharedLab(Lab):
         return self.sharing.text(super().encode_apart, *words)
 
     def answers(
-        self, prompts: Sequence[Encoded], max_new_tokens: int, stop: tuple[str, ...] = (), when: str = "before"
+        self,
+        prompts: Sequence[Encoded],
+        max_new_tokens: int,
+        stop: tuple[str, ...] = (),
+        when: str = "before",
+        draws: Draws | None = None,
     ) -> list[Completion]:
         """As Lab.answers."""
-        return self.sharing.ask(self, "answers", prompts, max_new_tokens, stop, when)
+        return self.sharing.ask(self, "answers", prompts, max_new_tokens, stop, when, draws)
 
     def generate(
         self, asked: Asked, max_new_tokens: int, stop: tuple[str, ...] = (), late: int = 0, again: bool = False
@@ -135,10 +141,15 @@ class SharedLab(Lab):
         return self.sharing.ask(self, "generate", asked, max_new_tokens, stop, late, again)
 
     def complete(
-        self, prompts: Sequence[Ids], max_new_tokens: int, until: Sequence[str], again: bool = False
+        self,
+        prompts: Sequence[Ids],
+        max_new_tokens: int,
+        until: Sequence[str],
+        again: bool = False,
+        draws: Draws | None = None,
     ) -> list[Completion]:
         """As Lab.complete."""
-        return self.sharing.ask(self, "complete", prompts, max_new_tokens, until, again)
+        return self.sharing.ask(self, "complete", prompts, max_new_tokens, until, again, draws)
 
     def likelihoods(
         self, contexts: Sequence[Ids], continuations: Sequence[Sequence[Ids]], again: bool = False

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from d2o.engine.together import generate_together
+from d2o.engine.replies import Asked as Words
+from d2o.engine.sampling import Draws
+from d2o.engine.together import respond_together
 from d2o.errors import InputError
 from d2o.lab.answer import Answer, Asked, Completion, Survivors
 from d2o.lab.force import Forced, force_together
 from d2o.lab.lab import Lab
 from d2o.lab.likelihood import Scored, likelihoods_together
 from d2o.models.prompt import Encoded, stop_at
+from d2o.models.until import up_to
 
 Ids = Sequence[int]
 
@@ -27,11 +30,13 @@ def answers(
     max_new_tokens: int,
     stop: tuple[str, ...] = (),
     when: str = "before",
+    draws: Draws | None = None,
 ) -> list[list[Completion] | InputError]:
-    """Greedy answers of a batch."""
+    """Answers of a batch."""
     questions = [prompt.question for prompt in prompts] if when == "after" else None
     texts, ends = [prompt.ids for prompt in prompts], stop_at(labs[0].loaded, stop)
-    told = generate_together(_engines(labs), texts, max_new_tokens, ends, questions, when == "again", most=most)
+    asked = Words(max_new_tokens, ends, when == "again", draws=draws)
+    told = respond_together(_engines(labs), texts, questions, [asked] * len(labs), most)
     fed = texts if questions is None else questions
     return _each(labs, told, lambda lab, one: lab.completions(fed, one))
 
@@ -45,10 +50,11 @@ def generate(
     late: int = 0,
     again: bool = False,
 ) -> list[Answer | InputError]:
-    """A greedy answer, and what was left of its prompt."""
+    """An answer, and what was left of its prompt."""
     (prompt, question), watches = asked.parts(late), [Survivors() for _ in labs]
-    questions, ends = [question] if late else None, stop_at(labs[0].loaded, stop)
-    told = generate_together(_engines(labs), [prompt], max_new_tokens, ends, questions, again, watches, most)
+    ends, anew = stop_at(labs[0].loaded, stop), again and not late
+    words = [Words(max_new_tokens, ends, anew, watch, draws=asked.draws) for watch in watches]
+    told = respond_together(_engines(labs), [prompt], [question] if late else None, words, most)
     seen, fed = dict(zip(map(id, labs), watches, strict=True)), question if late else prompt
     return _each(labs, told, lambda lab, one: lab.answer(fed, one[0], seen[id(lab)]))
 
@@ -60,10 +66,12 @@ def complete(
     max_new_tokens: int,
     until: Sequence[str],
     again: bool = False,
+    draws: Draws | None = None,
 ) -> list[list[Completion] | InputError]:
-    """Greedy completions of a batch of ids, each up to where its text holds one of `until`."""
-    agains, stop = [again and lab.evicts for lab in labs], labs[0].up_to(until)
-    told = generate_together(_engines(labs), prompts, max_new_tokens, stop, again=agains, most=most)
+    """Completions of a batch of ids, each up to where its text holds one of `until`."""
+    stop = up_to(labs[0].loaded, until)
+    asked = [Words(max_new_tokens, stop, again and lab.evicts, draws=draws) for lab in labs]
+    told = respond_together(_engines(labs), prompts, None, asked, most)
     return _each(labs, told, lambda lab, one: lab.completions(prompts, one))
 
 

@@ -66,6 +66,7 @@ OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 AMOUNTS = Kind("a list of numbers from 0", _are_amounts)
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
 SPANS = Kind("a list of [first, last + 1]", lambda value: isinstance(value, list) and all(map(_is_span, value)))
+SAMPLES = Kind("a list of objects with pred", lambda value: isinstance(value, list) and all(map(_is_sample, value)))
 BUDGET = Kind("a budget", _is_budget)
 SEED = Kind("a whole number", lambda value: type(value) is int and abs(value) < MOST)
 NAMED = Kind("an object of texts", lambda value: isinstance(value, dict) and all(map(_is_name, value.values())))
@@ -92,7 +93,7 @@ ROW = {
     "requested_generated": AMOUNTS, "held_generated": AMOUNTS,
     "budget_realised": AMOUNT, "requested_slots": AMOUNTS, "held_prefill": AMOUNTS, "held_decode": AMOUNTS,
     "kv_bytes_prefill": COUNT, "kv_bytes_decode": COUNT, "prefill_s": AMOUNT, "decode_s": AMOUNT, "prompt_hash": TEXT,
-    "needles": SPANS,
+    "needles": SPANS, "sampling": OBJECT, "samples": SAMPLES,
 }  # fmt: skip
 
 
@@ -139,6 +140,10 @@ def reading(what: str) -> Iterator[None]:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         hint = "its rows are not what its task writes: move it away, or make it again"
         raise InputError(f"{what}: cannot be read ({why[: 2 * SHOWN]})", hint) from error
+
+
+def _is_sample(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("pred"), str)
 
 
 def _is_span(value: Any) -> bool:

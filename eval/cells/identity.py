@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from d2o.budget import short_name
 from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path", "task.file")
-IDENTITY = ("method", "budget", "budget_generated", "model", "task", "seed", "engine")
+IDENTITY = ("method", "budget", "budget_generated", "model", "task", "seed", "engine", "sampling")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
          "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
-         "method.sink_tokens": 0, "budget_generated": None, "engine.evict_every": 1}  # fmt: skip
+         "method.sink_tokens": 0, "method.plus": False, "method.recursive": False, "method.last_rows": None,
+         "budget_generated": None, "engine.evict_every": 1,
+         "sampling.temperature": 0.0, "sampling.top_p": 1.0, "sampling.top_k": 0, "sampling.min_p": 0.0,
+         "sampling.samples": 1}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
 ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None, "task.turns": 1}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise
@@ -41,7 +45,12 @@ def identity(cfg: Any, names: Mapping[str, str]) -> dict[str, Any]:
     content instead; and settings of ADDED at the value that all cells had before them. What Hydra reads (`_target_`) is
     the choice's own business.
     """
-    whole, flat = OmegaConf.to_container(cfg, resolve=True), {group: names[group] for group in GROUPS}
+    return _flat(OmegaConf.to_container(cfg, resolve=True), names)
+
+
+def _flat(whole: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """`identity` of a config as plain values."""
+    flat = {group: names[group] for group in GROUPS}
     for key in IDENTITY:
         _flatten(whole[key], key, flat)
     added = ADDED | (ADDED_TO_TASKS if str(names["task"]).startswith(TASKS) else {})
@@ -104,20 +113,41 @@ def model_name(node: Mapping[str, Any], choice: str) -> str:
 
 def folder(composed: Composed) -> Path:
     """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
-    cell, cfg, plain = describe(composed), composed.cfg, composed.plain.copy()
-    plain.budget = cfg.budget
-    if _named(cfg) in cfg.method:
-        plain.method[_named(cfg)] = cfg.method[_named(cfg)]
-    if "tasks" in cfg.task and cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
-        plain.task.tasks = cfg.task.tasks
-    for key in OmegaConf.missing_keys(plain):  # what has to be given is no knob that was turned
-        OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
-    asked, bare = identity(cfg, composed.names), f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
+    cell, cfg = describe(composed), composed.cfg
+    whole = OmegaConf.to_container(cfg, resolve=True)
+    asked, bare = _flat(whole, composed.names), f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
     run = Path(cfg.results_dir) / cell["model"]
-    if asked == identity(plain, composed.names):
+    if asked == _with_defaults(composed):
         return run / bare / cell["task"]
-    first = run / f"{bare}-{digest(first_identity(asked, OmegaConf.to_container(cfg)))[:8]}" / cell["task"]
+    first = run / f"{bare}-{digest(first_identity(asked, whole))[:8]}" / cell["task"]
     return first if first.is_dir() else run / f"{bare}-{digest(first_identity(asked))[:8]}" / cell["task"]
+
+
+def _with_defaults(composed: Composed) -> dict[str, Any]:
+    """The identity of a cell of the same names in which no knob was turned."""
+    cfg, whole = composed.cfg, OmegaConf.to_container(composed.plain, resolve=False)
+    given = {"budget": cfg.budget, **{key: OmegaConf.select(cfg, key) for key in _missing(whole)}}
+    if _named(cfg) in cfg.method:
+        given[f"method.{_named(cfg)}"] = cfg.method[_named(cfg)]
+    if "tasks" in cfg.task and cfg.task.get("cell"):  # a config of many tasks: which of them it is stands in its name
+        given["task.tasks"] = cfg.task.tasks
+    for key, value in given.items():
+        *parents, last = key.split(".")
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        functools.reduce(dict.__getitem__, parents, whole)[last] = plain
+    flat = _flat(whole, composed.names)
+    if not any("${" in str(value) for value in flat.values()):
+        return flat
+    return identity(OmegaConf.create(whole), composed.names)
+
+
+def _missing(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What has to be given, and so is no knob that was turned."""
+    for key, value in values.items():
+        if value == MISSING:
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{key}.")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ from d2o.errors import InputError
 from eval.config.targets import find_target
 
 
+def text_of(*nodes: Any) -> str:
+    """The same for configs, or plain values, that say the same once what stands in ${} is filled in."""
+    return repr([OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node for node in nodes])
+
+
 def check_given(node: DictConfig, group: str) -> None:
     """Raises InputError for a `???` that nobody filled in."""
     for name in (name for name in node if OmegaConf.is_missing(node, name)):

@@ -22,7 +22,7 @@ from d2o.errors import InputError
 from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
 from eval.config import ranges, schema, targets
-from eval.config.assemble import Choices, changed, choices_of, forget, open_plain
+from eval.config.assemble import Choices, changed, choices_of, forget, keys_of, open_plain
 from eval.config.habits import check_hydra
 from eval.config.overlay import root
 from eval.config.words import Words
@@ -68,13 +68,14 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
         _check_form(override)
     for override in choices:
         _check_choice(override, config_dir)
-    plain, names = _plain(choices_of(overrides))
+    asked = choices_of(overrides)
+    plain, names = _plain(asked)
     named = {o.key_or_group.split(".")[0] for o in overrides if o.key_or_group.endswith("._target_")}
     for override in overrides:
         own = override.is_add() and override.key_or_group.split(".")[0] in named  # a plugin has knobs of its own
         if override not in choices and not own:
-            _check_key(override.key_or_group, override.input_line, plain)
-    cfg = changed(choices_of(overrides), [o for o in overrides if o not in choices])
+            _check_key(override.key_or_group, override.input_line, keys_of(asked))
+    cfg = changed(asked, [o for o in overrides if o not in choices])
     if cfg is None:
         cfg = _compose([o.input_line for o in overrides])
     OmegaConf.set_struct(cfg, False)
@@ -139,24 +140,13 @@ def _check_choice(override: Override, config_dir: Path) -> None:
         raise InputError(f"unknown {group} {value!r}", f"{_did_you_mean(str(value), known)}{group} is one of {names}")
 
 
-def _check_key(key: str, word: str, plain: DictConfig) -> None:
-    known = list(_keys(plain))
+def _check_key(key: str, word: str, known: Sequence[str]) -> None:
     if key in known:
         return
     top = [k for k in known if "." not in k]
     family = [k for k in known if k.startswith(key.split(".")[0] + ".") and not k.endswith("_")] or top
     hint = f"{_did_you_mean(key, family)}keys are {', '.join(family)}"
     raise InputError(f"unknown key {key!r} in {word!r}", hint)
-
-
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        if prefix == "" and key == "hydra":
-            continue
-        yield f"{prefix}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            yield from _keys(child, f"{prefix}{key}.")
 
 
 def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:

@@ -20,6 +20,17 @@ class EngineConfig:
 
 
 @dataclass
+class SamplingConfig:
+    """How answers are drawn: d2o/engine/sampling.py, which has the run's `seed` beside these."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    samples: int = 1
+
+
+@dataclass
 class WandbConfig:
     """Where the run of a cell is written, besides the disk."""
 
@@ -52,6 +63,7 @@ class RunConfig:
     share_prefill: bool = True
     log_prompts: bool = False
     engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 

@@ -25,6 +25,7 @@ from eval.plots.report_tables import (
     point_tables,
     provenance_tables,
     readings_tables,
+    sampled_tables,
     score_tables,
 )
 from eval.plots.style import style
@@ -95,7 +96,7 @@ def render_page(
                     drawn = sheet.svg(picture.draw(), picture.title)
                     sections[picture.kind].figures.append((picture.title, drawn))
     scored = [cell for cell in cells if cell.result.score.value is not None]
-    sections["scores"].tables = score_tables(scored)
+    sections["scores"].tables = [*score_tables(scored), *sampled_tables(scored)]
     sections["answers"].tables = answer_tables(scored, note)
     for key, table in readings_tables(cells):
         sections[key if key in sections else "figures"].tables.append(table)

@@ -12,7 +12,7 @@ from eval.scores.bootstrap import means_interval, paired
 from eval.scores.cell_data import CellData
 from eval.scores.kept_rows import KeptRows
 from eval.scores.means import mean_of
-from eval.tables.text import against, mean_realised, row_count
+from eval.tables.text import AGAINST, against, interval, mean_realised, row_count
 from eval.tasks.efficiency import readings as efficiency_readings
 from eval.tasks.order import task_order
 
@@ -43,6 +43,22 @@ def readings_tables(cells: Sequence[CellData]) -> list[tuple[str, Table]]:
             first = [Item(cell.label), Item(cell.model), budget_item(cell), held(cell.result.realised, cell.result)]
             table.rows.append([*first, *shown])
         tables.append((str((group[0].config.get("protocol") or {}).get("figures")), table))
+    return tables
+
+
+def sampled_tables(cells: Sequence[CellData]) -> list[Table]:
+    """Per task whose rows have several samples: a line per cell, mean@n and every pass@k with its interval."""
+    tables = []
+    for task in dict.fromkeys(cell.task for cell in cells if cell.result.sampled):
+        group = [cell for cell in cells if cell.task == task and cell.result.sampled]
+        names = list(dict.fromkeys(name for cell in group for name in cell.result.sampled))
+        header = ["method", "model", "budget", "realised", *(part for name in names for part in (name, AGAINST[1]))]
+        table = Table(f"{task}, several samples a row", header, left=2, note=footnotes(group))
+        for cell in group:
+            shown = [Item(text) for name in names for text in interval(cell.result.sampled.get(name))]
+            first = [Item(cell.label), Item(cell.model), budget_item(cell), held(cell.result.realised, cell.result)]
+            table.rows.append([*first, *shown])
+        tables.append(table)
     return tables
 
 

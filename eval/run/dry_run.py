@@ -19,6 +19,7 @@ from eval.cells.read import cell_rows
 from eval.cells.rows import is_held
 from eval.cells.shards import row_file
 from eval.run.plan import Plan, distinct
+from eval.run.progress import walk
 from eval.text import markdown
 
 DRY_RUN_COLUMNS = ["cell", "rows", "missing", "tokens", "+ new", "KV prompt", "KV kept", "hours", "measured on"]
@@ -47,7 +48,7 @@ def dry_run(plans: Sequence[Plan], size_cell: SizeCell, groups: Sequence[Sequenc
     sharing: dict[tuple, bool] = {}  # whether a cell that is to run can read its prompts with others
     cells = distinct(plans)
     readings = _readings({plan.composed.cfg.results_dir for plan in cells})
-    for plan in cells:
+    for plan in walk(cells, "sizing"):
         missing = len(plan.missing())
         name = f"{plan.path} shard {plan.shard}" if plan.shard else str(plan.path)
         file = row_file(plan.path, plan.shard)

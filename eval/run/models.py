@@ -9,12 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from eval.cells.identity import model_name
-from eval.config.build import build, check_given
+from eval.config.build import build, check_given, text_of
 from eval.run.dry_run import Size
-from eval.run.plan import Plan, budget_of
+from eval.run.plan import Plan, budget_of, sampling_of
 from eval.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
 
     cfg = planned.composed.cfg
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": planned.task.longest}
+    options["sampling"] = sampling_of(cfg)
     if planned.task.prompted and not planned.task.readings:
         options["graph"] = cfg.engine.graph
     kind = AtlasLab if drawing else SharedLab if shared else Lab
@@ -58,7 +57,7 @@ def load_model(cfg: Any) -> LoadedModel:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    key = str((OmegaConf.to_yaml(cfg.model, resolve=True), cfg.engine.dtype, cfg.engine.device))
+    key = text_of(cfg.model, cfg.engine.dtype, cfg.engine.device)
     if key not in _last:
         _last.clear()
         logging.set_verbosity_error()
@@ -77,7 +76,7 @@ def outline_of(cfg: Any) -> Outline | None:
     from d2o.models.outline import outline
 
     check_given(cfg.model, "model")
-    key = str((OmegaConf.to_yaml(cfg.model, resolve=True), cfg.engine.dtype, cfg.engine.device))
+    key = text_of(cfg.model, cfg.engine.dtype, cfg.engine.device)
     if key not in _outlines:
         _outlines.clear()
         _tokens.clear()
@@ -112,7 +111,7 @@ def _prompt_tokens(planned: Plan, found: Outline, missing: Sequence[Sample]) -> 
     """Of each missing row."""
     from d2o.lab.lab import Lab
 
-    task, asked = planned.task, OmegaConf.to_yaml(planned.composed.cfg.task, resolve=True)
+    task, asked = planned.task, text_of(planned.composed.cfg.task)
     lab = Lab(found.loaded, planned.method, planned.composed.cfg.budget)
     for sample in missing:
         if (asked, sample.id) not in _tokens:

@@ -11,21 +11,23 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from d2o.budget import Budget
+from d2o.engine.sampling import Sampling
 from d2o.errors import InputError
 from eval.cells import shards
 from eval.cells.identity import folder, model_protocol
 from eval.cells.rows import read_rows
 from eval.cells.shards import Shard
-from eval.config.build import build
+from eval.config.build import build, text_of
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
 from eval.tasks.turns.task import with_turns
 
 if TYPE_CHECKING:
     from eval.cells.identity import Composed
+
+
+Known = dict[str, Any]  # what several cells of a command have in common, by what they say of it
 
 
 @dataclass(frozen=True, eq=False)  # compared by `key`: two whole configs would be resolved, a tenth of a second a pair
@@ -52,36 +54,55 @@ class Plan:
         return [sample for sample in self.own if sample.id not in there]
 
 
-def plan(composed: Composed, read: dict[tuple, list[Sample]] | None = None) -> Plan:
+def plan(composed: Composed, known: Known | None = None) -> Plan:
     """Builds task and method and reads the task's rows; writes nothing. Raises InputError for all that can be wrong.
 
-    `read`: the rows of tasks that other cells of the same command have planned before, filled here.
+    `known`: methods, and rows of tasks, that other cells of the same command have planned before, filled here.
     """
     cfg = composed.cfg
     task = with_turns(build(cfg.task, "task", cfg.plugins))
-    read = {} if read is None else read
-    asked = OmegaConf.to_yaml(cfg.task, resolve=True), cfg.limit
-    if asked not in read:
-        read[asked] = first(task.samples(), cfg.limit)
+    told = sampling_protocol(sampling_of(cfg), task)
+    known = {} if known is None else known
+    asked = text_of(cfg.task, cfg.limit, cfg.plugins)
+    if asked not in known:
+        known[asked] = first(task.samples(), cfg.limit)
     if cfg.log_prompts:
         task.keep_prompts()
-    protocol, samples = task.protocol() | model_protocol(cfg.model), read[asked]
-    method = settle(composed)
+    protocol, samples = task.protocol() | model_protocol(cfg.model) | told, known[asked]
+    method = settle(composed, known)
     task.check(cfg.budget, method())
     shard = shards.parse(cfg.shard)
     own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
     return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
 
 
-def settle(composed: Composed) -> Callable[..., Any]:
-    """The method; one that evicts nothing has one budget, 1. Raises InputError."""
+def sampling_of(cfg: Any) -> Sampling:
+    """How a cell's answers are drawn. Raises InputError."""
+    return Sampling(**cfg.sampling, seed=cfg.seed)
+
+
+def sampling_protocol(sampling: Sampling, task: Task) -> dict[str, Any]:
+    """What a protocol says of it; nothing of greedy answers, as all had before others could be asked for. The seed is
+    the identity's. Raises InputError for a task that generates nothing."""
+    if not sampling.on:
+        return {}
+    if not task.generates:
+        what = f"sampling.temperature={sampling.temperature:g}, and {task.name} generates no answers"
+        raise InputError(what, "leave sampling out, or take another task")
+    return {"sampling": {**sampling.told, "samples": sampling.samples}}
+
+
+def settle(composed: Composed, known: Known) -> Callable[..., Any]:
+    """The method, from what is `known` or into it; one that evicts nothing has one budget, 1. Raises InputError."""
     cfg = composed.cfg
-    method = build(cfg.method, "method", cfg.plugins)
-    layer = method()
+    asked = text_of("method", cfg.method, cfg.plugins)
+    if asked not in known:
+        known[asked] = build(cfg.method, "method", cfg.plugins)
+    layer = known[asked]()
     if not layer.budgeted:
         cfg.budget, cfg.budget_generated, cfg.engine.evict_every = 1.0, None, 1
     budget_of(cfg).check_method(layer)
-    return method
+    return known[asked]
 
 
 def budget_of(cfg: Any, token_bytes: int = 0) -> Budget:

@@ -1,13 +1,32 @@
-"""How far a run is: a bar on a terminal, a line every half minute anywhere else."""
+"""How far a run is: a bar on a terminal, a line every half minute anywhere else; and how far its planning is."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from eval.text import clock
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 EVERY = 30.0  # seconds between two lines
+MANY = 100  # cells that take a while to compose or to plan
+T = TypeVar("T")
+
+
+def walk(cells: Sequence[T], doing: str) -> tqdm[T]:
+    """The cells one after the other, with a bar on a terminal where they take more than half a second; anywhere else
+    many of them are announced in a line."""
+    from tqdm import tqdm
+
+    options = {"leave": False, "dynamic_ncols": True, "delay": 0.5}
+    bar = tqdm(cells, desc=doing, unit="cell", disable=None, **options)
+    if bar.disable and len(cells) >= MANY:
+        print(f"{doing} {len(cells)} cells", file=sys.stderr, flush=True)
+    return bar
 
 
 class Progress:

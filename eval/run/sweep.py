@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from eval.run.board import SWEEPS
 from eval.run.dry_run import SizeCell, dry_run
 from eval.run.job import RunCell
 from eval.run.launch import launch
-from eval.run.plan import Plan, distinct, plan, settle
+from eval.run.plan import Known, Plan, distinct, plan, settle
+from eval.run.progress import walk
 from eval.run.together import can_share, run_together, runs, same_prompts
 
 
 def compose_all(jobs: Sequence[Words], config_dir: Path) -> tuple[list[Composed], list[int]]:
     """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
-    return _each(jobs, lambda words: compose_cell(words, config_dir))
+    return _each(jobs, lambda words: compose_cell(words, config_dir), "composing")
 
 
 def run_all(
@@ -95,10 +95,10 @@ def remember(composed: Sequence[Composed]) -> None:
     """Leave the list of a sweep's cells under results_dir, for the board to know what is missing. A cell that cannot
     be built is left out: its error comes when it is run."""
     cells: dict[str, list[dict[str, Any]]] = {}
-    for cell in composed:
-        cell = replace(cell, cfg=cell.cfg.copy())  # what is settled here is settled again by the run itself
+    known: Known = {}
+    for cell in walk(composed, "listing"):
         try:
-            settle(cell)
+            settle(cell, known)
         except InputError:
             continue
         place, words = cell.cfg.results_dir, command(cell.words)
@@ -116,16 +116,19 @@ def remember(composed: Sequence[Composed]) -> None:
 
 
 def _planned(composed: Sequence[Composed]) -> tuple[list[Plan], list[int]]:
-    rows: dict[tuple, Any] = {}
-    return _each(composed, lambda cell: plan(cell, rows))
+    known: Known = {}
+    return _each(composed, lambda cell: plan(cell, known), "planning")
 
 
-def _each(items: Sequence[Any], make: Callable[[Any], Any]) -> tuple[list[Any], list[int]]:
+def _each(items: Sequence[Any], make: Callable[[Any], Any], doing: str = "") -> tuple[list[Any], list[int]]:
     made, codes, said = [], [], set()
-    for item in items:
+    bar = walk(items, doing) if doing else None
+    for item in items if bar is None else bar:
         try:
             made.append(make(item))
         except Exception as error:
+            if bar is not None:
+                bar.clear()  # the error would be written behind it
             codes.append(2 if isinstance(error, InputError) and str(error) in said else report(error))
             said.add(str(error))
     return made, codes

@@ -14,17 +14,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-
 from d2o.errors import InputError, NotFinite
 from eval.cells.identity import Composed
-from eval.config.build import build
+from eval.config.build import build, text_of
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
 from eval.run.loop import of_row, said_of_weights
 from eval.run.models import open_lab, share_labs
-from eval.run.plan import Plan, plan
-from eval.run.progress import Progress
+from eval.run.plan import Known, Plan, plan
+from eval.run.progress import Progress, walk
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
 from eval.tasks.turns.task import with_turns
@@ -32,6 +30,7 @@ from eval.track.tracker import Tracker
 
 Left = Callable[[Composed, Exception], None]
 T = TypeVar("T")
+PROMPTS = ("model", "task", "sampling", "limit", "shard", "batch_size", "results_dir")  # of what is read
 LATER = ("evict_every",)  # settings of the engine that say nothing of how a prompt is read
 MOST = 64  # caches that are held and answer at once; more are cut in turns while the prompt stays
 
@@ -42,11 +41,12 @@ def same_prompts(cells: Sequence[T], of: Callable[[T], Composed] = lambda cell: 
     groups: dict[str, list[T]] = {}
     for cell in cells:
         cfg = of(cell).cfg
-        words = {key: cfg[key] for key in ("model", "task", "limit", "shard", "batch_size", "results_dir")}
-        words["engine"] = {key: value for key, value in cfg.engine.items() if key not in LATER}
+        seed = cfg.seed if cfg.sampling.temperature > 0 else None  # draws of two seeds are two questions
+        engine = [value for key, value in cfg.engine.items() if key not in LATER]
+        words = text_of(*(cfg[key] for key in PROMPTS), *engine, seed)
         shares = cfg.share_prefill and not cfg.atlas and cfg.batch_size != "auto"  # methods differ in what fits
         apart = "" if shares else f"{len(groups)} alone"
-        groups.setdefault(OmegaConf.to_yaml(OmegaConf.create(words), resolve=True) + apart, []).append(cell)
+        groups.setdefault(words + apart, []).append(cell)
     return list(groups.values())
 
 
@@ -79,7 +79,7 @@ class Group:
         self.left = left
         self.open: list[Open] = []
         self.known: set[tuple] = set()
-        self.read: dict[tuple, list[Sample]] = {}  # the samples of the task, made once
+        self.planned: Known = {}  # methods and the samples of the task, made once
         self.labs: dict[int, Any] = {}
         self.trackers: dict[int, Tracker] = {}
         self.stacks: dict[int, ExitStack] = {}
@@ -90,7 +90,7 @@ class Group:
         """Open a cell; one that cannot be opened is reported and left out."""
         stack = ExitStack()
         try:
-            planned = plan(composed, self.read)
+            planned = plan(composed, self.planned)
             if planned.key in self.known:  # the full cache has one cell, whatever the budget
                 return
             self.known.add(planned.key)
@@ -197,7 +197,7 @@ def run_together(
     Group."""
     group, done = Group(left), []
     try:
-        for composed in cells:
+        for composed in walk(cells, "opening"):
             group.add(composed)
         group.answer()
         for one in list(group.open):

@@ -23,8 +23,8 @@ class CellResult:
     `variant`: its method's, and the knobs on which cells of that method differ, where they were compared
     (eval/scores/labels.py).
     `readings`: of a task that measures, by their own names; `columns`: {header: number}, those that the table of cells
-    shows. `rows`: without their texts, of predictions only what
-    eval/scores/kept_rows.py keeps, where they were to be kept.
+    shows. `sampled`: mean@n and pass@k of a cell with several samples a row (eval/scores/samples.py).
+    `rows`: without their texts, of predictions only what eval/scores/kept_rows.py keeps, where they were to be kept.
     `rows_file`: empty for a cell in shards, whose folder stands for its files.
     """
 
@@ -40,6 +40,7 @@ class CellResult:
     pairs: Sequence[float] = field(default=(), repr=False)
     columns: dict[str, float | None] = field(default_factory=dict)
     readings: dict[str, float | None] = field(default_factory=dict, repr=False)
+    sampled: dict[str, Interval] = field(default_factory=dict)
     question: str | None = None
     protocol_label: str | None = None
     holds_more: bool = False

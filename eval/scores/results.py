@@ -18,6 +18,7 @@ from eval.scores.kept_rows import KeptRows
 from eval.scores.means import average
 from eval.scores.readings import columns_of, readings_module
 from eval.scores.result import CellResult
+from eval.scores.samples import of_samples
 from eval.scores.score import Score, score_rows, scorer_module
 
 Note = Callable[[str], None]
@@ -96,6 +97,7 @@ def _score_cell(folder: Path, name: str, config: dict[str, Any], scorer: str, no
         protocol_hash=config.get("protocol_hash"),
         question=(protocol or {}).get("question"),
         ids=ids,
+        sampled=of_samples(score),
         **(_readings(rows, protocol) if measures and rows else {}),
         rows=[{k: v for k, v in row.items() if k not in TEXTS} for row in rows] if keep and measures else kept,
     )

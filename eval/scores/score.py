@@ -24,13 +24,14 @@ Metric = Callable[[str, str, list[str] | None], float]
 @dataclass
 class Score:
     """`value`: 100 x mean over rows, None without rows, unrounded. `per_row`: 0..1. `lengths`: the rows' field, None
-    if absent.
+    if absent. `samples`: of each row whose answers were drawn, the score of each of them; its score is their mean.
     """
 
     value: float | None
     n: int
     per_row: list[float] = field(default_factory=list, repr=False)
     lengths: list[int | None] = field(default_factory=list, repr=False)
+    samples: list[list[float]] = field(default_factory=list, repr=False)
 
 
 def score_rows(
@@ -40,7 +41,7 @@ def score_rows(
     protocol: Mapping[str, Any] | None = None,
 ) -> Score:
     """Score rows with `pred` and `answers` (and `all_classes`, `length`) in one pass; nothing of a row is kept but
-    two numbers.
+    two numbers, and one for each of its samples.
 
     `protocol` is the stored one; without it the task's module is asked (`eval/<first word of task_name>.py`,
     `scoring_protocol`). Raises InputError for an unknown scorer, task or metric and for a row that the metric cannot
@@ -54,16 +55,19 @@ def score_rows(
     score, total = Score(None, 0), 0.0
     for number, row in enumerate(rows, 1):
         try:
-            one = row["score"] if metric is None else _row_score(row, metric, first_line, mean_answers)
-            if not 0 <= one <= 1:
-                raise InputError(f"score is {one}", "a score lies between 0 and 1")
+            drawn = bool(row.get("sampling") and row.get("samples"))  # eval/tasks/drawn.py
+            answers = [row | one for one in row["samples"]] if drawn else [row]
+            scores = [_answer_score(one, metric, first_line, mean_answers) for one in answers]
         except InputError as error:
             raise InputError(f"{task_name}, row {number}: {error}", error.hint) from error
         except FAULTS as error:
             what = f"{task_name}, row {number}: cannot be scored ({type(error).__name__}: {error})"
             raise InputError(what, "the row is not what its task writes") from error
+        one = sum(scores) / len(scores) if drawn else scores[0]
         total += one
         score.per_row.append(one)
+        if drawn:
+            score.samples.append(scores)
         score.lengths.append(row.get("length"))
     score.n = len(score.per_row)
     score.value = 100 * total / score.n if score.n else None
@@ -75,7 +79,17 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _row_score(row: Mapping[str, Any], metric: Metric, first_line: Callable[[str], str] | None, mean: bool) -> float:
+def _answer_score(
+    row: Mapping[str, Any], metric: Metric | None, first_line: Callable[[str], str] | None, mean: bool
+) -> float:
+    """0..1, of a row or of a sample of one. Raises InputError for what is no score."""
+    one = row["score"] if metric is None else _of_answers(row, metric, first_line, mean)
+    if not 0 <= one <= 1:
+        raise InputError(f"score is {one}", "a score lies between 0 and 1")
+    return one
+
+
+def _of_answers(row: Mapping[str, Any], metric: Metric, first_line: Callable[[str], str] | None, mean: bool) -> float:
     prediction = first_line(row["pred"]) if first_line else row["pred"]
     scores = [metric(prediction, answer, row.get("all_classes")) for answer in row["answers"]]
     if not scores:

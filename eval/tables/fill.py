@@ -143,6 +143,9 @@ def _slot_value(slot: Slot, published: float | None, result: CellResult | None) 
     score, about = result.score, {"realised": result.realised, "result": result, "rows": result.score.n}
     about["holds_more"] = result.holds_more
     about["total"] = score.n if result.total is None else result.total
+    if slot.task.reading in result.sampled:
+        found = result.sampled[slot.task.reading]
+        return Value(published, found.value, found, **about)
     if slot.task.reading is not None:
         return Value(published, _reading(result, slot.task.reading), **about)
     return Value(published, score.value, mean_interval(score.per_row), result.against, **about)
@@ -150,7 +153,7 @@ def _slot_value(slot: Slot, published: float | None, result: CellResult | None) 
 
 def _reading(result: CellResult, name: str) -> float | None:
     if name not in result.readings:
-        known = ", ".join(result.readings) or "none"
+        known = ", ".join([*result.readings, *result.sampled]) or "none"
         raise InputError(f"{result.folder} has no figure {name!r}", f"its figures are {known}")
     return result.readings[name]
 

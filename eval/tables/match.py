@@ -1,8 +1,8 @@
 """Which cell on the disk belongs into which cell of a table.
 
 A row of a table that says d2o means d2o as configs/method/d2o.yaml has it, with the table's words over it: a cell whose
-method was turned in another way does not belong there. Of task, model, seed and engine, only what the table's words say
-is asked for; the protocol hash tells tasks apart.
+method was turned in another way does not belong there, nor one that sampled where they say nothing of it. Of task,
+model, seed and engine, only what the table's words say is asked for; the protocol hash tells tasks apart.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from d2o.errors import InputError
 from eval.cells.identity import ADDED, model_name, settled
 from eval.tables.spec import Part, Slot, TableSpec
 
-ASKED = ("method.", "model.", "task.", "engine.", "seed", "budget_generated")
-WHAT_IS_KEPT = ("method.", "engine.evict_every", "budget_generated")  # a table that says nothing of it has the default
+ASKED = ("method.", "model.", "task.", "engine.", "sampling.", "seed", "budget_generated")
+OWN = ("method.", "sampling.", "engine.evict_every", "budget_generated")  # where a table is silent it has the default
 PLACES = ("model.path", "model.id", "model.revision", "model.name")  # where a model lies; its name tells which it is
 
 
@@ -104,7 +104,7 @@ def _difference(identity: Mapping[str, Any], asked: Mapping[str, Any]) -> str | 
         private = key.rpartition(".")[2].startswith("_")
         if key in asked and settled(key, asked[key]) != value:
             return f"{key}={value} where the table has {key}={settled(key, asked[key])}"
-        if key.startswith(WHAT_IS_KEPT) and not private and key not in asked:
+        if key.startswith(OWN) and not private and key not in asked:
             return f"{key}={value}, of which the table says nothing"
     return None
 

@@ -28,15 +28,18 @@ def cells_table(results: Sequence[CellResult]) -> str:
         compared = [*AGAINST] if any(r.against for r in group) else []
         scored = ["score"] if any(r.score.value is not None for r in group) or not any(r.columns for r in group) else []
         shown = list(dict.fromkeys(name for r in group for name in r.columns))
+        drawn = list(dict.fromkeys(name for r in group for name in r.sampled))
         rows = [
             [*cell_names(r), realised(r.realised, r), row_count(r)]
             + [number(r.score.value) for _ in scored]
             + (against(r) if compared else [])
             + [_bucket(r, label) for label in labels]
             + [number(r.columns.get(name)) for name in shown]
+            + [text for name in drawn for text in interval(r.sampled.get(name))]
             for r in group
         ]
         header = [*COLUMNS, "realised", "rows", *scored, *compared, *labels, *shown]
+        header += [title for name in drawn for title in (name, AGAINST[1])]
         parts.append(f"{in_markdown(title)}\n\n" + markdown(header, rows, left=3) + footnote(group))
     means = aggregates(results)
     return "\n\n".join([*parts, _means_table(means)] if means else parts)
@@ -166,5 +169,6 @@ def cell_record(result: CellResult) -> dict[str, Any]:
         "vs_full": None if result.against is None else asdict(result.against),
         "buckets": {label: {"n": s.n, "score": rounded(s.value)} for label, s in result.buckets.items()},
         "figures": result.columns,
+        **({"sampled": {name: asdict(one) for name, one in result.sampled.items()}} if result.sampled else {}),
         "protocol_hash": result.protocol_hash,
     }

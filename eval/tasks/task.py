@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from d2o.errors import InputError
+from eval.tasks.drawn import drawn_fields
 from eval.tasks.sample import Sample
 
 SORTED = 16  # batches among which prompts of like length are put together
@@ -29,11 +30,12 @@ class Task:
     batched   True: `measure` takes as many samples at once as `batch_size` says; else one
     prompted  True: a row is a prompt and its answer, of which an atlas can be drawn
     timed     True: what it measures are times, so its cells run one by one (eval/run/together.py)
+    generates True: its answers are those of `lab.draws`, greedy or sampled as the cell says
     """
 
     name = ""
     question = "before"
-    readings, batched, prompted, timed = True, False, False, False
+    readings, batched, prompted, timed, generates = True, False, False, False, False
 
     @property
     def longest(self) -> int | None:
@@ -76,7 +78,7 @@ class PromptTask(Task):
     chat, truncate         the tokenizer's chat template around a prompt; "middle" | "refuse" where it is too long
     """
 
-    readings, batched, prompted = False, True, True
+    readings, batched, prompted, generates = False, True, True, True
     max_new_tokens, stop = 32, ()
     chat, truncate = False, "refuse"
     _texts: dict[str, str] | None = None  # prompts by id, where rows are to hold them
@@ -110,7 +112,7 @@ class PromptTask(Task):
 
     def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
         """The fields of one row per sample, after one batch was answered."""
-        yield from self.rows(samples, lab.answers(*self.asked(samples)))
+        yield from self.rows(samples, lab.answers(*self.asked(samples), lab.draws([sample.id for sample in samples])))
 
     def asked(self, samples: Sequence[Sample]) -> tuple[list[Any], int, tuple[str, ...], str]:
         """A batch in the words of `Lab.answers`: prompts, most new tokens, strings that end an answer, and when the
@@ -134,6 +136,7 @@ class PromptTask(Task):
                 "new_tokens": len(answer.tokens),
                 "truncated": prompt.truncated,
                 **answer.row,
+                **drawn_fields(answer),
             }
 
 

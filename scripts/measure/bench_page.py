@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from d2o.errors import InputError
 from d2o.lab.memory import GIB
 from scripts.measure.bench_floors import Floors, Rates
+from scripts.measure.marked import PAGE, put
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/speed.md"
 BEGIN, END = "<!-- bench --all -->\n", "<!-- end -->"
 ONE = ("sdpa", "full", "snapkv", "h2o", "h2o_stride8", "d2o", "d2o_stride8", "streaming_llm", "tova")
 NAMES = {"sdpa": "transformers", "SnapKVPress": "kvpress SnapKV", "StreamingLLMPress": "kvpress StreamingLLM",
@@ -52,11 +50,7 @@ def tables(state: dict[str, Any], context: int, long: int) -> str:
 
 def write(text: str) -> None:
     """Put the tables between the marks of docs/speed.md."""
-    page = PAGE.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page.split(BEGIN)[1]:
-        raise InputError(f"{PAGE.name} has no place for the tables", f"two lines: {BEGIN.strip()} and {END}")
-    before, rest = page.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    put(text, BEGIN, END, PAGE)
 
 
 def _machine(state: dict[str, Any]) -> str:

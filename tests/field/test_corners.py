@@ -12,9 +12,11 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
-from baselines.prefill.kvzip import KVzip
+from baselines.prefill.kvzip import KVzip, repeated, value_norms
 from baselines.prefill.lagkv import LagKV
 from baselines.snapkv import SnapKV
+from d2o import evict
+from d2o.engine.generation import generate
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.feed import Feed
@@ -85,13 +87,42 @@ def test_kvzip_leaves_no_hook_behind_and_tells_what_it_says():
     run = open_engine(model, functools.partial(KVzip, chunk=20), 0.3)
     run.about.words = lambda text: said.append(text) or [7]
     run.prefill([zoo.prompt(50), zoo.prompt(33, 1)])
-    assert not model._forward_pre_hooks
+    assert not model.model._forward_pre_hooks
     assert len(said) == 2 * (3 + 2) and said[0].endswith("exactly.") and said[2].endswith("starting with")
     text = list(range(100, 150))
     layer = run.new_cache().lead
     assert layer.told(text, 20) == [7, *range(112, 120), 7] and layer.told(text, 0) == [7, 7]
     layer.about = None
     assert layer.told(text, 20) == list(range(112, 120)) and layer.told(text, 0) == []
+
+
+def test_kvzip_under_a_stock_model():
+    """Whose own forward is another then; KVzip+ leaves no hook on the attention either."""
+    model, text = zoo.build("llama_gqa"), zoo.prompt(50)
+    make = functools.partial(KVzip, chunk=20, plus=True)
+    with evict(model, make, budget=0.3):
+        ours = model.generate(torch.tensor([text]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert ours[0, 50:].tolist() == generate(open_engine(model, make, 0.3), [text], 6)[0].tokens
+
+
+def test_what_kvzip_plus_weighs_by_in_float64():
+    """Each value behind the projection of each query head, and each row over its norm."""
+    generator = torch.Generator().manual_seed(4)
+    q, keys, values, weight = (torch.randn(*shape, generator=generator).double() for shape in
+                               ((1, 4, 70, 8), (1, 2, 90, 8), (2, 90, 8), (12, 32)))  # fmt: skip
+    norms = torch.rand(70, generator=generator).double() + 0.5
+    weights, expected = value_norms(values, weight, 4), torch.zeros(2, 90, dtype=torch.float64)
+    for a in range(4):
+        for s in range(90):
+            behind = weight[:, 8 * a : 8 * a + 8] @ values[a // 2, s]
+            assert float(weights[a, s]) == pytest.approx(float(behind.norm()))
+        for row in range(70):
+            seen = 20 + row + 1
+            shares = torch.softmax(q[0, a, row] @ keys[0, a // 2, :seen].T / 3, dim=0) * weights[a, :seen] / norms[row]
+            expected[a // 2, :seen] = torch.maximum(expected[a // 2, :seen], shares)
+    found = repeated(q.float(), keys.float(), 1 / 3, 70, weights.float(), norms.float())
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_keydiff_in_blocks_never_holds_more_than_budget_and_block(monkeypatch):

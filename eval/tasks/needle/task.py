@@ -23,12 +23,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from d2o.errors import InputError
 from eval.cells.names import first_protocol
 from eval.tasks import checks
 from eval.tasks.checks import as_list
+from eval.tasks.drawn import drawn_fields
 from eval.tasks.mini.metrics import told
 from eval.tasks.needle.haystack import Facts, Hay, build, grammar_facts, own_facts
 from eval.tasks.sample import Sample
@@ -54,7 +56,7 @@ class Needle(Task):
     Bad values raise InputError when the protocol is asked for or, where they need the tokenizer, in `begin`.
     """
 
-    name, prompted = "needle", True
+    name, prompted, generates = "needle", True, True
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class Needle(Task):
     def _measured(self, sample: Sample, lab: Any) -> dict[str, Any]:
         case, asked = self._case(sample, lab)
         late = len(asked.question) if self.question == "after" else 0
+        asked = replace(asked, draws=lab.draws([sample.id]))
         found = lab.generate(asked, self.max_new_tokens, self.stop, late, self.question == "again")
         return {
             "pred": found.text,
@@ -161,6 +164,7 @@ class Needle(Task):
             "new_tokens": len(found.tokens),
             "truncated": False,
             **found.row,
+            **drawn_fields(found, lambda text: self.judge(text, case.answers)),
         }
 
     def _tokens(self, sample: Sample, lab: Any) -> int:

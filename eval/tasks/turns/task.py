@@ -56,7 +56,7 @@ class Turns(PromptTask):
     def measure(self, samples: Sequence[Sample], lab: Any) -> Iterable[dict[str, Any]]:
         """A row for every turn of one conversation that is asked for."""
         last = max(samples, key=lambda sample: sample.meta["turn"])
-        wanted = {sample.meta["turn"] - 1 for sample in samples}
+        wanted = {sample.meta["turn"] - 1: lab.draws([sample.id]) for sample in samples}
         turns = [*last.meta["before"], (last.question, "")]
         turns[0] = (last.context + turns[0][0], turns[0][1])
         opening = self._openings[last.meta["talk"]]

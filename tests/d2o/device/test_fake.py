@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from d2o.cache import KVCache
-from d2o.ledger import Ledger
-from tests.d2o.device.fake import LAYERS, Watch, engine_on, fake, fake_kernels
+from d2o.attention import attach
+from d2o.budget import Budget
+from scripts.cost.device import fake, place_model
+from scripts.cost.trace import engine_on, running
+from scripts.cost.watch import Watch
 from tests.zoo import METHODS
 
 pytest.importorskip("triton")
+
+LAYERS = 2
 
 # (what, file, function) that wait in a prefill, and why. Nothing of it grows with the text, but for what a row costs.
 REASONS = {
@@ -31,31 +36,22 @@ MOST = {"d2o": 12, "h2o": 8, "tova": 8}  # launches of a layer in a step, once t
 NEAR = {"d2o": 8, "h2o": 6, "tova": 5}  # and as they are
 
 
-@pytest.fixture
-def watch(monkeypatch) -> Watch:
-    """What the run on the fake device does. The ledger's counts are made up there."""
-    seen = Watch()
-    fake_kernels(seen, monkeypatch)
-    monkeypatch.setattr(Ledger, "check", lambda ledger, nominal: None)
-    attend = KVCache.attend
-
-    def counted(cache, *args):
-        before = seen.launches.copy()
-        out = attend(cache, *args)
-        seen.layer = seen.launches - before
-        return out
-
-    monkeypatch.setattr(KVCache, "attend", counted)
-    return seen
+def model_on(dtype: torch.dtype, devices: int):
+    """A Llama of LAYERS layers on a fake GPU, or spread over two."""
+    config = LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
+                         num_key_value_heads=2, head_dim=16, vocab_size=99, pad_token_id=0)  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    place_model(model, dtype, devices)
+    attach(model)
+    return model
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 @pytest.mark.parametrize(("name", "dtype", "devices"), RUNS, ids=lambda x: str(x).removeprefix("torch."))
-def test_a_run(name, dtype, devices, watch) -> None:
+def test_a_run(name, dtype, devices) -> None:
     """A prefill of two prompts, the newest token read again, a question, and steps until all slots are full."""
     with fake():
-        engine = engine_on(METHODS[name], dtype, devices)
-        with torch.inference_mode(), watch:
+        engine = engine_on(model_on(dtype, devices), METHODS[name], Budget(0.3))
+        with running() as (watch, own), torch.inference_mode(), watch:
             cache, logits = engine.prefill([[5] * 60, [6] * 40], reserve=9)
             prefill, tokens = list(watch.waits), logits.argmax(-1).to("cuda:0")
             engine.step(cache, tokens)  # the first may cut the prompt
@@ -68,7 +64,7 @@ def test_a_run(name, dtype, devices, watch) -> None:
     assert len(prefill) <= 4 + 16 * LAYERS
     assert watch.launches["_attend_kernel"] == watch.launches["_join_kernel"] >= 2 * LAYERS
     if name in MOST and devices == 1:
-        assert sum(watch.layer.values()) == NEAR[name] <= MOST[name], watch.layer
+        assert sum(own.values()) == NEAR[name] <= MOST[name], own
 
 
 def test_what_it_would_find() -> None:
