@@ -28,7 +28,7 @@ from d2o.rows import LastRows, PromptRows, group_sum
 class H2O(KVLayer):
     """Score: column sums of the causal softmax over the prompt, plus the row of every later step."""
 
-    state, rows = ("scores",), "all"
+    state, rows, counted = ("scores",), "all", "scores"
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class H2O(KVLayer):
         choice("h2o", "positions", positions, "original", "slot")
         if sink_tokens < 0:
             raise InputError(f"h2o with sink_tokens={sink_tokens}", "method.sink_tokens=0, or how many never leave")
-        self.value_norm, self.sinks = value_norm, sink_tokens
+        self.value_norm, self.sinks, self.counted = value_norm, sink_tokens, "" if value_norm else "scores"
         self.recent_share, self.stride, self.slot_positions = recent, stride, positions == "slot"
 
     def recent(self, slots: int) -> int:

@@ -142,13 +142,15 @@ class KVCache(Cache):
                 layer.slots = given
 
     def open_ledgers(self) -> None:
-        """Write down, for every row, what each layer was given and what it holds now, and check it."""
+        """Write down, for every row, what each layer was given and what it held when it was cut, and check it: now, or,
+        where the first step cuts, at that step, though tokens that were fed with it may lie behind it."""
         self.ledgers = []
-        for b in range(len(self.prompt)):
-            seen = self.seen[b]
+        for b, prompt in enumerate(self.prompt):
+            seen = min(self.seen[b], prompt + 1)
             requested = [float(min(layer.prompt_slots(b), seen)) for layer in self.layers]
+            held = [min(h, seen) for h in self._held(b)]
             windowed = [i for i, span in enumerate(self.windows) if span is not None]
-            ledger = Ledger(self.budget, seen, requested, self._held(b), windowed=windowed)
+            ledger = Ledger(self.budget, seen, requested, held, windowed=windowed)
             ledger.kv_bytes_prefill = self._bytes(b)
             if not self.lead.pending:  # else nothing was cut, nor will be
                 ledger.check(self.lead.nominal)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from d2o.budget import Budget
+from d2o.decode.steps import at_once
 from d2o.feed import Feed
 from d2o.kernels import launch
 from d2o.kernels.attend import attend_row
@@ -61,6 +62,8 @@ class KVLayer(Method):
             return out
         if min(feed.lengths) != q.shape[2]:
             raise RuntimeError("after the prefill every row feeds the same number of tokens")
+        if (out := at_once(self, KVLayer, (q, k, v), scale)) is not None:
+            return out
         steps = [self._step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
         return steps[0] if len(steps) == 1 else torch.cat(steps, dim=2)
 
@@ -158,8 +161,7 @@ class KVLayer(Method):
         scale = self.weighed_scale(scale)
         shown = self.rows != "none" and self.decode_eviction and not self.unlimited
         if launch.serves("attend", keys) and not isinstance(scale, Logits):
-            from d2o.kernels.row import attend_slots
-
+            attend_slots = launch.kernels("row", keys).attend_slots
             out, probs = attend_slots(q, keys, values, self.positions[:, :, :used], scale, shown)
             visible = None
         else:

@@ -146,11 +146,9 @@ class SlotStorage(CacheLayerMixin):
         dense = all(x.is_contiguous() for x in (self.keys, self.values, self.positions))
         empty = [getattr(self, name) for name in self.state if name != self.key_norms]
         if dense and len(empty) <= 2 and launch.serves("write", self.keys):
-            from d2o.kernels.row import write_token
-
             norms = getattr(self, self.key_norms) if self.key_norms else None
             to = Written(self.keys, self.values, self.positions, empty, norms, self.free, self.now)
-            write_token(key, value, to)
+            launch.kernels("row", self.keys).write_token(key, value, to)
             return
         self.now.add_(1)  # in place, as all that a step changes: a captured step is repeated on the same tensors
         self.write(key, value, self.now)

@@ -228,11 +228,12 @@ class Lab:
 
     def fits(self, batch: int, prompt: int, new: int, memory_gb: float | None, full: bool, seed: int) -> bool:
         """Whether a prefill and the first steps of a batch fit into memory."""
-        return race.fits(self.full if full else self.engine, batch, prompt, new, memory_gb, seed)
+        rows = batch * self.sampling.caches
+        return race.fits(self.full if full else self.engine, rows, prompt, new, memory_gb, seed)
 
     def rows_that_fit(self, prompt: int, new: int, share: float) -> int | None:
         """How many prompts fit into a share of the free memory; None where only a trial tells."""
-        return race.rows_that_fit(self.engine, prompt, new, share)
+        return race.rows_that_fit(self.engine, prompt, new, share / self.sampling.caches)
 
     # ---- the machine
     @property

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (4, 8), "write": False}
 LAYERS = 32  # of the model
 PACKAGED = ("kvpress",)  # is another's code, and reads prompts in its own way
-KNOBS = {"locret": {"heads": "random"}, "duo_attention": {"gates": "prompt"}, "qfilter": {"stats": "prompt"},
-         "triattention": {"stats": "prompt"}}  # what a model of random weights has no file for  # fmt: skip
+KNOBS = {  # what a model of random weights has no file for
+    "locret": {"heads": "random"}, "duo_attention": {"gates": "prompt"}, "qfilter": {"stats": "prompt"},
+    "triattention": {"stats": "prompt"}, "headkv": {"scores": "prompt"},
+}  # fmt: skip
 
 
 def main(words: list[str]) -> None:

@@ -14,6 +14,7 @@ from eval.run.plan import plan
 from eval.run.together import same_prompts
 from eval.scores.results import score_cells
 from eval.scores.samples import of_samples
+from eval.tables.match import _difference as difference
 
 CONFIGS = run_pred.CONFIGS
 SHORT = ["task=mini_single", "task.length=256", "limit=3", "budget=.3", "task.max_new_tokens=4"]
@@ -90,6 +91,14 @@ def test_greedy_cells_are_what_they_were_and_drawn_ones_are_others():
     assert plan(drawn).protocol["sampling"] == {"temperature": 1.5, "top_p": 0.98, "samples": 2}
     assert folder(plain) != folder(drawn) and describe(plain) == describe(drawn)
     assert len(same_prompts([plain, drawn, composed("method=d2o", *DRAWN), composed("seed=1", *DRAWN)])) == 3
+
+
+def test_a_table_takes_cells_that_sample_as_its_words_say():
+    drawn, asked = {"sampling.temperature": 1.5, "sampling.samples": 2}, {"sampling.temperature": 1.5}
+    assert difference({}, {}) is None and difference(drawn, drawn) is None
+    assert difference(drawn, {}) == "sampling.temperature=1.5, of which the table says nothing"
+    assert difference(drawn, asked) == "sampling.samples=2, of which the table says nothing"
+    assert difference({}, asked) == "sampling.temperature=0.0 where the table has sampling.temperature=1.5"
 
 
 @pytest.mark.parametrize(
