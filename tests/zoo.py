@@ -157,6 +157,7 @@ ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and 
     "kvzip_layer": functools.partial(KVzip, "layer", 2, 32),
     "kvzip_plus": functools.partial(KVzip, plus=True),
     "lagkv_short": functools.partial(LagKV, lag=8),
+    "lagkv_recursive": functools.partial(LagKV, 3, 4, recursive=True),
     "keydiff_blocks": functools.partial(KeyDiff, block=16, reading="blocks"),
 }
 METHODS = LISTED | ADDED

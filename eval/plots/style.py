@@ -135,7 +135,8 @@ def write_title(ax: Axes, text: str) -> None:
     if len(text) * size > letters * 1.02:
         size = max(5.5, min(7.0, 2 * letters / (len(text) + 12)))
         lines = textwrap.wrap(text, int(letters / size), max_lines=2, placeholder=" …")
-    ax.set_title("\n".join(lines), fontsize=size, pad=6.0 if len(lines) == 1 else 3.0)
+    pad = 6.0 if len(lines) == 1 else 3.0
+    ax.set_title("\n".join(lines), fontsize=size, pad=pad, y=1.0)  # y: or each axis is laid out twice to find one
 
 
 def to_svg(figure: Figure) -> str:

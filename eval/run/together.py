@@ -141,7 +141,9 @@ class Group:
         task, sharing = first.task, self._labs(first.task, order)
         progress = Progress(f"{len(lacking)} cells", 0, sum(map(len, lacking.values())))
         try:
-            for batch in task.in_batches(order, first.composed.cfg.batch_size) if self.labs else ():
+            batches = list(task.in_batches(order, first.composed.cfg.batch_size)) if self.labs else []
+            self._expect(task, batches, lacking, sharing)
+            for batch in batches:
                 progress.advance(self._batch(task, batch, lacking, sharing))
         finally:
             progress.close()
@@ -159,10 +161,23 @@ class Group:
                 task.begin(order, self.labs[id(one)])
         return sharing
 
+    def _expect(
+        self, task: Task, batches: Sequence[Sequence[Sample]], lacking: dict[int, set[str]], sharing: Any
+    ) -> None:
+        """Tell the labs what they will be asked, as far as the task knows."""
+        asked = [task.will_ask(batch) for batch in batches]
+        if all(words is not None for words in asked):
+            labs = [[self.labs[id(one)] for one in self._lacking(lacking, batch)] for batch in batches]
+            sharing.expect(zip(asked, labs, strict=True))
+
+    def _lacking(self, lacking: dict[int, set[str]], batch: Sequence[Sample]) -> list[Open]:
+        """The open cells that lack any row of a batch."""
+        ids = {sample.id for sample in batch}
+        return [one for one in self.open if not lacking.get(id(one), set()).isdisjoint(ids)]
+
     def _batch(self, task: Task, batch: Sequence[Sample], lacking: dict[int, set[str]], sharing: Any) -> int:
         """One batch for the cells that lack any of it; how many rows were written."""
-        ids = [sample.id for sample in batch]
-        todo = [one for one in self.open if not lacking.get(id(one), set()).isdisjoint(ids)]
+        todo = self._lacking(lacking, batch)
         asked = {id(self.labs[id(one)]): one for one in todo}
         written = 0
         for lab in sharing.in_turn([self.labs[id(one)] for one in todo]):

@@ -17,6 +17,7 @@ from baselines.prefill.lagkv import LagKV
 from baselines.snapkv import SnapKV
 from d2o import evict
 from d2o.engine.generation import generate
+from d2o.engine.graph import check_graph
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.feed import Feed
@@ -47,6 +48,29 @@ def test_two_whole_partitions_are_enough_for_lagkv():
     for head in held.tolist():
         assert head[:3] == [0, 1, 2] and head[-14:] == list(range(13, 27))
     assert held[:, 3:6].tolist() != [[10, 11, 12]] * 2
+
+
+def test_a_recursive_lagkv_holds_what_its_formula_says():
+    """3 sinks and partitions of 10: with 60 tokens four of five are cut to 3, the fifth and the rest are whole; it is
+    cut when the sixth is whole, in each row by its own length. And it is no method for another one to work over."""
+    layer = LagKV(3, 10, recursive=True)
+    assert [layer.holds(n, 0.35) for n in (2, 22, 23, 32, 33, 60, 62, 63)] == [2, 22, 16, 25, 19, 32, 34, 28]
+    assert LagKV(0, 100, recursive=True).holds(200, 0.29) == 129, "0.29 of 100 is 28.999999999999996 here"
+    run = open_engine(zoo.build("llama_gqa"), functools.partial(LagKV, 3, 10, recursive=True), 0.35)
+    cache, _ = run.prefill([zoo.prompt(60), zoo.prompt(31, 1)], 200)
+    found = []
+    for _ in range(4):
+        run.step(cache, torch.tensor([5, 6]))
+        found.append(list(cache.lead.held))
+    assert found == [[33, 25], [34, 19], [28, 20], [29, 21]] and cache.lead.capacity == 28 + 10
+    assert cache.close_ledger(1).held_decode == [21.0] * 3
+    assert cache.lead.positions[0, :, :3].tolist() == [[0, 1, 2]] * 2
+    for made in (lambda: chunkkv("lagkv", base_args={"recursive": True}), lambda: LagKV(cross=True, recursive=True)):
+        with pytest.raises(InputError):
+            made()
+    with pytest.raises(InputError, match="grows with every token"):
+        check_graph(torch.device("cuda"), layer)
+    assert chunkkv("lagkv").chooser.shares_prefill and not layer.shares_prefill
 
 
 def test_chunks_by_the_mean_of_their_own_length():
