@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from d2o.budget import Budget
-from d2o.decoding import Decoding
 from d2o.feed import Feed, chunks
 from d2o.kernels.told import Merging
 from d2o.models.about import About
 from d2o.rows import LastRows, PromptRows
+from d2o.slots.decoding import Decoding
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
