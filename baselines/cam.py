@@ -27,6 +27,7 @@ from torch import Tensor
 
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries
+from d2o.kernels import launch
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
 
@@ -92,6 +93,10 @@ class CaM(Over):
     def _absorb_one(self, evicted: Entries, kept: Entries) -> None:
         received = kept.state["received"]
         at, value, own = evicted.positions, evicted.values, evicted.state["received"]
+        if self.variant == "streaming" and kept.values.dtype is torch.float32 and launch.has_twin("merge", at):
+            left = value.contiguous(), at.contiguous(), own.contiguous(), self.draw(at)
+            launch.kernels("draw", at).spread(kept.values, kept.positions, received, left, self.merge)
+            return
         if self.variant == "hh_mask":
             movable = torch.where(kept.positions >= self.sinks, kept.positions, NOWHERE)
             at, slot = movable.min(dim=-1, keepdim=True)

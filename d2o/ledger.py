@@ -16,6 +16,7 @@ class Ledger:
     layers; those of `windowed` slide, hold their window and have no part in the budget, though they have in the bytes.
     Where slots are evicted at intervals, `held_between` is the most that was held at once behind the prompt; where the
     tokens behind the prompt have a budget of their own, `held_generated` of `held_decode` are theirs.
+    `looks`: slots held when every `look_every`-th token of the answer was chosen, where that was asked for.
     """
 
     budget: Budget
@@ -29,6 +30,8 @@ class Ledger:
     held_between: list[float] = field(default_factory=list)
     requested_generated: list[float] = field(default_factory=list)
     held_generated: list[float] = field(default_factory=list)
+    looks: list[float] = field(default_factory=list)  # mean over layers and heads
+    look_every: int = 0
 
     @property
     def held_budgeted(self) -> list[float]:
@@ -82,6 +85,7 @@ class Ledger:
             "kv_bytes_prefill": self.kv_bytes_prefill,
             "kv_bytes_decode": self.kv_bytes_decode,
             **({"windowed_layers": self.windowed} if self.windowed else {}),
+            **({"held": self.looks, "every": self.look_every} if self.look_every else {}),
             **self._more(),
         }
 

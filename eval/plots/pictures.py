@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from d2o.budget import budget_name
 from d2o.errors import InputError
 from eval.cells.checked import reading
+from eval.plots import answer as plot_answer
 from eval.plots import atlas as plot_atlas
 from eval.plots import budget as plot_budget
 from eval.plots import efficiency as plot_efficiency
@@ -55,7 +56,7 @@ def pictures(cells: Sequence[CellData]) -> list[Picture]:
     found, labels = [], labels_of(cells)
     for model in dict.fromkeys(cell.model for cell in cells):
         group = [cell for cell in cells if cell.model == model]
-        for part in (_budget, _needle, _ppl, _efficiency, _held, _atlas):
+        for part in (_budget, _needle, _ppl, _efficiency, _held, _answer, _atlas):
             found += part(model, group, labels)
     return found
 
@@ -130,6 +131,14 @@ def _held(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[
     ]  # fmt: skip
 
 
+def _answer(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    return [
+        Picture("held", f"answer-{model}-{curves.title}", f"{model}, {curves.title}: slots held while answering",
+                lambda curves=curves: plot_answer.answer_figure(curves, labels))
+        for curves in plot_answer.held_curves(cells)
+    ]  # fmt: skip
+
+
 def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
     found = []
     for cell in cells:
@@ -143,7 +152,7 @@ def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list
     return found
 
 
-READ = (_needle, _ppl, _efficiency, _held, _atlas)  # what reads more of a row than its score
+READ = (_needle, _ppl, _efficiency, _held, _answer, _atlas)  # what reads more of a row than its score
 
 
 @contextmanager
