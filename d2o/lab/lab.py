@@ -10,7 +10,6 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from d2o.budget import Budget
 from d2o.engine.engine import Engine
 from d2o.engine.generation import respond
 from d2o.engine.replies import Asked as Words
@@ -43,7 +42,7 @@ class Lab:
         self,
         loaded: LoadedModel,
         method: Callable[[], KVLayer],
-        budget: float | str | Budget,
+        budget: Any,  # d2o/budget.py
         *,
         chunk: int | None = None,
         seed: int = 0,
