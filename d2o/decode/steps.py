@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # what a step is made of: a class that says any of it otherwise takes its steps operation by operation
 STEP = ("_step", "put", "write", "written", "attention_keys", "weighed_scale", "make_room", "_victim", "spared")
+SAID = {"observe", "importance", "absorb"}  # a layer that was given one of its own is asked for it
 
 
 def at_once(layer: Method, base: type[Method], new: Sequence[Tensor], scale: Scale) -> Tensor | None:
@@ -62,7 +63,7 @@ def _plain(layer: Method, base: type[Method]) -> bool:
     """Whether a step of this layer is what a call does."""
     if layer.slot_positions or layer.weight_bias or not _steps_alike(type(layer), base):
         return False
-    if getattr(layer, "every", 1) > 1:  # tokens between two evictions
+    if getattr(layer, "every", 1) > 1 or not SAID.isdisjoint(vars(layer)):  # tokens between two evictions
         return False
     if not _evicts(layer):
         return not layer.state
