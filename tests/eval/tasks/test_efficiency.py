@@ -66,6 +66,7 @@ def test_what_scoring_costs_is_what_a_method_does_in_the_prefill(monkeypatch):
         return outer
 
     monkeypatch.setattr(Engine, "clock", takes(1, lambda engine: now[0]))
+    monkeypatch.setenv("D2O_STEP", "0")  # a compiled step does not ask `observe`
     monkeypatch.setattr(H2O, "observe", takes(3, H2O.observe))
     monkeypatch.setattr(H2O, "compress", takes(2, H2O.compress))
     (h2o,), (full,) = rows_of(Efficiency(1, 64, 2)), rows_of(Efficiency(1, 64, 2), Full, 1.0)
