@@ -68,6 +68,7 @@ def test_nominal_shares_are_floored_apart():
     method = D2O(variant="official", budget_accounting="nominal", recent=3 / 7)
     slots = method.nominal_slots(0.7, 64)
     assert (slots - method.recent(slots), method.recent(slots)) == (25, 19)
+    assert method.nominal_slots(0.7, 66) == 45, "26.4 and 19.8 are 26 and 19, though 46 together"
     layers = [D2O(variant="official", budget_accounting="nominal", recent=3 / 7) for _ in range(6)]
     for layer in layers:
         layer.variance = torch.ones(1, 4)
