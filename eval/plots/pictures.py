@@ -124,11 +124,13 @@ def _efficiency(model: str, cells: Sequence[CellData], labels: Sequence[str]) ->
 
 
 def _held(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
-    return [
-        Picture("held", f"held-{model}-b{budget:g}", f"{model}: slots held per layer at budget {budget_name(budget)}",
-                lambda budget=budget, held=held: plot_held.held_figure(budget, held, labels))
-        for budget, held in plot_held.held_by_budget(cells).items()
-    ]  # fmt: skip
+    found = []
+    for budget, held in plot_held.held_by_budget(cells).items():
+        what = plot_held.title_of(cells, budget)
+        draw = lambda held=held, what=what: plot_held.held_figure(what, held, labels)  # noqa: E731
+        title = f"{model}: slots held per layer at budget {budget_name(budget)}"
+        found.append(Picture("held", f"held-{model}-b{budget:g}", title, draw))
+    return found
 
 
 def _answer(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
@@ -143,11 +145,11 @@ def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list
     found = []
     for cell in cells:
         if len(found) < ATLASES and (atlas := read_atlas(cell.path)):
-            title = f"{cell.name}, {cell.task}, {atlas['id']}"
+            title = f"{cell.name}, {cell.task}, row {atlas['id']}"
             spans = cell.needles(atlas["id"])
             found.append(
                 Picture("atlas", f"atlas-{model}-{cell.name}-{cell.task}", f"{model}, {title}",
-                        lambda cell=cell, atlas=atlas, spans=spans: plot_atlas.atlas_figure(atlas, cell.name, spans))
+                        lambda title=title, atlas=atlas, spans=spans: plot_atlas.atlas_figure(atlas, title, spans))
             )  # fmt: skip
     return found
 
