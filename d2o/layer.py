@@ -41,6 +41,7 @@ class KVLayer(Method):
         self.budget: Budget | None = None  # the cache's
         self.unlimited = False  # nothing is ever evicted: no statistics are taken
         self.stats: RowStats | None = None  # of the block attended last, until it was observed
+        self.fed: object = None  # what d2o/decode/steps.py keeps of the slots between two steps
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
 
     # ---- one forward pass
@@ -64,8 +65,10 @@ class KVLayer(Method):
             raise RuntimeError("after the prefill every row feeds the same number of tokens")
         if (out := at_once(self, KVLayer, (q, k, v), scale)) is not None:
             return out
+        if q.shape[2] == 1:
+            return self._step(q, k, v, scale)
         steps = [self._step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
-        return steps[0] if len(steps) == 1 else torch.cat(steps, dim=2)
+        return torch.cat(steps, dim=2)
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         if self.rows == "last" and not self.unlimited:

@@ -213,6 +213,8 @@ class SlotStorage(CacheLayerMixin):
 def moves(positions: Tensor, now: Tensor) -> Tensor:
     """How far each key moves `[B, Hkv, n]` where slots count as positions: what is held at `positions [B, Hkv, n]`
     stands without a gap before the query at `now [B, 1, 1]`. The query stays and the keys move up: RoPE is relative."""
+    if launch.has_twin("attend", positions):
+        return launch.kernels("turn", positions).moved(positions, now)
     order = torch.where(positions < 0, torch.iinfo(torch.int32).max, positions).argsort(dim=-1)
     held = (positions >= 0).sum(-1, keepdim=True)
     return order.argsort(dim=-1) + (now + 1 - held) - positions

@@ -60,8 +60,13 @@ def serves_at_once(keys: Tensor) -> bool:
     return _twin_serves(keys) and in_use() == PARTS
 
 
+def has_twin(part: str, x: Tensor) -> bool:
+    """Whether what belongs to the kernel `part` is compiled for the device of `x`, of any shape `[...]` and type."""
+    return x.is_cpu and _has_numba() and part in in_use()
+
+
 def kernels(name: str, keys: Tensor) -> ModuleType:
-    """The module `name`, row or leave, whose kernels take slots `keys [B, Hkv, C, D]`."""
+    """The module `name`, row or leave (turn and draw on a CPU), whose kernels take slots `keys [B, Hkv, C, D]`."""
     return _module(f"d2o.kernels.twins.{name}" if keys.is_cpu else f"d2o.kernels.{name}")
 
 

@@ -131,10 +131,11 @@ def test_chunkkv(shared):
 
 
 def test_vatp(shared):
-    """`method=h2o method.value_norm=true`; the scissorhands mode is left out: it sums over the last 400 rows alone."""
-    for case in [c for c in cases(shared, "vatp") if case_h2o(c)]:
+    """`method=h2o method.value_norm=true`, and with `method.last_rows=400` the scissorhands mode."""
+    for case in cases(shared, "vatp"):
         heavy, recent = case.expected["budget"].tolist()
-        layer = H2O(recent / (heavy + recent) + 1e-9, value_norm=True, sink_tokens=case.settings["sink_len"])
+        knobs = {"value_norm": case.settings["apply_value_norm"], "sink_tokens": case.settings["sink_len"]}
+        layer = H2O(recent / (heavy + recent) + 1e-9, **knobs, last_rows=None if case.settings["h2o"] else 400)
         scores = []
 
         def note(x, scores=scores):
@@ -146,10 +147,6 @@ def test_vatp(shared):
         ours, wanted = torch.stack(scores)[finite], case.expected["score"][finite]
         torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-6)  # sums of hundreds, in float32
         close(torch.cat(trace.outputs, dim=2)[0].transpose(0, 1), case.expected["attn_out"], 5e-5)
-
-
-def case_h2o(case):
-    return case.settings["h2o"] and case.settings["apply_value_norm"]
 
 
 def test_lagkv(shared):

@@ -24,7 +24,7 @@ RUN = 64  # slots: a multiple of what any CPU adds at once
 LOG2E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
 C5, C4, C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 C2, C1, C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
-ONE, HALF, SMALLEST = np.float32(1.0), np.float32(0.5), np.float32(-87.0)
+ONE, HALF, SMALLEST = np.float32(1.0), np.float32(0.5), np.float32(-104.0)
 ZERO, NEVER, ALWAYS = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
 TINY = np.float32(1e-12)
 
@@ -102,5 +102,7 @@ def exponential(x):
     whole = np.float32(k)
     r = x - whole * LN2_HIGH - whole * LN2_LOW
     poly = ((((C5 * r + C4) * r + C3) * r + C2) * r + C1) * r + C0
-    found = (poly * r * r + r + ONE) * _as_float(np.int32((k + 127) << 23))
+    half = np.int32(k >> 1)  # in two steps: 2^k is no normal number where exp(x) is none, and tova goes by such
+    found = (poly * r * r + r + ONE) * _as_float(np.int32((half + 127) << 23))
+    found *= _as_float(np.int32((k - half + 127) << 23))
     return ZERO if x < SMALLEST else found

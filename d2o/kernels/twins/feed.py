@@ -104,30 +104,44 @@ def _feed(
                 )  # fmt: skip
 
 
-def feed_tokens(
-    new: tuple[Tensor, Tensor, Tensor],
-    scale: float,
-    to: Written,
-    of: Leaving | None,
-    merging: tuple[Merging, Tensor] | None,
-) -> Tensor:
-    """Attention `[B, Hq, n, D]` of the tokens `new`, q `[B, Hq, n, D]` and k, v `[B, Hkv, n, D]`, fed one by one to
-    slots that are dense and wide enough. The one state of `to`, if it has one, is the scores: what each slot received.
-    `of` (None: nothing leaves) with the slots of every row; what leaves is merged as `merging` says, with its tau."""
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in new)
-    (batch, all_heads, tokens, dim), (_, heads, _, wide), capacity = q.shape, v.shape, to.positions.shape[2]
-    out = q.new_empty(batch, tokens, all_heads, wide)
-    scores, norms = to.state[0].data_ptr() if to.state else 0, 0 if to.norms is None else to.norms.data_ptr()
-    slots, low, high = (0, 0, 0) if of is None else (of.slots.data_ptr(), *guards(of))
-    how, tau = (PLAIN, 0) if merging is None else (ways(merging[0]), merging[1].data_ptr())
-    _feed(
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), to.keys.data_ptr(), to.values.data_ptr(),
-        to.positions.data_ptr(), scores, norms, to.free.data_ptr(), to.now.data_ptr(), slots, low, high, tau,
-        batch, heads, all_heads // heads, tokens, capacity, dim, wide, known_width(dim, wide), np.float32(scale),
-        of is not None and isinstance(of.recent, Tensor), of is not None, merging is not None,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *how,
-    )  # fmt: skip
-    return out.transpose(1, 2)
+class Fed:
+    """The slots of a layer that tokens are fed to, dense and wide enough: what a call is told of them, put together
+    once. The one state of `to`, if it has one, is the scores: what each slot received. `of` (None: nothing leaves) with
+    the slots of every row; what leaves is merged as `merging` says, with its tau `[B, 1, 1]`."""
+
+    def __init__(self, to: Written, of: Leaving | None, merging: tuple[Merging, Tensor] | None) -> None:
+        self.told = to, of, merging  # nobody lets go of this memory meanwhile
+        (_, heads, capacity, dim), wide = to.keys.shape, to.values.shape[3]
+        scores, norms = to.state[0].data_ptr() if to.state else 0, 0 if to.norms is None else to.norms.data_ptr()
+        slots, low, high = (0, 0, 0) if of is None else (of.slots.data_ptr(), *guards(of))
+        how, tau = (PLAIN, 0) if merging is None else (ways(merging[0]), merging[1].data_ptr())
+        stored = to.keys.data_ptr(), to.values.data_ptr(), to.positions.data_ptr()
+        self.places = *stored, scores, norms, to.free.data_ptr(), to.now.data_ptr(), slots, low, high, tau
+        self.heads, self.size = heads, (capacity, dim, wide, known_width(dim, wide))
+        self.ways = of is not None and isinstance(of.recent, Tensor), of is not None, merging is not None
+        self.how = how
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy of the layer has memory of its own."""
+
+    def holds(self, keys: Tensor, free: Tensor, now: Tensor) -> bool:
+        """Whether these, `keys [B, Hkv, C, D]` and the rest, are the ones that it was told of."""
+        to = self.told[0]
+        return to.keys is keys and to.free is free and to.now is now
+
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention `[B, Hq, n, D]` of the tokens q `[B, Hq, n, D]`, k, v `[B, Hkv, n, D]`, fed one by one."""
+        (q_b, q_h, q_n, q_d), (k_b, k_h, k_n, k_d), (v_b, v_h, v_n, v_d) = q.stride(), k.stride(), v.stride()
+        if not q_d == k_d == v_d == 1:
+            return self.tokens(q.contiguous(), k.contiguous(), v.contiguous(), scale)
+        batch, all_heads, n, _ = q.shape
+        out = q.new_empty(batch, n, all_heads, self.size[2])
+        _feed(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), *self.places, batch, self.heads,
+            all_heads // self.heads, n, *self.size, np.float32(scale), *self.ways,
+            q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, *self.how,
+        )  # fmt: skip
+        return out.transpose(1, 2)
 
 
 PLAIN = ways(Merging(False, False, False, 1.0, None, (0.0, 0.0, 0.0)))

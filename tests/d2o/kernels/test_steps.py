@@ -70,9 +70,8 @@ def test_steps_through_the_kernels_are_the_steps_without_them(name, lengths, mon
     monkeypatch.setattr(launch, "kernels", lambda name, keys: importlib.import_module(f"d2o.kernels.{name}"))
     monkeypatch.setattr(launch, "launch", noted)
     found, logits = steps(name, family, lengths)
-    evicts = {"_leave_kernel"} if name not in ("cam",) else set()
     merges = {"_cosine_kernel", "_merge_kernel"} if name.startswith("d2o") else set()
-    assert used == {"_write_kernel", "_attend_kernel", "_join_kernel"} | evicts | merges
+    assert used == {"_write_kernel", "_attend_kernel", "_join_kernel", "_leave_kernel"} | merges
     for one, other in zip(found.layers, wanted.layers, strict=True):
         assert torch.equal(one.positions, other.positions)
         assert torch.equal(one.now, other.now)

@@ -13,7 +13,8 @@ from d2o.kernels import launch
 from tests.zoo import METHODS, build, prompt
 
 pytest.importorskip("numba")
-TAKEN = {name: METHODS[name] for name in ("d2o", "d2o_older", "h2o", "tova", "streaming_slot", "cam", "full")}
+NAMES = ("d2o", "d2o_older", "h2o", "h2o_slot", "tova", "streaming_slot", "random", "cam", "full")
+TAKEN = {name: METHODS[name] for name in NAMES}
 TAKEN["d2o_official"] = functools.partial(METHODS["d2o"], variant="official", protected_layers=[])
 AT_ONCE = {"d2o", "d2o_older", "d2o_official", "h2o", "full"}
 

@@ -51,6 +51,16 @@ def test_a_row_owes_nothing_to_its_neighbours(used) -> None:
     assert not probs[0, :, :, used:].any()
 
 
+def test_the_smallest_probabilities_are_told_apart() -> None:
+    """Denormal ones too: tova evicts by them, and of equals the first would leave."""
+    keys = -torch.arange(0.0, 130.0).view(1, 1, 130, 1).expand(1, 1, 130, 16).contiguous() / 4
+    q, positions = torch.full((1, 1, 1, 16), 0.25), torch.arange(130, dtype=torch.int32).view(1, 1, 130)
+    probs = row.attend_slots(q, keys, keys, positions, 1.0, True)[1]
+    wanted = row_probs(q, keys, 1.0, None)
+    assert (probs[probs > 0] > 1e-46).sum() == (wanted > 0).sum() > (wanted > 1e-37).sum()
+    torch.testing.assert_close(probs, wanted, atol=3e-45, rtol=1e-5)
+
+
 def test_what_is_no_number_is_not_hidden() -> None:
     q, keys, values, positions = drawn(2, 1, 16, 16)
     keys[0, 0, 3, 0] = float("nan")
