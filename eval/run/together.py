@@ -19,7 +19,7 @@ from eval.cells.identity import Composed
 from eval.config.build import build, text_of
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
-from eval.run.loop import of_row, said_of_weights
+from eval.run.loop import check_drawn, of_row, said_of_weights
 from eval.run.models import open_lab, share_labs
 from eval.run.plan import Known, Plan, plan
 from eval.run.progress import Progress, walk
@@ -183,6 +183,7 @@ class Group:
             with self._guarded(one, task, batch):
                 for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
                     if sample.id in lacking[id(one)]:
+                        check_drawn(fields, task, lab)
                         shared = {"prefill_shared": lab.readers} if lab.readers > 1 else {}
                         shared |= said_of_weights(lab)
                         row = {"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)}

@@ -17,7 +17,7 @@ def readings(rows: Rows) -> dict[str, float | None]:
     held = [mean for _, mean in held_curve(rows)]
     return {
         **{key: _percent(average(row[key] for row in rows)) for key in ("followed", "told")},
-        "answer_tokens": average(row["new_tokens"] for row in rows),
+        "answer_tokens": average(row["new_tokens"] / len(row.get("samples") or [row]) for row in rows),
         "held_most": max(held, default=None),
         "held_last": held[-1] if held else None,
     }

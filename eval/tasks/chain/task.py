@@ -20,6 +20,7 @@ from d2o.errors import InputError
 from eval.tasks import checks
 from eval.tasks.chain.metrics import followed, said
 from eval.tasks.chain.walk import END, LINE, MOST, walk
+from eval.tasks.drawn import mean_of_answers
 from eval.tasks.sample import Sample
 from eval.tasks.task import PromptTask
 
@@ -72,8 +73,9 @@ class Chain(PromptTask):
     def rows(self, samples: Sequence[Sample], answers: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """The fields of one row per sample, of what was answered."""
         for sample, row in zip(samples, super().rows(samples, answers), strict=True):
-            told = [said(row["pred"], one) for one in sample.meta["keeps"]]
-            yield {**row, "followed": followed(row["pred"], sample.meta["lines"]), "told": sum(told) / len(told)}
+            told = [mean_of_answers(row, said, one) for one in sample.meta["keeps"]]
+            walked = mean_of_answers(row, followed, sample.meta["lines"])
+            yield {**row, "followed": walked, "told": sum(told) / len(told)}
 
     def _check(self) -> None:
         checks.question(self.question)

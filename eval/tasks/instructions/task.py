@@ -23,6 +23,7 @@ from typing import Any
 
 from d2o.errors import InputError
 from eval.tasks import checks
+from eval.tasks.drawn import mean_of_answers
 from eval.tasks.instructions.metrics import follows
 from eval.tasks.sample import Sample
 from eval.tasks.task import PromptTask
@@ -103,7 +104,8 @@ class Instructions(PromptTask):
         """The fields of one row per sample, of what was answered."""
         for row in super().rows(samples, answers):
             kinds = [answer.partition(" ")[0] for answer in row["answers"]]
-            yield {**row, "kinds": kinds, "followed": [follows(row["pred"], answer) for answer in row["answers"]]}
+            followed = [mean_of_answers(row, follows, answer) for answer in row["answers"]]
+            yield {**row, "kinds": kinds, "followed": followed}
 
     def _sample(self, i: int) -> Sample:
         rng = random.Random(f"{self.name}:{self.seed}:{i}")

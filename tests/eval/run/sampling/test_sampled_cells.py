@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import run_pred
+from d2o.engine.sampling import Sampling
 from d2o.errors import InputError
 from eval.cells.identity import describe, folder, identity
 from eval.cli import main
 from eval.config.compose import compose_cell, configs
+from eval.run.loop import check_drawn
 from eval.run.plan import plan
 from eval.run.together import same_prompts
 from eval.scores.results import score_cells
@@ -113,6 +116,14 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_read(words, said):
     with configs(CONFIGS), pytest.raises(InputError, match=said) as error:
         plan(compose_cell(["task=mini_single", "method=h2o", *words.split()], CONFIGS))
     assert error.value.hint
+
+
+def test_a_task_that_asks_without_draws_is_named():
+    task, drawn = SimpleNamespace(name="mine"), SimpleNamespace(sampling=Sampling(temperature=0.5))
+    check_drawn({"sampling": {}}, task, drawn)
+    check_drawn({}, task, SimpleNamespace(sampling=Sampling()))
+    with pytest.raises(InputError, match="mine answers greedily, with sampling.temperature=0.5"):
+        check_drawn({}, task, drawn)
 
 
 def test_a_refusal_is_two_lines(tmp_path, capsys):
