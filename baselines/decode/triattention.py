@@ -54,6 +54,7 @@ class TriAttention(KVLayer):
         self.source, self.aggregate, self.normalize, self.group = stats, aggregate, normalize, group
         self.offsets = [2**i for i in range(reach.bit_length())]
         self.rows = "queries" if stats == "prompt" else "none"
+        self.ahead: Tensor | None = None  # [O] float64, the offsets, where the keys are: a step copies nothing there
         self.usual: list[Tensor] = []  # mean [B or 1, Hq, D], modulus [B or 1, Hq, R / 2]
         self.count: Tensor | None = None  # [B, 1, 1]: tokens of the prompt that were added to them
 
@@ -89,8 +90,9 @@ class TriAttention(KVLayer):
         """Scores `[B, Hkv, g, used]` of every query head."""
         mean, modulus = (x.expand(self.keys.shape[0], -1, -1) for x in self.calibrated())
         keys, turn = self.keys[:, :, : self.used].float(), self.rotation
-        offsets = torch.tensor(self.offsets, dtype=torch.float64, device=keys.device)
-        angle = ((self.now + 1).double() + offsets).unsqueeze(-1) * turn.inv_freq.double()  # [B, 1, O, R / 2]
+        if self.ahead is None:
+            self.ahead = torch.tensor(self.offsets, dtype=torch.float64, device=keys.device)
+        angle = ((self.now + 1).double() + self.ahead).unsqueeze(-1) * self._frequencies()  # [B, 1, O, R / 2]
         cos, sin = angle.cos(), angle.sin()
         if self.aggregate == "mean":
             cos, sin = cos.mean(2, keepdim=True), sin.mean(2, keepdim=True)
@@ -99,6 +101,9 @@ class TriAttention(KVLayer):
         rest = modulus - torch.hypot(*turn.pairs(mean))
         length = torch.hypot(*turn.pairs(keys))
         return torch.stack(found).amax(0) + self._products(length, rest)
+
+    def _frequencies(self) -> Tensor:
+        return self.rotation.inv_freq.to(self.keys.device).double()  # layers may lie on several devices
 
     def _products(self, keys: Tensor, queries: Tensor) -> Tensor:
         """`[B, Hkv, g, n]` of `keys [B, Hkv, n, d]` and `queries [B, Hq, d]`."""

@@ -1,4 +1,4 @@
-"""How the kernels of a decode step are started, and which of them are in use.
+"""How kernels of Triton are started, and which of a decode step are in use.
 
 A step on CUDA takes four of them, each beside the operations of torch that do the same on any device:
 
@@ -13,7 +13,7 @@ D2O_STEP says which are in use: all (where nothing is said), 0 for none, or some
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,12 @@ def serves(part: str, keys: Tensor) -> bool:
     return triton_serves(keys) and part in in_use() and keys.dtype in TYPES and keys.shape[3] <= WIDEST
 
 
-def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> None:
-    """Start a kernel of Triton on the device of its first tensor."""
-    device = args[0].device
+def launch(kernel: Any, grid: Sequence[int] | Callable[[dict], tuple[int, ...]], *args: Any, **constants: Any) -> None:
+    """Start a kernel of Triton on the device of its first tensor, whichever is the current one. `grid`: the programs,
+    or what tells them from the kernel's constants."""
+    grid, device = grid if callable(grid) else tuple(grid), args[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[tuple(grid)](*args, **constants)
+            kernel[grid](*args, **constants)
     else:
-        kernel[tuple(grid)](*args, **constants)
+        kernel[grid](*args, **constants)

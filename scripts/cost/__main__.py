@@ -10,7 +10,8 @@ next to no memory. Triton has to be installed, as its kernels are part of the li
 methods=    commas between; default: all of configs/method but those that need a package
 contexts=   8192,32768,131072 tokens of one prompt
 budget=0.2  for all methods but full
-layers=4,8  how many layers are traced: two depths, carried on to the model's 32 in a straight line; or one, as it is
+layers=2,4  how many layers are traced: two depths, carried on to the model's 32 in a straight line; or one, as it is
+out=        results/cost.json: what was computed is kept there, and a second call goes on; remove it after a change
 --write     into docs/speed.md
 """
 
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -32,11 +35,12 @@ from scripts.command import ROOT, read, run
 if TYPE_CHECKING:
     from scripts.cost.trace import Found
 
-KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (4, 8), "write": False}
+KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (2, 4), "out": "results/cost.json",
+        "write": False}  # fmt: skip
 LAYERS = 32  # of the model
 PACKAGED = ("kvpress",)  # is another's code, and reads prompts in its own way
-KNOBS = {"locret": {"heads": "random"}, "duo_attention": {"gates": "prompt"}, "qfilter": {"stats": "prompt"},
-         "triattention": {"stats": "prompt"}}  # what a model of random weights has no file for  # fmt: skip
+KNOBS = {"locret": {"heads": "random"}, "duo_attention": {"gates": "prompt"}, "headkv": {"scores": "prompt"},
+         "qfilter": {"stats": "prompt"}, "triattention": {"stats": "prompt"}}  # what a model of random weights has no file for  # fmt: skip
 
 
 def main(words: list[str]) -> None:
@@ -46,13 +50,29 @@ def main(words: list[str]) -> None:
     _check(given)
     from scripts.cost import page
 
-    texts = []
+    texts, depth = [], LAYERS if len(given.layers) == 2 else given.layers[0]
     for context in given.contexts:
-        found = {name: _found(name, context, given) for name in names}
-        texts.append(page.length_table(context, found, LAYERS if len(given.layers) == 2 else given.layers[0]))
+        found = {name: _kept(name, context, given) for name in names}
+        texts.append(page.length_table(context, found, depth))
         print(texts[-1] + "\n", flush=True)
     if given.write:
         page.write(texts)
+
+
+def _kept(name: str, context: int, given: SimpleNamespace) -> Found | str:
+    """From the file, or computed and written there."""
+    from scripts.cost.trace import Found
+
+    out, key = Path(given.out), f"{name} {context} {given.budget:g} {','.join(map(str, given.layers))}"
+    held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    if key not in held:
+        found = _found(name, context, given)
+        held[key] = found if isinstance(found, str) else asdict(found)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fresh = out.with_suffix(".new")
+        fresh.write_text(json.dumps(held, indent=1), encoding="utf-8")
+        fresh.replace(out)
+    return held[key] if isinstance(held[key], str) else Found.read(held[key])
 
 
 def _methods(given: SimpleNamespace) -> list[str]:
