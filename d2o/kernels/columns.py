@@ -141,7 +141,7 @@ def sums_into(
     if tile is None and half and dim <= 128 and n * total >= WORTH and tunes():
         kernel = _tuned()
         if (q.dtype, dim, long) not in _SEEN:
-            start.launch(kernel, grid(min(pairs, 4)), *words, **fixed)  # a few heads tell the tiles apart as well as all
+            start.launch(kernel, grid(min(pairs, 4)), *words, **fixed)  # a few heads tell tiles apart as all do
             _SEEN.add((q.dtype, dim, long))
         start.launch(kernel, grid(pairs), *words, **fixed)
     else:

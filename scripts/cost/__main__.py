@@ -10,7 +10,7 @@ next to no memory. Triton has to be installed, as its kernels are part of the li
 methods=    commas between; default: all of configs/method but those that need a package
 contexts=   8192,32768,131072 tokens of one prompt
 budget=0.2  for all methods but full
-layers=2,4  how many layers are traced: two depths, carried on to the model's 32 in a straight line; or one, as it is
+layers=1,2  how many layers are traced: two depths, carried on to the model's 32 in a straight line; or one, as it is
 out=        results/cost.json: what was computed is kept there, and a second call goes on; remove it after a change
 --write     into docs/speed.md
 """
@@ -35,12 +35,17 @@ from scripts.command import ROOT, read, run
 if TYPE_CHECKING:
     from scripts.cost.trace import Found
 
-KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (2, 4), "out": "results/cost.json",
+KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (1, 2), "out": "results/cost.json",
         "write": False}  # fmt: skip
 LAYERS = 32  # of the model
 PACKAGED = ("kvpress",)  # is another's code, and reads prompts in its own way
-KNOBS = {"locret": {"heads": "random"}, "duo_attention": {"gates": "prompt"}, "headkv": {"scores": "prompt"},
-         "qfilter": {"stats": "prompt"}, "triattention": {"stats": "prompt"}}  # what a model of random weights has no file for  # fmt: skip
+KNOBS = {  # what a model of random weights has no file for
+    "duo_attention": {"gates": "prompt"},
+    "headkv": {"scores": "prompt"},
+    "locret": {"heads": "random"},
+    "qfilter": {"stats": "prompt"},
+    "triattention": {"stats": "prompt"},
+}
 
 
 def main(words: list[str]) -> None:
@@ -96,6 +101,7 @@ def _found(name: str, context: int, given: SimpleNamespace) -> Found | str:
     """What the method takes, or in a few words why it was not traced."""
     from d2o.budget import FULL, Budget
     from scripts.cost.trace import at_depths, carried
+    from scripts.cost.watch import TooMany
 
     depths: Sequence[int] = given.layers
     try:
@@ -104,7 +110,7 @@ def _found(name: str, context: int, given: SimpleNamespace) -> Found | str:
         return carried(at_depths(make, budget, context, depths), depths, LAYERS)
     except (RuntimeError, InputError) as error:
         print(f"{name} at {context}: {error}", file=sys.stderr)
-        return f"not traced: {type(error).__name__}"
+        return f"not traced: {error}" if isinstance(error, TooMany) else f"not traced: {type(error).__name__}"
 
 
 def method(name: str) -> Callable[[], Any]:

@@ -30,6 +30,13 @@ READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}  # what the host is to
 ATTENTION = "scaled_dot_product_attention"
 
 
+MOST = 50_000  # launches: beyond it nobody waits for the end of the list
+
+
+class TooMany(RuntimeError):
+    """More launches than are worth listing."""
+
+
 class Watch(TorchDispatchMode):
     """`launches` by name, `costs` of each, and `waits`: (operation, file, function)."""
 
@@ -82,6 +89,8 @@ class Watch(TorchDispatchMode):
 
     def _launched(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         if _on_cuda(out):
+            if len(self.costs) >= MOST:
+                raise TooMany(f"more than {MOST:,} launches")
             cost = of_operation(func, args, kwargs, out)
             self.launches[cost.name] += 1
             self.costs.append(cost)

@@ -31,7 +31,7 @@ MORE = ("d2o_stride8", "h2o_stride8", "tova")
 
 @dataclass(frozen=True)
 class Wanted:
-    """One reading: `kind` is stock | alone | most | cap; `name` a method or press."""
+    """One reading: `kind` is stock | alone | most | cap | lse; `name` a method or press, or what gives h2o its LSE."""
 
     kind: str
     name: str
@@ -55,6 +55,7 @@ def order(context: int, long: int) -> Iterator[Wanted]:
     yield Wanted("stock", "sdpa", context)
     yield from (Wanted("alone", name, context) for name in FIRST[:4])
     yield from (Wanted("most", name, context, 1, False) for name in ("full", "d2o"))
+    yield from (Wanted("lse", name, context) for name in take.LSE)
     yield from (Wanted("cap", name, long, 1, False) for name in ("streaming_chunks", "locret"))
     yield Wanted("stock", "sdpa", long, 1, False)
     yield from (Wanted("alone", name, long, 1, False) for name in ("d2o", "h2o", "snapkv"))
@@ -133,6 +134,8 @@ class Bench:
                 return lambda: {"lacks": "kvpress"}
             press = None if wanted.name == "sdpa" else presses(1 - BUDGET)[f"kvpress {wanted.name}"]
             return lambda: take.stock(place, self.stock, press, wanted.context)
+        if wanted.kind == "lse":
+            return lambda: take.lse(place, wanted.name, wanted.context)
         if wanted.kind == "cap":
             return lambda: take.capped(place, wanted.name, wanted.context, CAP)
         if wanted.kind == "most":

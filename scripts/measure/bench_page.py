@@ -44,7 +44,8 @@ def tables(state: dict[str, Any], context: int, long: int) -> str:
     """Markdown of everything that was read."""
     held = Held(state, context, long)
     parts = [_machine(state), _bounds(held), _rows(held, context, [*ONE, *(n for n in NAMES if n.endswith("Press"))]),
-             _rows(held, long, ["sdpa", "snapkv", "h2o", "d2o"]), _capped(held), _most(held)]  # fmt: skip
+             _rows(held, long, ["sdpa", "snapkv", "h2o", "d2o"]), _lse(held), _capped(held),
+             _most(held)]  # fmt: skip
     return "\n\n".join(parts)
 
 
@@ -92,6 +93,18 @@ def _row(held: Held, context: int, name: str) -> list[str]:
             _ratio(held.step("sdpa", context), step), f"{floors.step(read['kv_bytes']) / step:.0%}" if step else "",
             _ratio(read.get("kv_bytes"), read.get("budget_bytes"), 4),
             f"{(peak + floors.weights) / GIB:.1f}" if peak else ""]  # fmt: skip
+
+
+def _lse(held: Held) -> str:
+    """The two kernels that can give h2o and d2o the log-sum-exp of a prefill."""
+    rows = []
+    for name in ("flash", "cudnn"):
+        read = held.of("lse", name, held.context)
+        layer, prefill = (min(read.get(key, []), default=None) for key in ("layer_s", "prefill_s"))
+        lacks = "does not serve" if read.get("lacks") else ""
+        rows.append([f"`{name}`", f"{layer * 1e3:.2f}" if layer else lacks, f"{prefill:.3f}" if prefill else "",
+                     _ratio(prefill, held.prefill("sdpa", held.context))])  # fmt: skip
+    return _table([f"log-sum-exp at {held.context:,}", "one layer ms", "prefill of `h2o` s", "x transformers"], rows)
 
 
 def _capped(held: Held) -> str:

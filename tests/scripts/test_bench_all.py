@@ -49,6 +49,8 @@ def test_every_reading_is_taken_once_and_shown(out, monkeypatch, capsys):
     assert float(many["`d2o`"]["tokens/s"]) > 0 and many["`d2o`"]["rows"] == "2"
     assert cells(said, "asked")["prefill of 96, `d2o` / transformers"]["kept"] in ("yes", "no")
     assert cells(said, "asked")["GiB of `locret` at 128"]["kept"] == ""
+    by = cells(said, "log-sum-exp at 96")
+    assert float(by["`flash`"]["one layer ms"]) > 0 and by["`cudnn`"]["one layer ms"] == "does not serve"
 
     monkeypatch.setattr(bench_readings, "capped", broken)
     bench.main(["--all", "--out", str(out), *SIZES])
@@ -72,7 +74,8 @@ def test_what_there_is_no_time_for_is_blank(out, capsys):
 def test_the_page_has_a_cell_for_every_reading(tmp_path, monkeypatch):
     blank = bench_page.tables({}, 32768, 131072)
     page = bench_page.PAGE.read_text(encoding="utf-8")
-    for head in ("asked", "32,768 tokens", "131,072 tokens", "131,072 tokens in 6,000 slots", "32,768 + 1,024 tokens"):
+    for head in ("asked", "32,768 tokens", "131,072 tokens", "131,072 tokens in 6,000 slots",
+                 "log-sum-exp at 32,768", "32,768 + 1,024 tokens"):
         there, wanted = cells(page, head), cells(blank, head)
         assert list(there) == list(wanted)
         assert [list(row) for row in there.values()] == [list(row) for row in wanted.values()]

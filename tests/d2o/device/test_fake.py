@@ -17,7 +17,9 @@ from d2o.attention import attach
 from d2o.budget import FULL, Budget
 from d2o.engine.reading import Reading, shares_prefill
 from d2o.engine.side import Part, SideBySide
+from d2o.errors import InputError
 from d2o.kernels import launch
+from d2o.kernels.attend import attend_lse
 from scripts.cost.device import fake, place_model
 from scripts.cost.trace import engine_on, running
 from scripts.cost.watch import Watch
@@ -199,3 +201,30 @@ def test_what_it_would_find() -> None:
         torch.tensor([1, 2], device="cuda:0")
         one.cpu()
     assert [what for what, *_ in seen.waits] == ["_local_scalar_dense", "from the host", "to the host"]
+
+
+WORDS = [("", 9, 0), ("flash", 9, 0), ("cudnn", 8, 1), ("auto", 8, 0), ("auto", 9, 1)]
+
+
+@pytest.mark.parametrize(("said", "capability", "taken"), WORDS)
+def test_who_gives_the_log_sum_exp(said, capability, taken, monkeypatch) -> None:
+    """The shapes of cuDNN's operator are those of flash's; it is asked for in words, and serves half precision alone."""
+    monkeypatch.setenv("D2O_LSE", said)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *words: words)
+    alike = lambda params: params[0].shape == params[1].shape  # noqa: E731
+    monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", alike)
+    with fake(), Watch() as seen:
+        for dtype in (torch.bfloat16, torch.float32):
+            q, k = (torch.empty(2, heads, 70, 16, dtype=dtype, device="cuda") for heads in (4, 2))
+            out, lse = attend_lse(q, k, k, 0.25, True)
+            assert (out.shape, lse.shape) == ((2, 4, 70, 16), (2, 4, 70))
+            assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    assert seen.launches["_scaled_dot_product_cudnn_attention"] == taken
+    assert seen.launches["_scaled_dot_product_flash_attention"] == 1 - taken
+
+
+def test_an_unknown_kernel_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("D2O_LSE", "fast")
+    with fake(), pytest.raises(InputError, match="fast"):
+        attend_lse(*[torch.empty(1, 2, 8, 16, dtype=torch.float16, device="cuda")] * 3, 0.25, True)
