@@ -27,6 +27,7 @@ from torch import Tensor
 
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries
+from d2o.kernels import launch
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
 
@@ -81,15 +82,18 @@ class CaM(Over):
         if self.chooser.rows != "none":
             self.shown().observe(attn)
 
-    def _victim(self, used: int) -> Tensor:
-        victim = super()._victim(used)
+    def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
         self.leaving = self.received.view(-1).index_select(0, victim).view(*self.positions.shape[:2], 1)
-        return victim
+        super()._absorb_victim(victim, leaving, used)
 
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
         """Add a share of the value that leaves to those behind it, where the draw says so."""
         received = self.received[rows, :, : kept.positions.shape[2]]
         at, value, own = evicted.positions, evicted.values, self.leaving[rows]
+        if self.variant == "streaming" and kept.values.dtype is torch.float32 and launch.has_twin("merge", at):
+            left = value.contiguous(), at.contiguous(), own.contiguous(), self.draw(at)
+            launch.kernels("draw", at).spread(kept.values, kept.positions, received, left, self.merge)
+            return
         if self.variant == "hh_mask":
             movable = torch.where(kept.positions >= self.sinks, kept.positions, NOWHERE)
             at, slot = movable.min(dim=-1, keepdim=True)

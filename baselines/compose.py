@@ -30,7 +30,8 @@ def chosen(owner: str, base: str, base_args: Mapping[str, Any] | None, hint: str
     kind = _class_of(owner, base, hint)
     own = {name for one in kind.__mro__ if one not in KVLayer.__mro__ for name in vars(one)}
     found = kind(**(base_args or {}))
-    if own & set(FED) or found.merges or found.compress_at != "prefill":
+    steps = found.decode_eviction and "make_room" in own  # evicts in steps of its own
+    if own & set(FED) or found.merges or found.compress_at != "prefill" or steps:
         raise InputError(f"{owner} cannot work on base={base!r}, which does more than say what is important", hint)
     return found
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d2o.errors import InputError
+from d2o.kernels import launch
 from d2o.layer import KVLayer
 
 
@@ -33,6 +34,9 @@ class Random(KVLayer):
 
 def uniform(positions: Tensor, layer: int, seed: int) -> Tensor:
     """Numbers in [0, 1) for `positions [B, Hkv, n]`, a hash of (seed, layer, head, position)."""
+    if launch.has_twin("victim", positions) and positions.dtype is torch.int32:
+        hashed = launch.kernels("draw", positions).uniform
+        return hashed(positions, layer * 0xC2B2AE3D + seed + 1, (0x7FEB352D, 0x846CA68B))
     head = torch.arange(positions.shape[1], device=positions.device).view(1, -1, 1)
     x = positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + layer * 0xC2B2AE3D + seed + 1
     x = x & 0xFFFFFFFF

@@ -1,6 +1,6 @@
 """D2O's token level on a layer: what leaves is merged into its nearest kept slot, where that is similar enough.
 
-The arithmetic is d2o/merge.py; a decode step on CUDA takes the kernels of d2o/kernels/leave.py instead.
+The arithmetic is d2o/merge.py; a decode step takes a kernel of d2o/kernels/ instead, where there is one.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ class MergingLayer(KVLayer):
 
     def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
         """As for every method, of which this is a step's one slot per head; by kernels where they serve."""
-        watched = self.merge_log is not None or self.around_absorb is not None
-        counted = bool(self.carried) or type(self)._merge is not MergingLayer._merge
-        if watched or counted or not launch.serves("merge", self.keys):
+        how = self.merging()
+        if how is None or not launch.serves("merge", self.keys):
             super()._absorb_victim(victim, leaving, used)
             return
-        from d2o.kernels.leave import merge
+        stored = self.keys, self.values, self.norms
+        launch.kernels("leave", self.keys).merge(stored, self._leaving(used, True), (victim, leaving), self._tau(), how)
 
+    def merging(self) -> Merging | None:
+        """How what leaves in a step is merged; None where more is asked for than the merge."""
+        watched = self.merge_log is not None or self.around_absorb is not None
+        if watched or self.carried or type(self)._merge is not MergingLayer._merge:
+            return None
         keys, older, ema = self.merge == "keys_values", self.merge_into == "older", self.threshold == "ema"
         own = self.self_weight if self.variant == "paper" else 1.0
-        how = Merging(keys, older, self.variant != "paper", own, None if ema else self.threshold, self._weights())
-        stored = self.keys, self.values, self.norms
-        merge(stored, self._leaving(used, True), (victim, leaving), self._tau(), how)
+        return Merging(keys, older, self.variant != "paper", own, None if ema else self.threshold, self._weights())
 
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
         """Merge what is similar enough into its nearest kept slot."""

@@ -114,7 +114,7 @@ def _check_window(cache: Attends, layer_idx: int, sliding: int | None, new: int)
 def attach(model: nn.Module) -> None:
     """Make `model` attend through our caches, until `detach`. Falcon is served by `forward_context` instead."""
     AttentionInterface.register(NAME, slot_attention)
-    model.set_attn_implementation("sdpa" if _calls_sdpa_itself(model) else NAME)
+    model.set_attn_implementation("sdpa" if calls_sdpa_itself(model) else NAME)
     _attached.add(model)
 
 
@@ -143,7 +143,7 @@ def is_attached(model: nn.Module) -> bool:
 def forward_context(model: nn.Module) -> Iterator[None]:
     """Around every forward pass; raises if the last layer never attended."""
     try:
-        with _swapped_sdpa() if _calls_sdpa_itself(model) else contextlib.nullcontext():
+        with _swapped_sdpa() if calls_sdpa_itself(model) else contextlib.nullcontext():
             yield
         if getattr(_hand_over, "slot", None) is not None:
             raise RuntimeError("the last layer did not attend through transformers' attention interface")
@@ -151,7 +151,8 @@ def forward_context(model: nn.Module) -> Iterator[None]:
         _hand_over.slot = None
 
 
-def _calls_sdpa_itself(model: nn.Module) -> bool:
+def calls_sdpa_itself(model: nn.Module) -> bool:
+    """Whether a name of the library is swapped for the time of a forward pass, which one thread at a time can do."""
     return getattr(model.config, "model_type", "") == "falcon"
 
 

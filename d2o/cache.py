@@ -51,6 +51,8 @@ class KVCache(Cache):
         self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
         self.warm = False  # whether a step at the budget was taken operation by operation
         self.ledgers: list[Ledger] = []
+        self.look_every = 0  # tokens of an answer between two counts of `look`; 0: none
+        self.looks: dict[int, list[float]] = {}  # per row
         self.given: dict[tuple[int, int], int] = {}  # slots of a layer and row after the prompt: begin_turn
 
     def __deepcopy__(self, memo: dict) -> KVCache:
@@ -137,17 +139,25 @@ class KVCache(Cache):
                 layer.slots = given
 
     def open_ledgers(self) -> None:
-        """Write down, for every row, what each layer was given and what it holds now, and check it."""
+        """Write down, for every row, what each layer was given and what it held when it was cut, and check it: now, or,
+        where the first step cuts, at that step, though tokens that were fed with it may lie behind it."""
         self.ledgers = []
-        for b in range(len(self.prompt)):
-            seen = self.seen[b]
+        for b, prompt in enumerate(self.prompt):
+            seen = min(self.seen[b], prompt + 1)
             requested = [float(min(layer.slots[b], seen)) for layer in self.layers]
+            held = [min(h, seen) for h in self._held(b)]
             windowed = [i for i, span in enumerate(self.windows) if span is not None]
-            ledger = Ledger(self.budget, seen, requested, self._held(b), windowed=windowed)
+            ledger = Ledger(self.budget, seen, requested, held, windowed=windowed)
             ledger.kv_bytes_prefill = self._bytes(b)
             if not self.lead.pending:  # else nothing was cut, nor will be
                 ledger.check(self.lead.nominal)
             self.ledgers.append(ledger)
+
+    def look(self, row: int, tokens: int) -> None:
+        """Count the slots held by `row` when the last of so many `tokens` of its answer was chosen, if it is time."""
+        if self.look_every and tokens % self.look_every == 0:
+            held = self._held(row)
+            self.looks.setdefault(row, []).append(round(sum(held) / len(held), 3))
 
     def close_ledger(self, row: int) -> Ledger:
         """The end of decoding for `row`: what it holds now, checked against what it should hold."""
@@ -155,6 +165,8 @@ class KVCache(Cache):
             self.open_ledgers()  # a cache that compresses at the first decode step and never saw one
         ledger = self.ledgers[row]
         ledger.held_decode, ledger.kv_bytes_decode = self._held(row), self._bytes(row)
+        if self.look_every:
+            ledger.looks, ledger.look_every = self.looks.get(row, []), self.look_every
         grown = self.seen[row] - self.prompt[row]
         ledger.check_decode([self._expected(layer, row, grown) for layer in self.layers])
         return ledger

@@ -63,7 +63,7 @@ class D2O(MergingLayer):
     d2o/allocation.py.
     """
 
-    state, rows, needs_all_layers = ("scores", "norms"), "all", True
+    state, rows, counted, needs_all_layers = ("scores", "norms"), "all", "scores", True
 
     def __init__(
         self,

@@ -209,9 +209,7 @@ class Eviction(SlotStorage):
         if type(self)._victim is Eviction._victim and launch.serves("victim", self.keys):
             scores = self.importance()[:, :, :used].expand(*self.positions.shape[:2], -1)
             if scores.dtype == torch.float32 and scores.stride(2) == 1 and self.positions.is_contiguous():
-                from d2o.kernels.leave import leave
-
-                return leave(scores, self._leaving(used, everywhere))
+                return launch.kernels("leave", self.keys).leave(scores, self._leaving(used, everywhere))
         return None
 
     def _leaving(self, used: int, everywhere: bool) -> Leaving:

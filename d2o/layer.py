@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from d2o.budget import Budget
+from d2o.decode.steps import at_once
 from d2o.feed import Feed
 from d2o.kernels import launch
 from d2o.kernels.attend import attend_row
@@ -40,6 +41,7 @@ class KVLayer(Method):
         self.budget: Budget | None = None  # the cache's
         self.unlimited = False  # nothing is ever evicted: no statistics are taken
         self.stats: RowStats | None = None  # of the block attended last, until it was observed
+        self.fed: object = None  # what d2o/decode/steps.py keeps of the slots between two steps
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
 
     # ---- one forward pass
@@ -61,8 +63,12 @@ class KVLayer(Method):
             return out
         if min(feed.lengths) != q.shape[2]:
             raise RuntimeError("after the prefill every row feeds the same number of tokens")
+        if (out := at_once(self, KVLayer, (q, k, v), scale)) is not None:
+            return out
+        if q.shape[2] == 1:
+            return self._step(q, k, v, scale)
         steps = [self._step(*(x[:, :, i : i + 1] for x in (q, k, v)), scale) for i in range(q.shape[2])]
-        return steps[0] if len(steps) == 1 else torch.cat(steps, dim=2)
+        return torch.cat(steps, dim=2)
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         if self.rows == "last" and not self.unlimited:
@@ -158,8 +164,7 @@ class KVLayer(Method):
         scale = self.weighed_scale(scale)
         shown = self.rows != "none" and self.decode_eviction and not self.unlimited
         if launch.serves("attend", keys) and not isinstance(scale, Logits):
-            from d2o.kernels.row import attend_slots
-
+            attend_slots = launch.kernels("row", keys).attend_slots
             out, probs = attend_slots(q, keys, values, self.positions[:, :, :used], scale, shown)
             visible = None
         else:

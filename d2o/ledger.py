@@ -14,6 +14,7 @@ class Ledger:
 
     `requested` is what the method gave each layer out of the budget, at the end of the prefill. The lists are over all
     layers; those of `windowed` slide, hold their window and have no part in the budget, though they have in the bytes.
+    `looks`: slots held when every `look_every`-th token of the answer was chosen, where that was asked for.
     """
 
     budget: Budget
@@ -24,6 +25,8 @@ class Ledger:
     kv_bytes_prefill: int = 0
     kv_bytes_decode: int = 0
     windowed: list[int] = field(default_factory=list)
+    looks: list[float] = field(default_factory=list)  # mean over layers and heads
+    look_every: int = 0
 
     @property
     def held_budgeted(self) -> list[float]:
@@ -67,4 +70,5 @@ class Ledger:
             "kv_bytes_prefill": self.kv_bytes_prefill,
             "kv_bytes_decode": self.kv_bytes_decode,
             **({"windowed_layers": self.windowed} if self.windowed else {}),
+            **({"held": self.looks, "every": self.look_every} if self.look_every else {}),
         }

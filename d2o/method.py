@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from d2o.budget import Budget
 from d2o.eviction import Eviction
 from d2o.feed import Feed, chunks
+from d2o.kernels.told import Merging
 from d2o.models.about import About
 from d2o.rows import LastRows, PromptRows
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
 LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
-         "follow", "attention_keys", "row_bytes", "_victim", "_absorb_victim"}  # fmt: skip
+         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim"}  # fmt: skip
 
 
 class Method(Eviction):
@@ -28,6 +29,8 @@ class Method(Eviction):
     state            names of the per-slot tensors `[B, Hkv, C]` that they keep
     rows             what `observe` sees in the prefill: "none" | "last" (the last `window` rows of the prompt) |
                      "all" | "queries" (all queries, without the attention that they gave)
+    counted          the state that `observe` adds a step's row to, summed over the query heads of a group, where that
+                     is all that it does and all that `importance` gives: such steps are one call on a CPU
     stride           of "all", every how many-th row `observe` will ask for: so many are counted beside the attention
     decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
     needs_all_layers True: the slots of a layer depend on the other layers (`allocate` is called after the prefill)
@@ -42,7 +45,7 @@ class Method(Eviction):
     `about` tells of the model: the weights behind attention, a tokenizer.
     """
 
-    rows, window, stride = "none", 1, 1
+    rows, window, stride, counted = "none", 1, 1, ""
     needs_all_layers, budgeted, nominal = False, True, False
     compress_at, slot_positions, turns, plain_attention = "prefill", False, False, False
     about: About | None = None
@@ -54,6 +57,10 @@ class Method(Eviction):
 
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Update what is remembered per slot."""
+
+    def merging(self) -> Merging | None:
+        """How D2O's kernels merge what leaves in a step; None where they do not, though the method `merges`."""
+        return None
 
     def written(self, key: Tensor) -> None:
         """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""

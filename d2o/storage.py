@@ -146,11 +146,9 @@ class SlotStorage(CacheLayerMixin):
         dense = all(x.is_contiguous() for x in (self.keys, self.values, self.positions))
         empty = [getattr(self, name) for name in self.state if name != self.key_norms]
         if dense and len(empty) <= 2 and launch.serves("write", self.keys):
-            from d2o.kernels.row import write_token
-
             norms = getattr(self, self.key_norms) if self.key_norms else None
             to = Written(self.keys, self.values, self.positions, empty, norms, self.free, self.now)
-            write_token(key, value, to)
+            launch.kernels("row", self.keys).write_token(key, value, to)
             return
         self.now.add_(1)  # in place, as all that a step changes: a captured step is repeated on the same tensors
         self.write(key, value, self.now)
@@ -215,6 +213,8 @@ class SlotStorage(CacheLayerMixin):
 def moves(positions: Tensor, now: Tensor) -> Tensor:
     """How far each key moves `[B, Hkv, n]` where slots count as positions: what is held at `positions [B, Hkv, n]`
     stands without a gap before the query at `now [B, 1, 1]`. The query stays and the keys move up: RoPE is relative."""
+    if launch.has_twin("attend", positions):
+        return launch.kernels("turn", positions).moved(positions, now)
     order = torch.where(positions < 0, torch.iinfo(torch.int32).max, positions).argsort(dim=-1)
     held = (positions >= 0).sum(-1, keepdim=True)
     return order.argsort(dim=-1) + (now + 1 - held) - positions

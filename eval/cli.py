@@ -39,6 +39,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   results_dir=  where the cells lie; the same command goes on where it stopped
   scorer=       official | fixed
   engine.*      chunk, dtype, device
+  sampling.*    temperature (0: greedy), top_p, top_k, min_p, samples: answers of a row
   plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
   wandb.*       mode (disabled | offline | online), project, group, entity, job_type, tags, notes
   show=         3: print three prompts as the model reads them, with their answers, and stop

@@ -12,6 +12,7 @@ bfloat16  every method: logits are no farther from float32's than the CPU's own 
 waits     every method: a decode step never waits for the device; how often a prefill does is counted
 graph     every method that can be captured: 256 tokens from a CUDA graph are those of the plain step
 together  methods that read a prompt once answer as each does alone
+sampled   every method: drawn answers are the same row by row, in a batch, in company and from a CUDA graph
 memory    2,000 steps leave no byte behind; a limit on memory is kept
 cell      run_pred.py fills a cell on the device
 
@@ -35,7 +36,7 @@ from d2o.errors import InputError
 from scripts.command import call, read, run
 
 KEYS = {"device": "cuda", "out": str, "only": str, "methods": str, "steps": 2000, "minutes": 8.0, "child": False}
-GROUPS = ("kernels", "float32", "bfloat16", "waits", "graph", "together", "memory", "cell")
+GROUPS = ("kernels", "float32", "bfloat16", "waits", "graph", "together", "sampled", "memory", "cell")
 TRIES = 12  # processes that may die before the rest is given up
 
 

@@ -1,6 +1,6 @@
 """Make figures of docs/ again, from nothing. Every command is printed, then run; a second call goes on after a stop.
 
-python scripts/figures.py needle            needle maps of five methods on the bundled model, four minutes on two cores
+python scripts/figures.py needle            needle maps of five methods on the bundled model, two minutes of one core
 python scripts/figures.py positions         slot against original positions on stories260K, in $D2O_SHARED/models
 
 Rows lie in results/figures/<name>. After a change of the model delete that folder first: rows of two are not mixed.
@@ -19,7 +19,8 @@ from d2o.errors import InputError
 from scripts.command import ROOT, call, read, run
 
 NEEDLE = """
-run_pred.py -m results_dir=results/figures/needle task=needle budget=.2 method=full,streaming_llm,h2o,snapkv,d2o
+run_pred.py -m results_dir=results/figures/needle task=needle task.lengths=6 task.depths=6 task.repeats=5 budget=.2 \
+method=full,streaming_llm,h2o,snapkv,d2o
 scripts/plot.py kind=needle results_dir=results/figures/needle what=recall out=docs/needle-recall.png
 scripts/plot.py kind=needle results_dir=results/figures/needle 'what=survival,held or merged' \
 out=docs/needle-survival.png

@@ -112,8 +112,9 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
     if kind == "held":
         by_budget = plot_held.held_by_budget(cells).items()
         draw = plot_held.held_figure
-        return {f"budget {budget_name(b)}": lambda b=b, held=held: draw(b, held, labels) for b, held in by_budget}
-    atlases = [(f"{c.name}, {c.task}", c, a) for c in cells if (a := read_atlas(c.path))]
+        titles = {b: plot_held.title_of(cells, b) for b, _ in by_budget}
+        return {titles[b]: lambda b=b, held=held: draw(titles[b], held, labels) for b, held in by_budget}
+    atlases = [(f"{c.name}, {c.task}, row {a['id']}", c, a) for c in cells if (a := read_atlas(c.path))]
     draw = plot_atlas.atlas_figure
     return {title: lambda c=c, a=a, title=title: draw(a, title, c.needles(a["id"])) for title, c, a in atlases}
 

@@ -27,7 +27,7 @@ APART = [("eval.config", "eval.plots"), ("eval.plots", "eval.config")]  # neighb
 LIGHT = {"d2o.errors", "d2o.budget", "d2o.engine.sampling"}  # what all of eval may know; nothing heavy is in it
 MODELS = ("eval.run.cell", "eval.run.models")  # the rest of it is theirs alone
 HEAVY = {"torch", "transformers", "datasets", "wandb", "matplotlib", "jieba", "rouge", "rouge_score", "accelerate"}
-HEAVY |= {"lm_eval"}
+HEAVY |= {"lm_eval", "numba"}
 LATE = {"eval.tasks.lm_eval.model"}  # subclasses what is heavy, and is itself imported where it is used
 HARNESS = {"hydra", "omegaconf", "datasets", "wandb", "lm_eval"}  # not on every machine that runs the engine
 

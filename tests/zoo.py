@@ -146,6 +146,7 @@ CALIBRATED["headkv"] = functools.partial(HeadKV, "prompt", window=8)
 ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and further knobs of them
     "snapkv_evict": functools.partial(SnapKV, window=8, decoding="evict"),
     "h2o_vatp": functools.partial(H2O, value_norm=True, sink_tokens=3),
+    "h2o_scissorhands": functools.partial(H2O, value_norm=True, last_rows=20),
     "d2o_older": functools.partial(D2O, merge_into="older"),
     "d2o_values": functools.partial(D2O, merge="values"),
     "d2o_counted_bound": functools.partial(CountedD2O, merge_into="older", hold="bound"),
@@ -155,7 +156,9 @@ ADDED = added([*LISTED.values(), *CALIBRATED.values()]) | CALIBRATED | {  # and 
     "layerwise_snapkv": functools.partial(layerwise, "snapkv", "variance", base_args={"window": 8}),
     "layerwise_keydiff": functools.partial(layerwise, "keydiff", "pyramid", 4),
     "kvzip_layer": functools.partial(KVzip, "layer", 2, 32),
+    "kvzip_plus": functools.partial(KVzip, plus=True),
     "lagkv_short": functools.partial(LagKV, lag=8),
+    "lagkv_recursive": functools.partial(LagKV, 3, 4, recursive=True),
     "keydiff_blocks": functools.partial(KeyDiff, block=16, reading="blocks"),
 }
 METHODS = LISTED | ADDED

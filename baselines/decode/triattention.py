@@ -54,8 +54,8 @@ class TriAttention(KVLayer):
         self.source, self.aggregate, self.normalize, self.group = stats, aggregate, normalize, group
         self.offsets = [2**i for i in range(reach.bit_length())]
         self.rows = "queries" if stats == "prompt" else "none"
-        self.ahead: Tensor | None = None  # [O] float64, the offsets, where the keys are: a step copies nothing there
         self.usual: list[Tensor] = []  # mean [B or 1, Hq, D], modulus [B or 1, Hq, R / 2]
+        self.fixed: tuple[Tensor, Tensor] | None = None
         self.count: Tensor | None = None  # [B, 1, 1]: tokens of the prompt that were added to them
 
     def observe(self, attn: PromptRows | LastRows) -> None:
@@ -86,13 +86,24 @@ class TriAttention(KVLayer):
             self.usual = [x.unsqueeze(0).to(self.keys.device) for x in found]
         return self.usual[0], self.usual[1]
 
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Offsets `[O]` and frequencies `[R / 2]`, float64, brought to the device once: a step copies nothing to it."""
+        if self.fixed is None:
+            offsets = torch.tensor(self.offsets, dtype=torch.float64, device=self.keys.device)
+            self.fixed = offsets, self.rotation.inv_freq.to(self.keys.device, torch.float64)
+        return self.fixed
+
+    def arm(self) -> None:
+        """As for every method; the steps find the constants there."""
+        super().arm()
+        self.constants()
+
     def by_head(self) -> Tensor:
         """Scores `[B, Hkv, g, used]` of every query head."""
         mean, modulus = (x.expand(self.keys.shape[0], -1, -1) for x in self.calibrated())
         keys, turn = self.keys[:, :, : self.used].float(), self.rotation
-        if self.ahead is None:
-            self.ahead = torch.tensor(self.offsets, dtype=torch.float64, device=keys.device)
-        angle = ((self.now + 1).double() + self.ahead).unsqueeze(-1) * self._frequencies()  # [B, 1, O, R / 2]
+        offsets, frequencies = self.constants()
+        angle = ((self.now + 1).double() + offsets).unsqueeze(-1) * frequencies  # [B, 1, O, R / 2]
         cos, sin = angle.cos(), angle.sin()
         if self.aggregate == "mean":
             cos, sin = cos.mean(2, keepdim=True), sin.mean(2, keepdim=True)
@@ -101,9 +112,6 @@ class TriAttention(KVLayer):
         rest = modulus - torch.hypot(*turn.pairs(mean))
         length = torch.hypot(*turn.pairs(keys))
         return torch.stack(found).amax(0) + self._products(length, rest)
-
-    def _frequencies(self) -> Tensor:
-        return self.rotation.inv_freq.to(self.keys.device).double()  # layers may lie on several devices
 
     def _products(self, keys: Tensor, queries: Tensor) -> Tensor:
         """`[B, Hkv, g, n]` of `keys [B, Hkv, n, d]` and `queries [B, Hq, d]`."""

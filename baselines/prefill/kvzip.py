@@ -6,6 +6,8 @@ Reference: snu-mllab/KVzip, attention/score.py; NVIDIA/kvpress 0.5.5, presses/kv
 When the prompt is read it is fed again, in chunks behind the whole cache, each after an instruction to repeat it; these
 tokens leave again. The score of a slot is the largest attention that it gets in the pass of its chunk, over all tokens
 of the pass and the query heads of a group; that attention is over the `sinks`, the chunk and the pass itself alone.
+plus: true is KVzip+, of kvpress: before the largest is taken, an attention counts times the L2 norm of the value behind
+the output projection, over the L2 norm of the hidden state that attends.
 level: model (one top over all layers and heads) | layer (each layer the same, one top over its heads) | head (each the
 same). The first `sinks` tokens stay in every head.
 
@@ -14,20 +16,24 @@ Intended differences from the reference
 - What stays besides is told by number: `sinks` is the authors' system prompt and kvpress's n_sink. The instruction is
   put into the tokenizer's ids where there is a tokenizer (an engine without one repeats without being told), and
   "\\n" is fed behind it, not the end of a chat template.
-- KVzip+ (norms of hidden states and values) and head scores calibrated on other texts are left out.
-- The prefill costs about twice as much, and reaches as far beyond the prompt as a chunk is long.
+- Head scores calibrated on other texts are left out.
+- The prefill costs about twice as much, and reaches as far beyond the prompt as a chunk is long; a text that would so
+  come over the length at which a model's rotation changes (long-rope, dynamic) is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2o.budget import FULL, Budget
 from d2o.cache import KVCache
+from d2o.engine.switch import row_alone
 from d2o.errors import InputError, choice
 from d2o.feed import Feed
 from d2o.kernels.attend import row_probs
@@ -46,12 +52,13 @@ class KVzip(RaggedLayer):
 
     needs_all_layers, plain_attention = True, True
 
-    def __init__(self, level: str = "model", sinks: int = 4, chunk: int = 2048) -> None:
+    def __init__(self, level: str = "model", sinks: int = 4, chunk: int = 2048, plus: bool = False) -> None:
         super().__init__()
         choice("kvzip", "level", level, "model", "layer", "head")
         if sinks < 0 or chunk < 1:
             raise InputError(f"kvzip with sinks={sinks}, chunk={chunk}", "sinks is at least 0, chunk at least 1: 2048")
-        self.level, self.first, self.chunk = level, sinks, chunk
+        self.level, self.first, self.chunk, self.plus = level, sinks, chunk, plus
+        self.begins = 0  # position of the first token that is repeated
         self.read: list[list[int]] = []  # ids of every row, so far
         self.scores: Tensor | None = None  # [B, Hkv, used]
         self.counts: list[list[int]] = []  # slots of every row and head
@@ -64,8 +71,9 @@ class KVzip(RaggedLayer):
             yield
             return
         fed: list[Tensor] = []
-        handle = model.register_forward_pre_hook(lambda module, args, named: fed.append(named["input_ids"]) or None,
-                                                 with_kwargs=True)  # fmt: skip
+        handle = model.base_model.register_forward_pre_hook(  # the model's own forward may be another's, d2o/stock/
+            lambda module, args, named: fed.append(args[0] if args else named["input_ids"]) or None, with_kwargs=True
+        )
         try:
             yield
         finally:
@@ -80,20 +88,34 @@ class KVzip(RaggedLayer):
                     self._repeat(model, layers, row, ids)
 
     def _repeat(self, model: nn.Module, layers: Sequence[KVLayer], row: int, ids: list[int]) -> None:
-        for start in range(0, len(ids), self.chunk):
+        for start in range(self.begins, len(ids), self.chunk):
             again = self.told(ids, start) + ids[start : start + self.chunk]
             passed = KVCache(KeepAll, [None] * len(layers), FULL)
             passed.layers = [Repeated(layer, row, start, len(ids)) for layer in layers]
             passed.feed = Feed([len(again)])
             at = torch.arange(len(ids), len(ids) + len(again), device=self.keys.device).unsqueeze(0)
-            model(input_ids=torch.tensor([again], device=self.keys.device), position_ids=at, past_key_values=passed,
-                  use_cache=True, logits_to_keep=1)  # fmt: skip
+            with row_alone(model, row, len(ids) + len(again)), self._noting(passed.layers):
+                model.base_model(input_ids=torch.tensor([again], device=self.keys.device), position_ids=at,
+                                 past_key_values=passed, use_cache=True)  # fmt: skip
+
+    @contextlib.contextmanager
+    def _noting(self, layers: Sequence[Repeated]) -> Iterator[None]:
+        """Note the norms of the hidden states that attend in each layer, where they count."""
+        handles = []
+        for i, one in enumerate(layers if self.plus else ()):
+            hook = functools.partial(noted, one)
+            handles.append(self.about.attention(i).register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def told(self, ids: list[int], start: int) -> list[int]:
         """Ids of what is said before the chunk of `ids` from `start` on is repeated."""
         words = self.about.words if self.about else None
-        before = ids[max(0, start - TAIL) : start]
-        return [*words(TOLD_ON if start else TOLD), *before, *words("\n")] if words else before
+        before = ids[max(self.begins, start - TAIL) : start]
+        return [*words(TOLD_ON if start > self.begins else TOLD), *before, *words("\n")] if words else before
 
     # ---- how many, and which
     @classmethod
@@ -140,11 +162,12 @@ def _in_top(scores: Tensor, count: int) -> list[int]:
 
 class Repeated(KVLayer):
     """Attends in the place of `layer` for one pass over row `row`: to its `n` slots and to the pass; nothing is kept
-    but the largest attention that the slots from `start` on get."""
+    but the largest attention that the slots from `start` on get. `norms [R]`: of the hidden states of the pass."""
 
     def __init__(self, layer: KVzip, row: int, start: int, n: int) -> None:
         super().__init__()
         self.layer, self.row, self.start, self.seen, self.held = layer, row, start, [n], [n]
+        self.norms: Tensor | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[1, Hq, R, D]` of the pass, `q [1, Hq, R, D]`, `k, v [1, Hkv, R, D]`."""
@@ -154,20 +177,41 @@ class Repeated(KVLayer):
         keys, values = (x[self.row : self.row + 1, :, :n] for x in (layer.keys, layer.values))
         part = slice(self.start, min(self.start + layer.chunk, n))
         shown = torch.cat((keys[:, :, : min(layer.first, self.start)], keys[:, :, part], k), dim=2)
-        found = repeated(q, shown, scale, k.shape[2])
-        width = part.stop - part.start
-        layer.scores[self.row, :, part] = found[:, -k.shape[2] - width : -k.shape[2]]
+        width, own = part.stop - part.start, k.shape[2]
+        weights = None
+        if self.norms is not None:
+            weights = value_norms(values[0, :, part].float(), layer.about.output(layer.index).float(), q.shape[1])
+            weights = F.pad(weights, (shown.shape[2] - width - own, own))
+        found = repeated(q, shown, scale, own, weights, self.norms)
+        layer.scores[self.row, :, part] = found[:, -own - width : -own]
         return causal(q, k, v, keys, values, scale)
 
 
-def repeated(q: Tensor, keys: Tensor, scale: Scale, own: int) -> Tensor:
+def noted(layer: Repeated, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    """Before an attention module is called with hidden states `[1, R, hidden]`, the first that it is given."""
+    states = named["hidden_states"] if "hidden_states" in named else args[0]
+    layer.norms = states[0].float().norm(dim=-1)
+
+
+def value_norms(values: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """`[Hq, n]`: L2 norms of `values [Hkv, n, D]` behind the output projection `weight [hidden, Hq * D]` of each of the
+    `heads` query heads."""
+    parts, group = weight.unflatten(1, (heads, -1)), heads // values.shape[0]
+    return torch.stack([(values[a // group] @ parts[:, a].T).norm(dim=-1) for a in range(heads)])
+
+
+def repeated(
+    q: Tensor, keys: Tensor, scale: Scale, own: int, weights: Tensor | None = None, norms: Tensor | None = None
+) -> Tensor:
     """The largest attention `[Hkv, n]` that each of `keys [1, Hkv, n, D]` gets from the last `own` tokens, causal, of
-    the queries `q [1, Hq, own, D]`."""
+    the queries `q [1, Hq, own, D]`; times its `weights [Hq, n]`, over the `norms [own]` of the rows, where given."""
     n = keys.shape[2]
     found = torch.zeros(keys.shape[1], n, device=q.device)
     place = torch.arange(n, device=q.device)
     for start in range(0, own, TILE):
         rows = torch.arange(n - own + start, n - own + min(start + TILE, own), device=q.device)
-        probs = row_probs(q[:, :, start : start + TILE], keys, scale, place <= rows.unsqueeze(1))
-        found = torch.maximum(found, probs[0].unflatten(0, (keys.shape[1], -1)).amax((1, 2)))
+        probs = row_probs(q[:, :, start : start + TILE], keys, scale, place <= rows.unsqueeze(1))[0]
+        if weights is not None:
+            probs = probs * weights.unsqueeze(1) / norms[start : start + TILE].unsqueeze(1)
+        found = torch.maximum(found, probs.unflatten(0, (keys.shape[1], -1)).amax((1, 2)))
     return found

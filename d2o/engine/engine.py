@@ -57,6 +57,7 @@ class Engine:
         self.device = next(model.parameters()).device
         self.rotation: Callable[[Tensor, Tensor], Tensor] | None = None  # turns keys and queries
         self.about = About(model)
+        self.look_every = 0  # tokens of an answer between two counts of the slots held; 0: none
         self.switch: Switch | None = None  # of a rotation that depends on the length of the text
         self.captured: StepGraph | None = None
 
@@ -67,7 +68,7 @@ class Engine:
         kind: Callable[..., KVCache] = KVCache,
     ) -> KVCache:
         """An empty cache for one batch."""
-        return kind(
+        cache = kind(
             method or self.method,
             self.windows,
             budget or self.budget,
@@ -76,6 +77,8 @@ class Engine:
             expanded=self.expanded,
             about=self.about,
         )
+        cache.look_every = self.look_every
+        return cache
 
     @torch.inference_mode()
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:

@@ -103,6 +103,7 @@ def _across(
         return [begun]
     asked = replace(asked, said=tuple(begun.tokens))
     (ended,) = _read_and_answered(engine, prompts, [(*questions[0], *begun.tokens)], asked)
+    ended.ledger.looks = begun.ledger.looks + ended.ledger.looks
     ended.prefill_s, ended.decode_s = ended.prefill_s + begun.prefill_s, ended.decode_s + begun.decode_s
     return [ended]
 

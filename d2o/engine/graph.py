@@ -23,7 +23,7 @@ def check_graph(device: torch.device, layer: KVLayer) -> None:
     """Raises InputError where no step can be captured."""
     if device.type != "cuda":
         raise InputError(f"engine.graph=true on {device.type}: a CUDA graph needs a GPU", HINT)
-    if not (layer.decode_eviction and layer.budgeted):
+    if not (layer.decode_eviction and layer.budgeted and type(layer).make_room is KVLayer.make_room):
         what = f"engine.graph=true with {type(layer).__name__}, whose cache grows with every token"
         raise InputError(what, f"take a method that evicts at every step, or {HINT}")
 

@@ -7,6 +7,7 @@ wrong.
 from __future__ import annotations
 
 import contextlib
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ ENDLESS = 1 << 17  # tokens: the longest text that is tried where a model sets n
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}  # of the largest logit
 
 MOVED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}  # of the size of the keys
+
+_still: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()  # last positions that were tried
 
 
 def _ids(model: nn.Module) -> Tensor:
@@ -76,9 +79,12 @@ def check_rotation(engine: Engine, longest: int | None) -> None:
 
     Such a row would be read otherwise in a batch, in chunks, or after other rows. Tokens are fed at positions up to
     the last of a text of `longest` tokens, again and again, the later ones at ever farther positions: the keys of
-    those that stay must not move. It takes the first layer of every kind, and few tokens, so it is quick.
+    those that stay must not move. It takes the first layer of every kind, and few tokens, so it is quick. A model that
+    has one rotation is not asked again for a shorter text.
     """
     last = (longest or ENDLESS) - 1
+    if not engine.switch and _still.get(engine.model, -1) >= last:
+        return
     rungs = sorted({position for position in LADDER if position < last} | {last})
     calls = [_first_keys(engine, [min(position, top) for position in rungs], last + 1) for top in rungs]
     for count, (top, keys) in enumerate(zip(rungs, calls, strict=True), start=1):
@@ -87,6 +93,7 @@ def check_rotation(engine: Engine, longest: int | None) -> None:
             if not (a - b).norm() <= MOVED[found.dtype] * b.norm():
                 what = f"a key up to position {top} is another one when position {last} is fed in the same call"
                 raise InputError(f"{engine.model.config.model_type}: its rotation depends on the call: {what}", HINT)
+    _still[engine.model] = last
 
 
 def _first_keys(engine: Engine, positions: list[int], whole: int) -> list[Tensor]:

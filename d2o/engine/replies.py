@@ -121,6 +121,7 @@ class Replies:
         if token < 0:
             raise not_finite(self.model, row, f"the logits after token {self.cache.seen[row] - 1} of the text")
         self.tokens[row].append(token)
+        self.cache.look(row, len(self.tokens[row]))
         if self.asked.complete(self.tokens[row]):
             self.ledgers[row] = self.cache.close_ledger(row)
 

@@ -8,7 +8,7 @@ A RoPE scaling factor (YaRN) is inside the key already and is not applied again,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from d2o.budget import FULL
 from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.feed import Feed
+from d2o.kernels import launch
 from d2o.layer import KeepAll
 from d2o.models.window import rope_type, rotations
 
 HINTS = {True: "use method.positions=original with this model", False: "use another method with this model"}
+MOST = 1 << 16  # turns that are looked up: 16 MB of angles
 MOVING_FREQUENCIES = ("dynamic", "longrope")  # frequencies that depend on the length of the text: no fixed turn
 
 
@@ -30,6 +32,7 @@ class Rotation:
 
     inv_freq: Tensor
     interleaved: bool
+    angles: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)  # cos, sin of whole turns
 
     def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two channels `[..., R / 2]` of every pair that turns, of `x [..., D]`, float32."""
@@ -44,8 +47,24 @@ class Rotation:
         return torch.cat((mixed.to(x.dtype), x[..., 2 * self.inv_freq.shape[0] :]), dim=-1)
 
     def __call__(self, keys: Tensor, delta: Tensor) -> Tensor:
+        slots = keys.dim() == 4 and not delta.is_floating_point() and keys.shape[:3] == delta.shape
+        if slots and keys.dtype is torch.float32 and launch.has_twin("attend", keys):
+            cos, sin = self._angles(delta)
+            found = launch.kernels("turn", keys).turned(keys, delta, cos, sin, self.interleaved)
+            if found is not None:
+                return found
         angle = delta.unsqueeze(-1).to(torch.float32) * self.inv_freq.to(delta.device)  # a layer may lie elsewhere
         return self.turned(keys, angle.cos(), angle.sin())
+
+
+    def _angles(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin `[n, R / 2]` of turns by 0 to n - 1 positions, as many as `delta` needs and MOST allows."""
+        needed = int(delta.max()) + 1 if delta.numel() else 1
+        if self.angles is None or MOST >= needed > self.angles[0].shape[0]:
+            turns = torch.arange(min(MOST, max(1024, 2 * needed)), dtype=torch.float32)
+            angle = turns.unsqueeze(-1) * self.inv_freq.cpu()
+            self.angles = angle.cos(), angle.sin()
+        return self.angles
 
 
 def find_rotation(engine: Engine) -> Rotation:

@@ -46,6 +46,11 @@ class Sampling:
         return self.temperature > 0
 
     @property
+    def caches(self) -> int:
+        """How many are held at once for a batch: each of several samples but the last is given on a copy."""
+        return 2 if self.samples > 1 else 1
+
+    @property
     def told(self) -> dict[str, Any]:
         """What changes the distribution of an answer, as rows and protocols say it."""
         filters = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)}

@@ -82,7 +82,8 @@ class SplitLayer(KVLayer):
         self.parts, layers = parts, [part.cache.layers[self.index] for part in parts]
         self.seen = [layer.seen[b] for part, layer in zip(parts, layers, strict=True) for b in part.rows]
         self.held = [layer.held[b] for part, layer in zip(parts, layers, strict=True) for b in part.rows]
-        self.now = torch.cat([part.own(layer.now) for part, layer in zip(parts, layers, strict=True)])
+        if self.index == 0:  # position_ids are told from the first layer
+            self.now = torch.cat([part.own(layer.now) for part, layer in zip(parts, layers, strict=True)])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, row by row in its own cache."""

@@ -104,6 +104,26 @@ def find_switch(model: nn.Module) -> Switch | None:
     return switch
 
 
+@contextlib.contextmanager
+def row_alone(model: nn.Module, row: int, longest: int) -> Iterator[None]:
+    """Inside a forward pass of a batch: a further pass of its row `row` alone, over positions below `longest`, turned
+    as that row is. Raises InputError where the row is on the near side and the pass would leave it."""
+    switch = _switches.get(model)
+    if switch is None:
+        yield
+        return
+    rows = switch.far
+    near = not (bool(rows[row]) if isinstance(rows, Tensor) else rows)
+    if near and longest > switch.at:
+        what = f"{switch.name}: a pass behind the text would reach token {longest}, its rotation changes at {switch.at}"
+        raise InputError(what, "a smaller method.chunk, other lengths of texts, or another method")
+    switch.far = not near
+    try:
+        yield
+    finally:
+        switch.far = rows
+
+
 def forget_switch(model: nn.Module) -> None:
     """Let the rotary modules of a model rotate as they did before `find_switch`."""
     switch = _switches.pop(model, None)

@@ -36,7 +36,7 @@ class Lab:
     """`longest`: the longest text that will be fed, in tokens, where it is less than the model's window; to be set
     before anything is measured. Where only some layers slide, they do if the window lets a text be that long: what is
     kept must not hang on which samples are left to do. `graph`: decode steps are replayed from a CUDA graph.
-    `sampling`: how `draws` draws, by default greedily."""
+    `sampling`: how `draws` draws. `look_every`, set before all: slots held are counted at every so-manyth token."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Lab:
     ) -> None:
         self.sampling = sampling or Sampling(seed=seed)
         self.loaded, self.window, self.longest = loaded, loaded.window, longest
+        self.look_every = 0
         self._asked, self._options, self._graph = (method, budget), {"chunk": chunk, "seed": seed}, graph
 
     @cached_property
@@ -62,7 +63,7 @@ class Lab:
             span = engine.windows[0]
             what = f"every layer of {self.loaded.name} has a sliding window of {span} tokens: none takes a budget"
             raise InputError(what, f"keep texts within the window: model.window={span}; or type method=full")
-        engine.about.words = self.ids
+        engine.about.words, engine.look_every = self.ids, self.look_every
         return engine
 
     @cached_property
@@ -227,11 +228,12 @@ class Lab:
 
     def fits(self, batch: int, prompt: int, new: int, memory_gb: float | None, full: bool, seed: int) -> bool:
         """Whether a prefill and the first steps of a batch fit into memory."""
-        return race.fits(self.full if full else self.engine, batch, prompt, new, memory_gb, seed)
+        rows = batch * self.sampling.caches
+        return race.fits(self.full if full else self.engine, rows, prompt, new, memory_gb, seed)
 
     def rows_that_fit(self, prompt: int, new: int, share: float) -> int | None:
         """How many prompts fit into a share of the free memory; None where only a trial tells."""
-        return race.rows_that_fit(self.engine, prompt, new, share)
+        return race.rows_that_fit(self.engine, prompt, new, share / self.sampling.caches)
 
     # ---- the machine
     @property

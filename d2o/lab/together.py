@@ -8,13 +8,14 @@ as if it were alone; what the others do not ask in the same words is found for t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from d2o.engine.reading import alike
 from d2o.engine.sampling import Draws
 from d2o.errors import InputError
+from d2o.lab.ahead import Next, answer_ahead, can_answer_ahead
 from d2o.lab.answer import Answer, Asked, Completion
 from d2o.lab.force import Forced
 from d2o.lab.lab import Lab
@@ -44,6 +45,8 @@ class Sharing:
         self.count = 0  # labs of this batch
         self.kept: list[Kept] = []
         self.texts: dict[tuple, Any] = {}
+        self.coming: list[Next] = []  # what will be asked, as far as anybody said
+        self.early: list[Kept] = []  # what was found of it
         self.failed = 0  # labs that asked together when that failed; as long as there are as many, each asks alone
 
     def in_turn(self, labs: Sequence[SharedLab]) -> Iterator[SharedLab]:
@@ -56,10 +59,19 @@ class Sharing:
             self.open.remove(lab)
         self.kept = []
 
+    def expect(self, coming: Iterable[tuple[tuple[Any, ...], Sequence[SharedLab]]]) -> None:
+        """What `answers` will be asked without draws, batch after batch, and by which labs: some of it is found at
+        once. What is never asked is dropped, and what was not expected is found when it is asked."""
+        able: dict[int, bool] = {}
+        for asked, labs in coming:
+            able |= {id(lab): _answers_ahead(lab) for lab in labs if id(lab) not in able}
+            self.coming.append(Next((*asked, None), frozenset(id(lab) for lab in labs if able[id(lab)])))
+
     def ask(self, lab: SharedLab, *asked: Any) -> Any:
         """What the verb `asked[0]` gives for this lab. Raises what that raises."""
+        self._find_early(asked)
         mine = [kept for kept in self.kept if id(lab) in kept.found]
-        taken = next((kept for kept in mine if kept.asked == asked), None)
+        taken = next((kept for kept in [*self.early, *mine] if kept.asked == asked and id(lab) in kept.found), None)
         if taken is None:
             if mine or self.failed or lab is not self.open[0] or len(self.open) == 1:
                 return self._alone(lab, asked)
@@ -71,6 +83,22 @@ class Sharing:
         if isinstance(found, InputError):
             raise found
         return found
+
+    def _find_early(self, asked: tuple[Any, ...]) -> None:
+        """Find what is asked and some of what will be, where `coming` knows of it."""
+        place = next((i for i, one in enumerate(self.coming) if ("answers", *one.asked) == asked), None)
+        if place is None or self.failed:
+            return
+        coming, self.coming = self.coming[place:], []
+        labs, self.early = [lab for lab in self.open if id(lab) in coming[0].labs], []
+        try:
+            told = answer_ahead(labs, coming, self.most) if labs else []
+        except Exception:  # what is wrong is said when each batch is found by itself, as are all that follow
+            return
+        self.coming = coming[max(1, len(told)) :]
+        for one, each in zip(coming, told, strict=False):
+            found = {id(lab): (answer, len(labs)) for lab, answer in zip(labs, each, strict=True)}
+            self.early.append(Kept(("answers", *one.asked), found))
 
     def text(self, make: Callable[..., Any], *words: Any) -> Any:
         """What `make` gives for these words: the labs have one tokenizer."""
@@ -85,7 +113,8 @@ class Sharing:
 
     def _found(self, asked: tuple[Any, ...]) -> dict[int, Any]:
         """By the ids of the labs: what is found, or the error that it raises, and how many labs read with it."""
-        labs = [lab for lab in self.open if _opens(lab)]
+        early = {id(lab) for kept in self.early if kept.asked == asked for lab in self.open if id(lab) in kept.found}
+        labs = [lab for lab in self.open if id(lab) not in early and _opens(lab)]
         try:
             told = self._told(labs, asked)
         except Exception as error:
@@ -167,4 +196,12 @@ def _opens(lab: Lab) -> bool:
     try:
         return lab.engine is not None
     except InputError:
+        return False
+
+
+def _answers_ahead(lab: Lab) -> bool:
+    """Whether what the lab will be asked can be found ahead; one that cannot be opened says so when it asks."""
+    try:
+        return can_answer_ahead(lab)
+    except Exception:
         return False

@@ -36,6 +36,10 @@ def _is_number(value: Any) -> bool:
     return type(value) is int and abs(value) < MOST or type(value) is float and math.isfinite(value)
 
 
+def _is_amount(value: Any) -> bool:
+    return type(value) is float and 0 <= value < math.inf or _is_number(value) and value >= 0
+
+
 def _are_amounts(value: Any) -> bool:
     """A list of numbers from 0; a row has several of them, so the usual one is told without a call per number."""
     if not isinstance(value, list) or not value:
@@ -46,6 +50,8 @@ def _are_amounts(value: Any) -> bool:
 
 
 def _is_budget(value: Any) -> bool:
+    if type(value) is float and 0 < value <= 1:  # every row has one
+        return True
     try:
         read_budget(value)
     except (InputError, OverflowError):
@@ -60,7 +66,7 @@ def _is_edges(value: Any) -> bool:
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 COUNT = Kind("a whole number from 0", is_count)
 NUMBER = Kind("a number", _is_number)
-AMOUNT = Kind("a number from 0", lambda value: _is_number(value) and value >= 0)
+AMOUNT = Kind("a number from 0", _is_amount)
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 AMOUNTS = Kind("a list of numbers from 0", _are_amounts)
@@ -98,10 +104,11 @@ ROW = {
 
 def wrong(found: Mapping[str, Any], kinds: Mapping[str, Kind]) -> str | None:
     """The first field that is not what it has to be, with its value; None where all are."""
-    for key, kind in kinds.items():
-        value = found.get(key)
-        if value is not None and not kind.holds(value):
-            return f"{key} is {shortly(value)}, not {kind.words}"
+    at = found.get
+    for key, (words, holds) in kinds.items():
+        value = at(key)
+        if value is not None and not holds(value):
+            return f"{key} is {shortly(value)}, not {words}"
     return None
 
 

@@ -24,8 +24,9 @@ IDENTITY = ("method", "budget", "model", "task", "seed", "engine", "sampling")
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
          "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
-         "method.sink_tokens": 0, "sampling.temperature": 0.0, "sampling.top_p": 1.0, "sampling.top_k": 0,
-         "sampling.min_p": 0.0, "sampling.samples": 1}  # fmt: skip
+         "method.sink_tokens": 0, "method.plus": False, "method.recursive": False, "method.last_rows": None,
+         "sampling.temperature": 0.0, "sampling.top_p": 1.0, "sampling.top_k": 0, "sampling.min_p": 0.0,
+         "sampling.samples": 1}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
 ADDED_TO_TASKS = {"task.chat": None, "task.max_new_tokens": None, "task.turns": 1}
 SAME = {"method.merge": {"keys_values": True, "none": False}}  # words for what the first cells wrote otherwise

@@ -180,9 +180,11 @@ def _decode(line: bytes, ours: bool) -> tuple[dict[str, Any] | None, str, str]:
         constants.append(name)
         return float(name)
 
-    odd = any(name in line for name in NO_NUMBERS)  # a decoder of one's own for each line takes as long as its row
     try:
-        row = json.loads(line, parse_constant=number) if odd else json.loads(line)
+        if NO_NUMBERS[0] in line or NO_NUMBERS[1] in line:  # a decoder for each line takes as long as its row
+            row = json.loads(line, parse_constant=number)
+        else:  # what begins so is UTF-8, which need not be found out
+            row = json.loads(line.decode("utf-8", "surrogatepass") if line[:2] == b'{"' else line)
     except RecursionError:
         return None, "lists or objects within one another without end", ROW_HINT
     except ValueError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from d2o.budget import budget_name
-from eval.plots.style import FULL, legend_below, line_style, panels
+from eval.plots.style import FULL, legend_below, line_style, panels, write_title
 from eval.scores.cell_data import CellData
 from eval.scores.means import mean_layers
 
@@ -44,15 +44,23 @@ def together(held: Held) -> dict[tuple[str, ...], list[float]]:
     return {tuple(names): held[names[0]] for names in found.values()}
 
 
-def held_figure(budget: float, held: Held, labels: Sequence[str]) -> Figure:
+def title_of(cells: Sequence[CellData], budget: float) -> str:
+    """What the figure of a budget is of: model, task or how many, rows of a cell, budget."""
+    shown = [cell for cell in cells if cell.method != FULL and cell.budget == budget]
+    tasks, rows = sorted({cell.task for cell in shown}), max(len(cell.rows) for cell in shown)
+    over = tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
+    return f"{shown[0].model}, {over}, {rows} row{'s' if rows > 1 else ''} each, budget {budget_name(budget)}"
+
+
+def held_figure(title: str, held: Held, labels: Sequence[str]) -> Figure:
     """A line per method over the layers; `labels` are all there are, for one colour in every figure."""
     figure, (ax,) = panels(1, 1, 4.6, 2.6, [" = ".join(names) for names in together(held)])
     for names, layers in together(held).items():
         look = line_style(names[0], labels) | {"linewidth": 1.3, "markersize": 2.5}
         ax.plot(range(len(layers)), layers, label=" = ".join(names), **look)
-    ax.set_title(f"slots held per layer, budget {budget_name(budget)}")
+    write_title(ax, title)
     ax.set_xlabel("layer")
-    ax.set_ylabel("% of the prompt")
+    ax.set_ylabel("slots held, % of the prompt")
     ax.set_ylim(0, 1.12 * max(max(layers) for layers in held.values()))
     ax.xaxis.get_major_locator().set_params(integer=True)
     legend_below(figure, [ax])

@@ -82,7 +82,7 @@ def _map(ax: Axes, one: NeedleMap, numbers: bool, size: float) -> None:
     apart = len(set(whole)) == len(whole)
     ax.set_yticks(range(len(one.depths)), whole if apart else [f"{d:g}" for d in one.depths], fontsize=size + 1)
     there = [value for row in one.values for value in row if value is not None]
-    mean = f", mean {sum(there) / len(there):.0f}" if there else ""
+    mean = f", mean\N{NO-BREAK SPACE}{sum(there) / len(there):.0f}" if there else ""
     write_title(ax, f"{one.title}, {one.what}{mean}")
     if numbers:
         _write_numbers(ax, one, size)

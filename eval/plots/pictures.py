@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from d2o.budget import budget_name
 from d2o.errors import InputError
 from eval.cells.checked import reading
+from eval.plots import answer as plot_answer
 from eval.plots import atlas as plot_atlas
 from eval.plots import budget as plot_budget
 from eval.plots import efficiency as plot_efficiency
@@ -55,7 +56,7 @@ def pictures(cells: Sequence[CellData]) -> list[Picture]:
     found, labels = [], labels_of(cells)
     for model in dict.fromkeys(cell.model for cell in cells):
         group = [cell for cell in cells if cell.model == model]
-        for part in (_budget, _needle, _ppl, _efficiency, _held, _atlas):
+        for part in (_budget, _needle, _ppl, _efficiency, _held, _answer, _atlas):
             found += part(model, group, labels)
     return found
 
@@ -123,10 +124,20 @@ def _efficiency(model: str, cells: Sequence[CellData], labels: Sequence[str]) ->
 
 
 def _held(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
+    found = []
+    for budget, held in plot_held.held_by_budget(cells).items():
+        what = plot_held.title_of(cells, budget)
+        draw = lambda held=held, what=what: plot_held.held_figure(what, held, labels)  # noqa: E731
+        title = f"{model}: slots held per layer at budget {budget_name(budget)}"
+        found.append(Picture("held", f"held-{model}-b{budget:g}", title, draw))
+    return found
+
+
+def _answer(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list[Picture]:
     return [
-        Picture("held", f"held-{model}-b{budget:g}", f"{model}: slots held per layer at budget {budget_name(budget)}",
-                lambda budget=budget, held=held: plot_held.held_figure(budget, held, labels))
-        for budget, held in plot_held.held_by_budget(cells).items()
+        Picture("held", f"answer-{model}-{curves.title}", f"{model}, {curves.title}: slots held while answering",
+                lambda curves=curves: plot_answer.answer_figure(curves, labels))
+        for curves in plot_answer.held_curves(cells)
     ]  # fmt: skip
 
 
@@ -134,16 +145,16 @@ def _atlas(model: str, cells: Sequence[CellData], labels: Sequence[str]) -> list
     found = []
     for cell in cells:
         if len(found) < ATLASES and (atlas := read_atlas(cell.path)):
-            title = f"{cell.name}, {cell.task}, {atlas['id']}"
+            title = f"{cell.name}, {cell.task}, row {atlas['id']}"
             spans = cell.needles(atlas["id"])
             found.append(
                 Picture("atlas", f"atlas-{model}-{cell.name}-{cell.task}", f"{model}, {title}",
-                        lambda cell=cell, atlas=atlas, spans=spans: plot_atlas.atlas_figure(atlas, cell.name, spans))
+                        lambda title=title, atlas=atlas, spans=spans: plot_atlas.atlas_figure(atlas, title, spans))
             )  # fmt: skip
     return found
 
 
-READ = (_needle, _ppl, _efficiency, _held, _atlas)  # what reads more of a row than its score
+READ = (_needle, _ppl, _efficiency, _held, _answer, _atlas)  # what reads more of a row than its score
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from eval.tables.text import AGAINST, against, interval, mean_realised, row_coun
 from eval.tasks.efficiency import readings as efficiency_readings
 from eval.tasks.order import task_order
 
-MANY = 8  # tasks that still stand side by side with their whole names
+MANY = 5  # tasks that still stand side by side with their whole names
 
 
 def score_tables(cells: Sequence[CellData]) -> list[Table]:
@@ -130,7 +130,7 @@ def _mark_best(table: Table, columns: Sequence[int]) -> None:
         for column in columns:
             shown = sorted({row[column].text for row in rows if row[column].text}, key=float, reverse=True)
             for row in rows if len(shown) > 1 else ():
-                if (text := row[column].text) in shown[:2]:
+                if (text := row[column].text) in shown[:2] and float(text):  # nothing right is no second place
                     row[column] = replace(row[column], mark="best" if text == shown[0] else "second")
 
 

@@ -127,15 +127,17 @@ def apart(ends: Mapping[str, float], step: float, low: float, high: float) -> di
     return dict(zip(names, places, strict=True))
 
 
-def write_title(ax: Axes, text: str) -> None:
-    """Above the axes: one line, or two small ones where it is longer than they are wide."""
+def write_title(ax: Axes, text: str, lift: float = 0.0) -> None:
+    """Above the axes, `lift` points higher than usual: one line, or two small ones where it is longer than they are
+    wide."""
     letters = 72 * ax.get_position().width * ax.figure.get_figwidth() / 0.68  # of bold type, at one point
     size = min(9.0, max(7.5, letters / len(text)))
     lines = [text]
     if len(text) * size > letters * 1.02:
         size = max(5.5, min(7.0, 2 * letters / (len(text) + 12)))
         lines = textwrap.wrap(text, int(letters / size), max_lines=2, placeholder=" …")
-    ax.set_title("\n".join(lines), fontsize=size, pad=6.0 if len(lines) == 1 else 3.0)
+    pad = lift + (6.0 if len(lines) == 1 else 3.0)
+    ax.set_title("\n".join(lines), fontsize=size, pad=pad, y=1.0)  # y: or each axis is laid out twice to find one
 
 
 def to_svg(figure: Figure) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from d2o.errors import InputError, NotFinite
@@ -35,6 +35,14 @@ def said_of_weights(lab: Any) -> dict[str, str]:
     return {"weights": weights} if weights else {}
 
 
+def check_drawn(fields: Mapping[str, Any], task: Task, lab: Any) -> None:
+    """Raises InputError for a row that is greedy where the cell samples: its task asks without `lab.draws`."""
+    sampling = getattr(lab, "sampling", None)
+    if sampling and sampling.on and "sampling" not in fields:
+        hint = "leave sampling out, or let its measure hand lab.draws on (docs/extending.md)"
+        raise InputError(f"{task.name} answers greedily, with sampling.temperature={sampling.temperature:g}", hint)
+
+
 def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size: int | str, seen: Seen) -> None:
     """A row for every sample. `lab`: d2o.lab.lab.Lab; `seen` is told of every row once it is on the disk. What is wrong
     with a sample shows before the first row is made, as far as tokenizer and window can tell."""
@@ -46,6 +54,7 @@ def fill(cell: Cell, samples: Sequence[Sample], task: Task, lab: Any, batch_size
     try:
         for batch in task.in_batches(samples, size):
             for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
+                check_drawn(fields, task, lab)
                 row = {"id": sample.id, **fields, **said_of_weights(lab), **said, "prompt_hash": prompt_hash(sample)}
                 cell.write(row)
                 seen(row)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from d2o.lab.together import Sharing
     from d2o.models.loading import LoadedModel
     from d2o.models.outline import Outline
+    from eval.cells.identity import Composed
 
 _last: dict[str, LoadedModel] = {}  # the last model, so that a sweep over methods loads it once
 _outlines: dict[str, Outline | None] = {}  # of the last model too
@@ -127,6 +128,23 @@ def _shares(planned: Plan, found: Outline) -> bool:
     cfg, longest = planned.composed.cfg, planned.task.longest or found.loaded.window
     budget = Budget(cfg.budget, found.token_bytes or 0)
     return not cfg.engine.graph and will_share(found.loaded.model, planned.method, budget, longest)
+
+
+def check_place(composed: Composed) -> None:
+    """Raises InputError for a model's path that leads nowhere; nothing is loaded or unpacked."""
+    from d2o.models.unpack import check_folder, gguf_file, is_file
+
+    place = composed.cfg.model.get("path")
+    if place is not None:
+        (gguf_file if is_file(str(place)) else check_folder)(str(place))
+
+
+def check_device(composed: Composed) -> None:
+    """Raises InputError for a GPU that is not there."""
+    if composed.cfg.engine.device.startswith("cuda"):
+        from d2o.models.loading import resolve_device
+
+        resolve_device(composed.cfg.engine.device)
 
 
 def check_size(planned: Plan) -> None:

@@ -16,6 +16,7 @@ from eval.config.compose import configs
 from eval.config.expand import Expansion, expand
 from eval.config.launcher import Launcher, check_launcher, take_dry_run, take_launcher, take_show
 from eval.config.words import Words
+from eval.run.common import check_common
 from eval.run.dry_run import SizeCell
 from eval.run.job import RunCell
 from eval.run.show import print_prompts
@@ -38,11 +39,13 @@ def run_command(
     prompts, words = take_show(words)
     with configs(config_dir):
         found = _full_once(expand(words, config_dir, sweep))
+        if not show:
+            check_common(found.jobs, config_dir, here=not (launcher or dry_run or prompts))
         cells, codes = compose_all(found.jobs, config_dir)
     if show:
         print("---\n".join(OmegaConf.to_yaml(cell.cfg) for cell in cells), end="")
         return max(codes, default=0)
-    if codes and found.asked == 1:
+    if codes and (found.asked == 1 or not cells):
         return max(codes)  # a slip of the hand in a group must not start its other half
     if prompts:
         return print_prompts(cells, prompts) or max(codes, default=0)

@@ -63,7 +63,7 @@ def run_grouped(
         words = " ".join(word for word in cells[0].words if all(word in cell.words for cell in cells))
         print(f"[{len(cells)} of {len(composed)} cells, each prompt read once] {words}", file=sys.stderr, flush=True)
         found, failed = run_together(cells)
-        if not quiet:
+        if found and not quiet:
             print("\n\n".join(text for _, text in found), flush=True)
         paths, codes = paths + [path for path, _ in found], codes + failed
     return paths, codes
@@ -97,12 +97,14 @@ def remember(composed: Sequence[Composed]) -> None:
     cells: dict[str, list[dict[str, Any]]] = {}
     known: Known = {}
     for cell in walk(composed, "listing"):
+        asked = cell.cfg.budget
         try:
             settle(cell, known)
         except InputError:
             continue
         place, words = cell.cfg.results_dir, command(cell.words)
         path = str(folder(cell).relative_to(place))
+        cell.cfg.budget = asked  # the run settles it again
         found = {"path": path, "shard": cell.cfg.shard, "command": words, "cwd": os.getcwd()}
         cells.setdefault(place, []).append(found)
     for place, found in cells.items():

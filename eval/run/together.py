@@ -19,7 +19,7 @@ from eval.cells.identity import Composed
 from eval.config.build import build, text_of
 from eval.exits import report
 from eval.run.cell import Open, finish, open_cell, open_tracker
-from eval.run.loop import of_row, said_of_weights
+from eval.run.loop import check_drawn, of_row, said_of_weights
 from eval.run.models import open_lab, share_labs
 from eval.run.plan import Known, Plan, plan
 from eval.run.progress import Progress, walk
@@ -139,7 +139,9 @@ class Group:
         task, sharing = first.task, self._labs(first.task, order)
         progress = Progress(f"{len(lacking)} cells", 0, sum(map(len, lacking.values())))
         try:
-            for batch in task.in_batches(order, first.composed.cfg.batch_size) if self.labs else ():
+            batches = list(task.in_batches(order, first.composed.cfg.batch_size)) if self.labs else []
+            self._expect(task, batches, lacking, sharing)
+            for batch in batches:
                 progress.advance(self._batch(task, batch, lacking, sharing))
         finally:
             progress.close()
@@ -157,10 +159,23 @@ class Group:
                 task.begin(order, self.labs[id(one)])
         return sharing
 
+    def _expect(
+        self, task: Task, batches: Sequence[Sequence[Sample]], lacking: dict[int, set[str]], sharing: Any
+    ) -> None:
+        """Tell the labs what they will be asked, as far as the task knows."""
+        asked = [task.will_ask(batch) for batch in batches]
+        if all(words is not None for words in asked):
+            labs = [[self.labs[id(one)] for one in self._lacking(lacking, batch)] for batch in batches]
+            sharing.expect(zip(asked, labs, strict=True))
+
+    def _lacking(self, lacking: dict[int, set[str]], batch: Sequence[Sample]) -> list[Open]:
+        """The open cells that lack any row of a batch."""
+        ids = {sample.id for sample in batch}
+        return [one for one in self.open if not lacking.get(id(one), set()).isdisjoint(ids)]
+
     def _batch(self, task: Task, batch: Sequence[Sample], lacking: dict[int, set[str]], sharing: Any) -> int:
         """One batch for the cells that lack any of it; how many rows were written."""
-        ids = [sample.id for sample in batch]
-        todo = [one for one in self.open if not lacking.get(id(one), set()).isdisjoint(ids)]
+        todo = self._lacking(lacking, batch)
         asked = {id(self.labs[id(one)]): one for one in todo}
         written = 0
         for lab in sharing.in_turn([self.labs[id(one)] for one in todo]):
@@ -168,6 +183,7 @@ class Group:
             with self._guarded(one, task, batch):
                 for sample, fields in zip(batch, task.measure(batch, lab), strict=True):
                     if sample.id in lacking[id(one)]:
+                        check_drawn(fields, task, lab)
                         shared = {"prefill_shared": lab.readers} if lab.readers > 1 else {}
                         shared |= said_of_weights(lab)
                         row = {"id": sample.id, **fields, **shared, "prompt_hash": prompt_hash(sample)}

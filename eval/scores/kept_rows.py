@@ -33,7 +33,7 @@ class KeptRows(Sequence):
             self._needles[len(self)] = {"id": row.get("id"), "needles": row["needles"]}
         for key, column in self._numbers.items():
             value = row.get(key)
-            column.append(value if isinstance(value, int | float) else MISSING)
+            column.append(value if isinstance(value, (int, float)) else MISSING)
         self._layers.extend(row.get(LAYERS) or ())
         self._ends.append(len(self._layers))
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from eval.scores.kept_rows import LAYERS, KeptRows
 
+Curve = list[tuple[int, float]]
+
 
 def mean(values: Sequence[float | None]) -> float | None:
     """Mean, None if there is nothing or anything is missing."""
@@ -34,6 +36,14 @@ def mean_of(rows: Iterable[dict[str, Any]], key: str) -> float | None:
     if isinstance(rows, KeptRows):
         return average(value for value in rows.column(key) if value == value)
     return average(row[key] for row in rows if isinstance(row.get(key), int | float))
+
+
+def held_curve(rows: Iterable[dict[str, Any]]) -> Curve:
+    """(tokens generated, slots held) of the rows that say it (`held`, `every`), mean over rows; it ends with the
+    shortest answer, since beyond it would be a mean of others."""
+    counted = [row for row in rows if row.get("held")]
+    columns = zip(*(row["held"] for row in counted), strict=False)
+    return [(n * counted[0]["every"], sum(held) / len(held)) for n, held in enumerate(columns, start=1)]
 
 
 def mean_layers(rows: Iterable[dict[str, Any]], key: str) -> list[float]:

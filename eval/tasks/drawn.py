@@ -41,3 +41,9 @@ def sums(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of tokens and seconds, over the samples of a row."""
     tokens, seconds = (sum(one[key] for one in samples) for key in ("new_tokens", "decode_s"))
     return {"new_tokens": tokens, "decode_s": round(seconds, 6)}
+
+
+def mean_of_answers(row: Mapping[str, Any], judge: Callable[..., float], *words: Any) -> float:
+    """What `judge(prediction, *words)` says of a row, or in the mean of its samples where it was drawn."""
+    found = [judge(one["pred"], *words) for one in row.get("samples") or [row]]
+    return sum(found) / len(found)

@@ -65,6 +65,11 @@ class Task:
         step = size if self.batched else 1
         yield from (samples[start : start + step] for start in range(0, len(samples), step))
 
+    def will_ask(self, samples: Sequence[Sample]) -> tuple[Any, ...] | None:
+        """What `measure` will ask of a lab first for a batch, in the words of `Lab.answers`, so that several batches
+        can be answered at once; None where that is not known before."""
+        return None
+
     def measure(self, samples: Sequence[Sample], lab: Any) -> Iterable[dict[str, Any]]:
         """The fields of one row per sample, in their order, but id and prompt_hash; each is written before the next is
         asked for. `lab` is what d2o.lab.lab.Lab is."""
@@ -109,6 +114,10 @@ class PromptTask(Task):
             if size > 1:
                 part = sorted(part, key=lambda sample: self._prompts[sample.id].tokens)
             yield from super().in_batches(part, size)
+
+    def will_ask(self, samples: Sequence[Sample]) -> tuple[Any, ...] | None:
+        """As `asked`, where `measure` is the one of this class."""
+        return self.asked(samples) if type(self).measure is PromptTask.measure else None
 
     def measure(self, samples: Sequence[Sample], lab: Any) -> Iterator[dict[str, Any]]:
         """The fields of one row per sample, after one batch was answered."""

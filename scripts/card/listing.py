@@ -57,7 +57,8 @@ def checks(device: torch.device, only: list[str], given: SimpleNamespace) -> Ite
     made = methods(given.methods)
     if "kernels" in only:
         yield from (Check(f"kernels {name}", work) for name, work in twins.parts(device))
-    for group, part in {"float32": runs.exactly, "bfloat16": runs.within_rounding, "waits": steps.waits}.items():
+    for group, part in {"float32": runs.exactly, "bfloat16": runs.within_rounding, "waits": steps.waits,
+                        "sampled": steps.sampled}.items():  # fmt: skip
         if group in only:
             yield from (Check(f"{group} {name}", functools.partial(part, device, m)) for name, m in made.items())
     if "graph" in only:

@@ -1,4 +1,4 @@
-"""Decode steps on a device: what waits, what a CUDA graph repeats, and whether memory grows."""
+"""Decode steps on a device: what waits, what is drawn, what a CUDA graph repeats, and whether memory grows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from torch import Tensor
 from d2o.budget import UNLIMITED
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
+from d2o.engine.generation import respond
 from d2o.engine.graph import check_graph, is_static
+from d2o.engine.reading import shares_prefill
+from d2o.engine.replies import Asked, Generation
+from d2o.engine.sampling import Draws, Sampling
 from d2o.engine.start import open_engine
+from d2o.engine.together import respond_together
 from d2o.errors import InputError
 from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
+from d2o.stop import NEVER
 from scripts.card.check import Failed
 from scripts.card.runs import BUDGET, LENGTHS, VOCAB, Make, apart, small_model, texts
 
@@ -30,6 +36,27 @@ def can_be_captured(make: Make) -> bool:
     except InputError:
         return False
     return True
+
+
+def sampled(device: torch.device, make: Make) -> dict[str, Any]:
+    """A method's drawn answers are the same row by row, in a batch, in company, and from a CUDA graph."""
+    model, prompts, names = small_model(device, torch.float32), texts(LENGTHS), tuple(map(str, LENGTHS))
+    asked = Asked(16, NEVER, False, draws=Draws(Sampling(temperature=0.8, top_p=0.95, samples=2), names))
+    engine = open_engine(model, make, BUDGET)
+    wanted = [_drawn(respond(engine, [prompt], None, asked.of([b])))[0] for b, prompt in enumerate(prompts)]
+    found = {"in a batch": respond(engine, prompts, None, asked)}
+    if shares_prefill(engine):
+        found["in company"] = respond_together([engine, open_engine(model, make, 0.5)], prompts, None, [asked] * 2)[0]
+    if device.type == "cuda" and can_be_captured(make):
+        found["from a graph"] = respond(open_engine(model, make, BUDGET, graph=True), prompts, None, asked)
+    if off := [way for way, answers in found.items() if _drawn(answers) != wanted]:
+        raise Failed(f"drawn answers are others {' and '.join(off)} than row by row")
+    return {"ways": len(found)}
+
+
+def _drawn(answers: list[Generation]) -> list[list[list[int]]]:
+    """The tokens of every sample of every row."""
+    return [[one.tokens for one in (row, *row.others)] for row in answers]
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ def method(name, **knobs):
     node = OmegaConf.load(CONFIGS / f"{name}.yaml")
     if name == "locret":
         knobs["heads"] = "random"  # the config's are the bundled model's
-    knobs |= {key: "prompt" for key in ("stats", "gates") if node.get(key) == "model"}  # so are those of the config
+    knobs |= {key: "prompt" for key in ("stats", "gates", "scores") if node.get(key) == "model"}  # so are those
     try:
         return build(OmegaConf.merge(node, knobs), "method")
     except InputError as error:
@@ -102,6 +102,23 @@ def test_what_does_not_meet_its_budget_says_so(name, knobs):
     factory = method(name, **knobs)
     (first, _) = ledgers(factory, 0.2)
     assert factory().nominal and abs(first.realised - 0.2) > 0.002
+
+
+@pytest.mark.parametrize("accounting", ["realised", "nominal"])
+def test_the_ledger_of_a_late_cut_is_of_that_step(accounting):
+    """D2O as published cuts at the first step: tokens fed together with it are none of the prompt's."""
+    protected, found = [0] * (accounting == "nominal"), []
+    make = method("d2o", variant="official", protected_layers=protected, budget_accounting=accounting)
+    for pieces in ([1] * 30, [30], [7, 23]):
+        run, fed = open_engine(model(), make, 0.3), prompt(30, 5)
+        cache, _ = run.prefill([prompt(120), prompt(60)], 30)
+        for m in pieces:
+            run.extend(cache, torch.tensor([fed[:m]] * 2))
+            fed = fed[m:]
+        found.append([cache.close_ledger(row).as_row() for row in range(2)])
+    assert found[0] == found[1] == found[2]
+    asked = [abs(row["budget_realised"] - 0.3) < 0.01 for row in found[0]]
+    assert asked == [accounting == "realised"] * 2
 
 
 def test_knorm_skips_what_the_budget_allows():

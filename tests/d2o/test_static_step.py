@@ -3,12 +3,20 @@ operation, which is what a CUDA graph does."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import build
 
+from baselines.decode.cake import CAKE
+from baselines.decode.d2o_counted import CountedD2O
+from baselines.decode.keepkv import KeepKV
+from baselines.decode.morphkv import MorphKV
+from baselines.decode.rkv import RKV
+from baselines.decode.triattention import TriAttention
 from baselines.h2o import H2O
 from baselines.snapkv import SnapKV
 from baselines.streaming_llm import StreamingLLM
@@ -44,10 +52,14 @@ def prefilled(method, lengths, budget=12, reserve=20):
     return engine, cache, logits.argmax(-1)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "snapkv"])
+NEWER = {"snapkv": SnapKV, "triattention": functools.partial(TriAttention, "prompt"), "rkv": RKV, "cake": CAKE,
+         "morphkv": MorphKV, "d2o_counted": CountedD2O, "keepkv": KeepKV}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*METHODS, *NEWER])
 @pytest.mark.parametrize("lengths", [(40, 40), (40, 9)])
 def test_a_step_waits_for_nothing(name, lengths) -> None:
-    engine, cache, tokens = prefilled({**METHODS, "snapkv": SnapKV}[name], lengths)
+    engine, cache, tokens = prefilled({**METHODS, **NEWER}[name], lengths)
     with Waits() as waits:
         for _ in range(6):  # the short row reaches its budget on the way
             tokens = engine.step(cache, tokens).argmax(-1)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ph
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from zoo import GQA, METHODS, build, prompt
 
+from baselines.prefill.kvzip import KVzip
 from d2o.engine import probe
 from d2o.engine.generation import generate
 from d2o.engine.start import open_engine
@@ -106,6 +107,16 @@ def test_an_answer_that_ends_before_the_switch_reads_nothing_again():
     assert seen.count("empty") == 2
     drawn = draw_atlas(run, TEXTS[1], NEW)
     assert drawn["tokens"] == first and drawn["seen"] == len(TEXTS[1]) + NEW - 1
+
+
+@pytest.mark.parametrize("make", [phi, llama_long])
+def test_a_pass_of_one_row_is_turned_as_that_row_is(make):
+    """KVzip repeats each row alone inside the forward of the batch; where that would cross the switch it says so."""
+    run, texts = open_engine(make(), functools.partial(KVzip, chunk=12), 0.4), [TEXTS[0], TEXTS[2], prompt(80, 6)]
+    assert tokens(run, texts) == [tokens(run, [text])[0] for text in texts]
+    run = open_engine(run.model, functools.partial(KVzip, chunk=20), 0.4)
+    with pytest.raises(InputError, match="would reach token 68, its rotation changes at 64"):
+        tokens(run, texts)
 
 
 @pytest.mark.parametrize("length", [40, AT, AT + 1, 100])

@@ -12,9 +12,12 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
-from baselines.prefill.kvzip import KVzip
+from baselines.prefill.kvzip import KVzip, repeated, value_norms
 from baselines.prefill.lagkv import LagKV
 from baselines.snapkv import SnapKV
+from d2o import evict
+from d2o.engine.generation import generate
+from d2o.engine.graph import check_graph
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.feed import Feed
@@ -45,6 +48,29 @@ def test_two_whole_partitions_are_enough_for_lagkv():
     for head in held.tolist():
         assert head[:3] == [0, 1, 2] and head[-14:] == list(range(13, 27))
     assert held[:, 3:6].tolist() != [[10, 11, 12]] * 2
+
+
+def test_a_recursive_lagkv_holds_what_its_formula_says():
+    """3 sinks and partitions of 10: with 60 tokens four of five are cut to 3, the fifth and the rest are whole; it is
+    cut when the sixth is whole, in each row by its own length. And it is no method for another one to work over."""
+    layer = LagKV(3, 10, recursive=True)
+    assert [layer.holds(n, 0.35) for n in (2, 22, 23, 32, 33, 60, 62, 63)] == [2, 22, 16, 25, 19, 32, 34, 28]
+    assert LagKV(0, 100, recursive=True).holds(200, 0.29) == 129, "0.29 of 100 is 28.999999999999996 here"
+    run = open_engine(zoo.build("llama_gqa"), functools.partial(LagKV, 3, 10, recursive=True), 0.35)
+    cache, _ = run.prefill([zoo.prompt(60), zoo.prompt(31, 1)], 200)
+    found = []
+    for _ in range(4):
+        run.step(cache, torch.tensor([5, 6]))
+        found.append(list(cache.lead.held))
+    assert found == [[33, 25], [34, 19], [28, 20], [29, 21]] and cache.lead.capacity == 28 + 10
+    assert cache.close_ledger(1).held_decode == [21.0] * 3
+    assert cache.lead.positions[0, :, :3].tolist() == [[0, 1, 2]] * 2
+    for made in (lambda: chunkkv("lagkv", base_args={"recursive": True}), lambda: LagKV(cross=True, recursive=True)):
+        with pytest.raises(InputError):
+            made()
+    with pytest.raises(InputError, match="grows with every token"):
+        check_graph(torch.device("cuda"), layer)
+    assert chunkkv("lagkv").chooser.shares_prefill and not layer.shares_prefill
 
 
 def test_chunks_by_the_mean_of_their_own_length():
@@ -85,13 +111,42 @@ def test_kvzip_leaves_no_hook_behind_and_tells_what_it_says():
     run = open_engine(model, functools.partial(KVzip, chunk=20), 0.3)
     run.about.words = lambda text: said.append(text) or [7]
     run.prefill([zoo.prompt(50), zoo.prompt(33, 1)])
-    assert not model._forward_pre_hooks
+    assert not model.model._forward_pre_hooks
     assert len(said) == 2 * (3 + 2) and said[0].endswith("exactly.") and said[2].endswith("starting with")
     text = list(range(100, 150))
     layer = run.new_cache().lead
     assert layer.told(text, 20) == [7, *range(112, 120), 7] and layer.told(text, 0) == [7, 7]
     layer.about = None
     assert layer.told(text, 20) == list(range(112, 120)) and layer.told(text, 0) == []
+
+
+def test_kvzip_under_a_stock_model():
+    """Whose own forward is another then; KVzip+ leaves no hook on the attention either."""
+    model, text = zoo.build("llama_gqa"), zoo.prompt(50)
+    make = functools.partial(KVzip, chunk=20, plus=True)
+    with evict(model, make, budget=0.3):
+        ours = model.generate(torch.tensor([text]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert ours[0, 50:].tolist() == generate(open_engine(model, make, 0.3), [text], 6)[0].tokens
+
+
+def test_what_kvzip_plus_weighs_by_in_float64():
+    """Each value behind the projection of each query head, and each row over its norm."""
+    generator = torch.Generator().manual_seed(4)
+    q, keys, values, weight = (torch.randn(*shape, generator=generator).double() for shape in
+                               ((1, 4, 70, 8), (1, 2, 90, 8), (2, 90, 8), (12, 32)))  # fmt: skip
+    norms = torch.rand(70, generator=generator).double() + 0.5
+    weights, expected = value_norms(values, weight, 4), torch.zeros(2, 90, dtype=torch.float64)
+    for a in range(4):
+        for s in range(90):
+            behind = weight[:, 8 * a : 8 * a + 8] @ values[a // 2, s]
+            assert float(weights[a, s]) == pytest.approx(float(behind.norm()))
+        for row in range(70):
+            seen = 20 + row + 1
+            shares = torch.softmax(q[0, a, row] @ keys[0, a // 2, :seen].T / 3, dim=0) * weights[a, :seen] / norms[row]
+            expected[a // 2, :seen] = torch.maximum(expected[a // 2, :seen], shares)
+    found = repeated(q.float(), keys.float(), 1 / 3, 70, weights.float(), norms.float())
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_keydiff_in_blocks_never_holds_more_than_budget_and_block(monkeypatch):

@@ -4,6 +4,9 @@ The references cut every so many tokens and sort their slots by score, and the n
 So each cut is checked from the official slots of the one before it, which are laid down as if they were a text.
 """
 
+import functools
+import itertools
+
 import torch
 from golden import cases, close, drive, same
 
@@ -11,6 +14,7 @@ from baselines.decode.cake import CAKE, by_preference
 from baselines.decode.morphkv import MorphKV
 from baselines.decode.rkv import RKV
 from baselines.decode.triattention import TriAttention
+from baselines.snapkv import SnapKV
 from d2o.engine.rotary import Rotation
 from d2o.rows import LastRows
 
@@ -79,6 +83,29 @@ def test_snapkv_of_the_repository_of_rkv(shared):
         make = rkv(case.settings, 1.0)
         check_cuts(case, make)
         check_the_start(case, make())
+
+
+def test_snapkv_at_every_step(shared):
+    """Of a fork of kvpress: in decoding its window of queries is the newest alone, and what is protected are its last
+    slots, which after the first cut lie in the order of their scores. So each cut is of its slots laid down as a text,
+    by the one query; the last ones hold the largest score there and are left out here."""
+    for case in [c for c in cases(shared, "snapkv_decode") if "kvpress_d" in c.name]:
+        options, prompt, window = case.settings, case.sizes["S"], case.settings["window_size"]
+        q, k, v = (case.given[name] for name in "qkv")
+        make = functools.partial(SnapKV, window, options["kernel_size"], "avg")
+        layer = make()
+        trace = drive(layer, *(x.unsqueeze(0)[:, :, :prompt] for x in (q, k, v)), prompt, options["budget"])
+        close(trace.prefill[0], case.expected["attn_out_prefill"])
+        close(layer.scores[0, :, :-window] / window, case.expected["score.0"][:, :-window])
+        same(trace.held[0], case.expected["kept_positions"][0])
+        for t, (before, after) in enumerate(itertools.pairwise(case.expected["kept_in_cache_order"]), start=1):
+            seen = prompt + t
+            order = torch.cat((before, torch.full((before.shape[0], 1), seen - 1)), dim=1)
+            held = [x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[2])) for x in (k, v)]
+            layer = staged(make(decoding="evict"), held, q[:, seen - 1 : seen], q.shape[2] ** -0.5)
+            close(layer.importance()[0, :, :-window], case.expected[f"score.{t}"][:, :-window])
+            layer.slots = [options["budget"]]
+            same(order.gather(1, layer._top(layer.importance(), 0)).sort(dim=-1).values, after.sort(dim=-1).values)
 
 
 def cake(case, layer):

@@ -26,18 +26,20 @@ def words(case):
 
 
 def test_kvzip_of_kvpress(shared):
-    """Scores, who stays in each layer and head, logits; the case of KVzip+ is left out, which is not offered.
+    """Scores, who stays in each layer and head, logits; of KVzip+ behind a prefix that is not repeated.
 
     The number that stays is given, since there it is rounded by what is evicted.
     """
-    for case in [c for c in cases(shared, "kvzip") if "official" not in c.name and "plus" not in c.name]:
+    for case in [c for c in cases(shared, "kvzip") if "official" not in c.name]:
         options, sizes, ids = case.settings, case.sizes, case.given["input_ids"].tolist()
         fed, model, layerwise = case.given["decode_ids"].tolist(), llama(case), case.settings["layerwise"]
         heads = sizes["Hk"] * (1 if layerwise else sizes["L"])
         for i, ratio in enumerate(options["compression_ratio"], start=1):
-            make = functools.partial(KVzip, "layer" if layerwise else "model", options["n_sink"], options["chunk_size"])
+            make = functools.partial(KVzip, "layer" if layerwise else "model", options["n_sink"], options["chunk_size"],
+                                     options["kvzip_plus_normalization"])  # fmt: skip
             run = open_engine(model, make, 1 - ratio)
             run.about.words, cache = words(case), run.new_cache()
+            cache.lead.begins = options["prefix_length"]
             run.read(cache, [ids])
             close(torch.stack([layer.scores[0] for layer in cache.layers]), case.expected["scores"])
             kept = heads * sizes["S"] - int(heads * sizes["S"] * ratio)

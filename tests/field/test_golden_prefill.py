@@ -9,9 +9,10 @@ from baselines.over.chunkkv import chunkkv
 from baselines.over.criticalkv import criticalkv
 from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
-from baselines.prefill.lagkv import LagKV, spread
+from baselines.prefill.lagkv import LagKV
 from baselines.prefill.lava import LAVa
 from baselines.prefill.qfilter import QFilter
+from d2o.budget import Budget
 from d2o.engine.rotary import Rotation
 from d2o.models.about import About
 
@@ -19,7 +20,8 @@ from d2o.models.about import About
 def inputs(case):
     """Queries, keys and values `[1, H, S, D]` as they lie in a cache; no queries where the case has none."""
     k, v = (case.given[name].unsqueeze(0) for name in "kv")
-    q = case.given.get("q", torch.zeros(case.sizes["H"], case.sizes["S"], case.sizes["D"])).unsqueeze(0)
+    heads = case.sizes.get("H", case.sizes["Hk"])
+    q = case.given.get("q", torch.zeros(heads, k.shape[2], case.sizes["D"])).unsqueeze(0)
     return q, k, v
 
 
@@ -129,10 +131,11 @@ def test_chunkkv(shared):
 
 
 def test_vatp(shared):
-    """`method=h2o method.value_norm=true`; the scissorhands mode is left out: it sums over the last 400 rows alone."""
-    for case in [c for c in cases(shared, "vatp") if case_h2o(c)]:
+    """`method=h2o method.value_norm=true`, and with `method.last_rows=400` the scissorhands mode."""
+    for case in cases(shared, "vatp"):
         heavy, recent = case.expected["budget"].tolist()
-        layer = H2O(recent / (heavy + recent) + 1e-9, value_norm=True, sink_tokens=case.settings["sink_len"])
+        knobs = {"value_norm": case.settings["apply_value_norm"], "sink_tokens": case.settings["sink_len"]}
+        layer = H2O(recent / (heavy + recent) + 1e-9, **knobs, last_rows=None if case.settings["h2o"] else 400)
         scores = []
 
         def note(x, scores=scores):
@@ -146,10 +149,6 @@ def test_vatp(shared):
         close(torch.cat(trace.outputs, dim=2)[0].transpose(0, 1), case.expected["attn_out"], 5e-5)
 
 
-def case_h2o(case):
-    return case.settings["h2o"] and case.settings["apply_value_norm"]
-
-
 def test_lagkv(shared):
     for case in [c for c in cases(shared, "lagkv") if "official_cache" not in c.name]:
         for i, slots in enumerate(case.settings["n_kept"], start=1):
@@ -160,23 +159,21 @@ def test_lagkv(shared):
             same(held, case.expected[f"kept_positions_{i}"])
 
 
-def test_the_scores_of_lagkvs_own_cache(shared):
-    """`lagkv__` official: partitions are cut as soon as two are whole, one after the other, by our scores."""
+def test_lagkvs_own_cache(shared):
+    """`recursive: true`: what is held after the prompt and every step, and the keys in the end."""
     for case in [c for c in cases(shared, "lagkv") if "official_cache" in c.name]:
-        options, k, v = case.settings, case.given["k"], case.given["v"]
-        lag, sinks, heads = options["lag_size"], options["sink_size"], k.shape[0]
-        front = torch.arange(sinks).expand(heads, -1)
-        start, wanted = sinks, case.expected["held_positions"]
-        for t in range(case.sizes["T"] + 1):
-            end = case.sizes["S"] + t
-            while end - start >= 2 * lag:
-                part, behind = slice(start, start + lag), slice(start + lag, start + 2 * lag)
-                score = spread(k[:, part], k[:, behind]) + options["score_v_ratio"] * spread(v[:, part], v[:, behind])
-                kept = score.sort(dim=-1, descending=True).indices[:, : int(options["ratio"] * lag)] + start
-                front, start = torch.cat((front, kept), dim=1), start + lag
-            held = torch.cat((front, torch.arange(start, end).expand(heads, -1)), dim=1).sort(dim=-1).values
-            same(held, wanted[t][:, : held.shape[1]])
-            assert (wanted[t][:, held.shape[1] :] == -1).all()
+        options, prompt = case.settings, case.sizes["S"]
+        layer = LagKV(options["sink_size"], options["lag_size"], recursive=True)
+        ((slots,),) = LagKV.allocate([layer], Budget(options["ratio"]), [prompt])
+        attended = [prompt]
+        trace = drive(layer, *inputs(case), prompt, slots, lambda layer, seen=attended: seen.append(layer.held[0] + 1))
+        for ours, wanted in zip(trace.held, case.expected["held_positions"], strict=True):
+            same(ours, wanted[:, : ours.shape[1]])
+            assert (wanted[:, ours.shape[1] :] == -1).all()
+        assert attended[:-1] == case.expected["length_attended"].tolist()
+        order = case.expected["k_cache_positions"].sort(dim=-1).indices.unsqueeze(-1)
+        wanted = case.expected["k_cache"].gather(1, order.expand_as(case.expected["k_cache"]))
+        close(by_position(layer, layer.keys), wanted, 0)
 
 
 def test_qfilter(shared):

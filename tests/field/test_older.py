@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from golden import drive
+from test_restated import rows
 
 from baselines.cam import cam
 from baselines.h2o import H2O
@@ -9,6 +11,7 @@ from baselines.locret.cache import Locret
 from baselines.pyramidkv import PyramidKV
 from d2o.budget import Budget
 from d2o.d2o import D2O
+from d2o.errors import InputError
 from d2o.eviction import Entries
 
 
@@ -70,3 +73,18 @@ def test_nominal_shares_are_floored_apart():
         layer.variance = torch.ones(1, 4)
     given = D2O.allocate(layers, Budget(0.7), [63])  # the first step sees one more
     assert [row[0] for row in given[2:5]] == [44] * 3 and [layer.recent(44) for layer in layers] == [19] * 6
+
+
+def test_the_last_rows_of_a_prompt_alone_count():
+    """Of 60 rows the last 40, over 40, more than are attended again at once; a step adds a whole row."""
+    q, k, v = (x.unsqueeze(0)[:, :, :61] for x in rows()[0])
+    layer, seen = H2O(last_rows=40), []
+    layer.importance = lambda: seen.append(layer.scores[0, :, :61].double()) or layer.scores
+    drive(layer, q, k, v, 60, 60)  # nothing leaves before the step
+    logits = torch.einsum("hgtd,hsd->hgts", q[0].unflatten(0, (2, 2)).double(), k[0].double()) * 8**-0.5
+    probs = logits.masked_fill(torch.ones(61, 61).bool().triu(1), float("-inf")).softmax(-1)
+    expected = probs[:, :, 20:60].sum((1, 2)) / 40 + probs[:, :, 60].sum(1)
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
+    for words in ({"last_rows": 0}, {"last_rows": 400, "stride": 8}):
+        with pytest.raises(InputError, match="h2o with last_rows"):
+            H2O(**words)

@@ -45,11 +45,11 @@ def test_an_unknown_word_is_refused():
 
 
 def test_all_parts_of_two_methods(check):
-    groups = "kernels,float32,bfloat16,waits,graph,together,memory"
+    groups = "kernels,float32,bfloat16,waits,graph,together,sampled,memory"
     code, found, said = check("--methods", "d2o,streaming_llm", "--only", groups)
     assert code == 0 and "0 failed" in said
     assert all(part["passed"] for part in found.values())
-    for name in ("kernels nearest float32", "float32 d2o", "waits d2o", "graph float32 d2o", "together"):
+    for name in ("kernels nearest float32", "float32 d2o", "waits d2o", "graph float32 d2o", "together", "sampled d2o"):
         assert found[name]["read"], name
     assert found["graph float32 d2o"]["read"]["replayed"] == 12
     assert 0 < found["bfloat16 d2o"]["read"]["off"] == found["bfloat16 d2o"]["read"]["off on the CPU"]

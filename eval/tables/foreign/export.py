@@ -66,10 +66,11 @@ def _pred(target: Path, run: str, task: str, rows: Iterable[Mapping[str, Any]]) 
 def _sample(number: int, row: Mapping[str, Any], score: float) -> dict[str, Any]:
     """As lm-eval writes a document with --log_samples; the prompt, which a row does not hold, is told by its hash."""
     target = row["answers"][0] if len(row["answers"]) == 1 else json.dumps(row["answers"], ensure_ascii=False)
+    said = [one["pred"] for one in row.get("samples") or [row]]
     doc = {"id": row.get("id"), **{key: row.get(key) for key in PRED[1:]}}
     return {
         "doc_id": number, "doc": doc, "target": target, "arguments": {"gen_args_0": {"arg_0": ""}},
-        "resps": [[row["pred"]]], "filtered_resps": [row["pred"]], "filter": "none", "metrics": ["score"],
+        "resps": [said], "filtered_resps": [row["pred"]], "filter": "none", "metrics": ["score"],
         "doc_hash": _hash(json.dumps(doc, ensure_ascii=False)), "prompt_hash": str(row.get("prompt_hash") or ""),
         "target_hash": _hash(target), "score": score,
     }  # fmt: skip

@@ -127,8 +127,10 @@ def _check_readable(folders: Sequence[str]) -> None:
 
 @lru_cache(maxsize=4)
 def _read(folders: tuple[str, ...], defaults: bool, metadata: str) -> Any:
-    from lm_eval.tasks import TaskManager
-
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise InputError(f"this task needs the package lm-eval: {error}", "pip install -r requirements.txt") from error
     found = {"include_path": list(folders) or None, "include_defaults": defaults}
     return TaskManager(**found, metadata=json.loads(metadata))
 

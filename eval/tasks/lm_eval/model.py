@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -20,11 +20,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from d2o.errors import InputError
+from eval.tasks.lm_eval.asked import Prompt, check_kwargs, drawn_by, in_samples, name_of, samples_of
 from eval.tasks.lm_eval.stream import check_stream, joined
 
-GREEDY = {"do_sample", "temperature", "until", "max_gen_toks"}
+T = TypeVar("T")
 TURNS = "\0turns:"  # opens a prompt that is a JSON list of turns, whose chat template the tokenizer has
-IGNORED = {"top_p", "top_k"}  # mean nothing to a greedy search
 
 
 class EvictingLM(TemplateLM):
@@ -33,10 +33,15 @@ class EvictingLM(TemplateLM):
     question   "again": the last token of the prompt is read again after the eviction, so that also the first token of
                an answer is read from the cache; "before": it comes from the prefill, which saw everything, and a choice
                of one token is then blind to any eviction
-    rows       of every request since the beginning, in order: the ledger, seconds, prompt_tokens, new_tokens, truncated
+    rows       of every request since the beginning, in order: the ledger, seconds, prompt_tokens, new_tokens,
+               truncated, and how it was `drawn`
 
-    Raises InputError for what cannot be done as asked: sampling, and a stream (loglikelihood_rolling) with a budget
-    that is a share of a prompt or with a method that does not evict while decoding.
+    A request whose generation_kwargs sample is answered as they say, or where the lab itself samples, as that says. One
+    that comes several times in a call, as lm-eval repeats it, has a sample each, from one prefill: the draws are those
+    of the lab's seed, the task, the document and the number of the sample.
+
+    Raises InputError for what cannot be done as asked: beams and the like, and a stream (loglikelihood_rolling) with a
+    budget that is a share of a prompt or with a method that does not evict while decoding.
     """
 
     def __init__(self, lab: Any, batch_size: int = 1, question: str = "again") -> None:
@@ -96,21 +101,31 @@ class EvictingLM(TemplateLM):
         """A continuation per request, up to where one of its stop strings comes."""
         asked = [self._prompt(*request.args[:2]) for request in requests]
         texts, rows = [""] * len(asked), [{}] * len(asked)
-        by_kwargs: dict[tuple, list[int]] = {}
-        for i, (_, _, until, new) in enumerate(asked):
-            by_kwargs.setdefault((tuple(until), new), []).append(i)
-        for chosen in self._batches(by_kwargs.values(), lambda i: len(asked[i][0]), len(asked), disable_tqdm):
-            _, _, until, new = asked[chosen[0]]
-            done = self.lab.complete([asked[i][0] for i in chosen], new, until, self.again)
-            for i, one in zip(chosen, done, strict=True):
-                texts[i] = postprocess_generated_text(one.text, until, None)
-                ids, truncated = asked[i][:2]
-                rows[i] = _row(len(ids), len(one.tokens), truncated, one.row)
-                if one.raw is not None:
-                    rows[i]["raw"] = one.raw
+        by_kwargs: dict[tuple, list[list[int]]] = {}
+        for same in in_samples(requests, asked):
+            first = asked[same[0]]
+            by_kwargs.setdefault((first.until, first.new, first.drawn, len(same)), []).append(same)
+        groups = by_kwargs.values()
+        for chosen in self._batches(groups, lambda same: len(asked[same[0]].ids), len(asked), disable_tqdm):
+            first, names = asked[chosen[0][0]], [name_of(requests[same[0]]) for same in chosen]
+            how = {**dict(first.drawn), "samples": len(chosen[0])} if first.drawn else {}
+            draws = self.lab.draws(names, **how)
+            done = self.lab.complete([asked[same[0]].ids for same in chosen], first.new, first.until, self.again, draws)
+            answered = [one for same, found in zip(chosen, done, strict=True) for one in samples_of(same, found)]
+            for i, one in answered:
+                texts[i] = postprocess_generated_text(one.text, list(first.until), None)
+                rows[i] = _answer_row(asked[i], one)
                 self.cache_hook.add_partial("generate_until", requests[i].args[:2], texts[i])
         self.rows += rows
         return texts
+
+    def times(self, request: Any) -> int:
+        """How often a request is to come, to have all samples that the task and the lab ask for; a greedy one once."""
+        if request.request_type != "generate_until":
+            return 1
+        if not drawn_by(normalize_gen_kwargs(request.args[1], self.max_gen_toks), self.lab.sampling):
+            return 1
+        return self.lab.sampling.samples * (request.repeats or 1)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
@@ -162,18 +177,19 @@ class EvictingLM(TemplateLM):
                 check_stream(self.lab.budget, self.lab.streams)
 
     # ---- requests as ids
-    def _prompt(self, context: str, gen_kwargs: dict[str, Any]) -> tuple[list[int], bool, list[str], int]:
-        """Ids, whether they were cut, stop strings, most new tokens."""
+    def _prompt(self, context: str, gen_kwargs: dict[str, Any]) -> Prompt:
+        """A request to generate. Raises InputError for what is not known, and for a prompt that does not fit."""
         asked = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
-        if asked["do_sample"] or set(asked) - GREEDY - IGNORED:
-            given = " ".join(f"{key}={value}" for key, value in gen_kwargs.items() if key != "until")
-            raise InputError(f"answers are generated greedily, not with {given}", "take it out of generation_kwargs")
+        check_kwargs(asked)
+        drawn = drawn_by(asked, self.lab.sampling)
+        self.lab.draws((), **dict(drawn))  # whether they can be drawn
         until = handle_stop_sequences(asked["until"], eos=self.tokenizer.decode(self.eot_token_id))
         ids, room = self.tok_encode(self._templated(context)), self.max_length - asked["max_gen_toks"]
         if room < 1 or not ids:
             what = f"{asked['max_gen_toks']} new tokens and a prompt of {len(ids)} do not fit into {self.max_length}"
             raise InputError(what, "take a model with a longer window, or a smaller max_gen_toks")
-        return ids[-room:], len(ids) > room, [word for word in until if word], asked["max_gen_toks"]
+        words = tuple(word for word in until if word)
+        return Prompt(ids[-room:], len(ids) > room, words, asked["max_gen_toks"], drawn)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return super()._encode_pair(self._templated(context), continuation)
@@ -192,8 +208,8 @@ class EvictingLM(TemplateLM):
         return context[-(self.max_length + 1 - len(continuation)) :]
 
     def _batches(
-        self, groups: Iterable[Sequence[int]], length: Callable[[int], int], total: int, silent: bool
-    ) -> Iterator[list[int]]:
+        self, groups: Iterable[Sequence[T]], length: Callable[[T], int], total: int, silent: bool
+    ) -> Iterator[list[T]]:
         """Batches within the groups, longest first: little padding, and memory that is too small shows at once."""
         with tqdm(total=total, disable=silent) as bar:
             for group in groups:
@@ -201,6 +217,12 @@ class EvictingLM(TemplateLM):
                 for start in range(0, len(ordered), self.batch_size):
                     yield ordered[start : start + self.batch_size]
                     bar.update(min(self.batch_size, len(ordered) - start))
+
+
+def _answer_row(asked: Prompt, answer: Any) -> dict[str, Any]:
+    row = _row(len(asked.ids), len(answer.tokens), asked.truncated, answer.row)
+    said = {"raw": answer.raw, "drawn": answer.drawn}
+    return row | {key: value for key, value in said.items() if value is not None}
 
 
 def _row(prompt: int, new: int, truncated: bool, ledger: dict[str, Any]) -> dict[str, Any]:

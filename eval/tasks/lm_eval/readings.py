@@ -22,11 +22,19 @@ def readings(rows: Rows) -> dict[str, float | None]:
     how = rows[0]["lm_eval"]["aggregation"]
     for key in columns(rows):
         metric, _, name = key.partition(",")
-        values = [row["metrics"][key] for row in rows if key in row["metrics"]]
+        values = _values(rows, key, how.get(metric, "mean"))
         found[key] = aggregate(how.get(metric, "mean"), values)
         if how.get(metric, "mean") == "mean":
             found[f"{metric}_stderr,{name}"] = _stderr(values)
     return found
+
+
+def _values(rows: Rows, key: str, how: str) -> list[Any]:
+    """Of a metric: a value a document, the mean of its samples where they are joined by their mean, else of all."""
+    said = [[one["metrics"][key] for one in row.get("samples") or [row] if key in one["metrics"]] for row in rows]
+    if how == "mean":
+        return [some[0] if len(some) == 1 else aggregate("mean", some) for some in said if some]
+    return [value for some in said for value in some]
 
 
 def columns(rows: Rows) -> dict[str, str]:

@@ -9,6 +9,9 @@ A row, besides what every row holds (the ledger of its first context, eval/run/p
     score           0..1, the main metric, where the task has one
     lm_eval         the task, its version, shots, and how each metric is joined: eval/tasks/lm_eval/readings.py reads
     no more
+    sampling        temperature, seed and what leaves tokens out, where answers were drawn; and
+    samples         then of every sample pred, responses, metrics, score, new_tokens, decode_s: `score` is the mean of
+                    theirs, and what is not named here is the first's
 
     prompt_tokens, prefill_s, decode_s are sums over a document's different contexts, budget_realised their mean,
     new_tokens the sum over its requests.
@@ -34,33 +37,68 @@ def main_metric(how: Mapping[str, str]) -> str | None:
 
 def document_row(
     requests: Sequence[Any],
-    answered: Sequence[tuple[Any, dict[str, Any]]],
-    metrics: dict[str, Any],
+    answered: Sequence[Sequence[tuple[Any, dict[str, Any]]]],
+    metrics: Sequence[dict[str, Any]],
     main: str | None,
 ) -> dict[str, Any]:
-    """All but what the task knows; `answered`: a response and the ledger's row of each request."""
-    responses = [response for response, _ in answered]
-    contexts = {request.args[0]: row for request, (_, row) in zip(requests, answered, strict=True)}
-    first, distinct = answered[0][1], list(contexts.values())
-    sums = {key: sum(row[key] for row in distinct) for key in ("prompt_tokens", "prefill_s", "decode_s")}
-    score = next((value for key, value in metrics.items() if key.split(",")[0] == main), None)
+    """All but what the task knows; `answered`: of each request the responses with their ledger's rows, `metrics`: of
+    each sample. A greedy request has one of both; one that is drawn has in every sample a response per repeat."""
+    parts = [in_parts(said, len(metrics)) for said in answered]
+    samples = [_sample([part[s] for part in parts], requests, metrics[s], main) for s in range(len(metrics))]
+    every = {request.args[0]: [row for _, row in said] for request, said in zip(requests, answered, strict=True)}
+    first, distinct = answered[0][0][1], [rows[0] for rows in every.values()]
+    sums = {key: sum(row[key] for row in distinct) for key in ("prompt_tokens", "prefill_s")}
+    drawn = first.get("drawn")
     return {
-        "pred": _shown(requests, responses),
-        "responses": plain(responses),
-        "metrics": metrics,
-        **({} if score is None else {"score": float(score)}),
-        **first,
+        **{key: samples[0][key] for key in ("pred", "responses", "metrics")},
+        **_mean_score(samples),
+        **{key: value for key, value in first.items() if key != "drawn"},
         **sums,
+        "decode_s": sum(row["decode_s"] for rows in every.values() for row in rows),
         "budget_realised": average([row["budget_realised"] for row in distinct]),
-        "new_tokens": sum(row["new_tokens"] for _, row in answered),
-        "truncated": any(row["truncated"] for _, row in answered),
+        "new_tokens": sum(row["new_tokens"] for said in answered for _, row in said),
+        "truncated": any(row["truncated"] for said in answered for _, row in said),
+        **({"sampling": {key: value for key, value in drawn.items() if key != "sample"}} if drawn else {}),
+        **({"samples": [{"sample": s, **one} for s, one in enumerate(samples)]} if drawn else {}),
     }
 
 
+def in_parts(said: Sequence[Any], samples: int) -> list[Sequence[Any]]:
+    """The answers to a request by samples, each with as many as the request is repeated."""
+    step = len(said) // samples
+    return [said[start : start + step] for start in range(0, len(said), step)]
+
+
+def _sample(
+    said: Sequence[Sequence[tuple[Any, dict[str, Any]]]],
+    requests: Sequence[Any],
+    metrics: dict[str, Any],
+    main: str | None,
+) -> dict[str, Any]:
+    """One sample of a document; `said`: of each request its repeats."""
+    firsts = [repeats[0][0] for repeats in said]
+    responses = [repeats[0][0] if len(repeats) == 1 else [one for one, _ in repeats] for repeats in said]
+    score = next((value for key, value in metrics.items() if key.split(",")[0] == main), None)
+    rows = [row for repeats in said for _, row in repeats]
+    return {
+        "pred": _shown(requests, firsts),
+        "responses": plain(responses),
+        "metrics": metrics,
+        **({} if score is None else {"score": float(score)}),
+        "new_tokens": sum(row["new_tokens"] for row in rows),
+        "decode_s": sum(row["decode_s"] for row in rows),
+    }
+
+
+def _mean_score(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    scores = [one["score"] for one in samples if "score" in one]
+    return {"score": sum(scores) / len(scores)} if scores else {}
+
+
 def measured(task: Any, doc: Any, requests: Sequence[Any], responses: Sequence[Any]) -> dict[str, Any]:
-    """{"metric,filter": value} of one document."""
-    for request, response in zip(requests, responses, strict=True):
-        request.resps = [response] * (request.repeats or 1)  # greedy: every repeat is the same
+    """{"metric,filter": value} of one document; `responses`: of each request one for every repeat."""
+    for request, said in zip(requests, responses, strict=True):
+        request.resps = list(said)
     for ensemble in task._filters:
         ensemble.apply(requests)
     found = {}

@@ -10,7 +10,7 @@ from typing import Any
 from d2o.errors import InputError
 from eval.tasks import checks
 from eval.tasks.lm_eval.load import SEED, aggregations, blamed, describe, load_task
-from eval.tasks.lm_eval.row import document_row, main_metric, measured, plain, target
+from eval.tasks.lm_eval.row import document_row, in_parts, main_metric, measured, plain, target
 from eval.tasks.lm_eval.stream import check_stream
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task
@@ -56,6 +56,11 @@ class LMEval(Task):
         self._check()
         measure = {"tokenizer": self.tokenizer_dir} if self.tokenizer_dir else {}
         return load_task(self.tasks[0], self.include_path, self.num_fewshot, {**self.metadata, **measure})
+
+    @property
+    def generates(self) -> bool:
+        """Whether its answers are generated, and no choices scored."""
+        return self.task.OUTPUT_TYPE == "generate_until"
 
     @property
     def streams(self) -> bool:
@@ -110,16 +115,28 @@ class LMEval(Task):
         sample that the task's own code cannot score."""
         lm = self._lm(lab)
         lm.batch_size, lm.rows = len(samples), []
-        requests = [request for sample in samples for request in sample.meta["requests"]]
+        requests = [one for sample in samples for one in sample.meta["requests"] for _ in range(lm.times(one))]
         (kind,) = {request.request_type for request in requests}
         responses = iter(zip(getattr(lm, kind)(requests, disable_tqdm=True), lm.rows, strict=True))
         for sample in samples:
-            doc, asked = sample.meta["doc"], sample.meta["requests"]
-            answered = [next(responses) for _ in asked]
-            with blamed(f"score {sample.id}", "look at the metrics of its YAML; rows so far are kept"):
-                metrics = measured(self.task, doc, asked, [response for response, _ in answered])
+            asked = sample.meta["requests"]
+            answered = [[next(responses) for _ in range(lm.times(one))] for one in asked]
+            metrics = self._metrics(sample, asked, answered, lab.sampling.samples)
             told = {"answers": sample.answers, "lm_eval": self._about}
             yield document_row(asked, answered, metrics, self.main) | told
+
+    def _metrics(
+        self, sample: Sample, asked: Sequence[Any], answered: Sequence[Sequence[Any]], samples: int
+    ) -> list[dict[str, Any]]:
+        """Of each sample of a document. What is greedy has one, whose repeats are all the same."""
+        with blamed(f"score {sample.id}", "look at the metrics of its YAML; rows so far are kept"):
+            found = []
+            for part in zip(*(in_parts(said, samples) for said in answered), strict=True):
+                said = [[response for response, _ in repeats] for repeats in part]
+                pairs = zip(asked, said, strict=True)
+                said = [one * (each.repeats or 1) if len(one) == 1 else one for each, one in pairs]
+                found.append(measured(self.task, sample.meta["doc"], asked, said))
+            return found
 
     @cached_property
     def _about(self) -> dict[str, Any]:

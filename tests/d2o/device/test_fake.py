@@ -65,7 +65,7 @@ REASONS = {
     ("from the host", "compactor.py", "drawn"): "the matrix is drawn on the host: the same numbers on every device",
     ("from the host", "duo_attention.py", "importance"): "which heads see far",
     ("from the host", "expected_attention.py", "importance"): "how many tokens each row has",
-    ("from the host", "triattention.py", "by_head"): "the offsets, once",
+    ("from the host", "triattention.py", "constants"): "the offsets, once",
     ("from the host", "cache.py", "_on_place"): "the retaining heads' weights, once a model",
     ("from the host", "cache.py", "past_keys"): "the positions of a chunk's keys",
 }
@@ -208,12 +208,11 @@ WORDS = [("", 9, 0), ("flash", 9, 0), ("cudnn", 8, 1), ("auto", 8, 0), ("auto", 
 
 @pytest.mark.parametrize(("said", "capability", "taken"), WORDS)
 def test_who_gives_the_log_sum_exp(said, capability, taken, monkeypatch) -> None:
-    """The shapes of cuDNN's operator are those of flash's; it is asked for in words, and serves half precision alone."""
+    """cuDNN's shapes are those of flash; it is asked for in words, and serves half precision alone."""
     monkeypatch.setenv("D2O_LSE", said)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *words: words)
-    alike = lambda params: params[0].shape == params[1].shape  # noqa: E731
-    monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", alike)
+    monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", lambda given: given[0].shape == given[1].shape)
     with fake(), Watch() as seen:
         for dtype in (torch.bfloat16, torch.float32):
             q, k = (torch.empty(2, heads, 70, 16, dtype=dtype, device="cuda") for heads in (4, 2))

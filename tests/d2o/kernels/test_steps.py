@@ -57,6 +57,7 @@ def steps(name: str, family: str, lengths: tuple[int, int]):
 def test_steps_through_the_kernels_are_the_steps_without_them(name, lengths, monkeypatch) -> None:
     """Eviction and merge of four tokens; of the padded rows the shorter fills its slots on the way."""
     family = "falcon_new" if name in ("tova", "d2o_values") else "llama_gqa"
+    monkeypatch.setenv("D2O_STEP", "0")
     wanted, expected = steps(name, family, lengths)
     used = set()
 
@@ -65,11 +66,12 @@ def test_steps_through_the_kernels_are_the_steps_without_them(name, lengths, mon
         kernel[tuple(grid)](*args, **constants)
 
     monkeypatch.setattr(launch, "serves", lambda part, keys: True)
+    monkeypatch.setattr(launch, "serves_at_once", lambda keys: False)
+    monkeypatch.setattr(launch, "kernels", lambda name, keys: importlib.import_module(f"d2o.kernels.{name}"))
     monkeypatch.setattr(launch, "launch", noted)
     found, logits = steps(name, family, lengths)
-    evicts = {"_leave_kernel"} if name not in ("cam",) else set()
     merges = {"_cosine_kernel", "_merge_kernel"} if name.startswith("d2o") else set()
-    assert used == {"_write_kernel", "_attend_kernel", "_join_kernel"} | evicts | merges
+    assert used == {"_write_kernel", "_attend_kernel", "_join_kernel", "_leave_kernel"} | merges
     for one, other in zip(found.layers, wanted.layers, strict=True):
         assert torch.equal(one.positions, other.positions)
         assert torch.equal(one.now, other.now)
@@ -83,7 +85,6 @@ def test_steps_through_the_kernels_are_the_steps_without_them(name, lengths, mon
 
 
 def test_which_kernels_are_in_use(monkeypatch) -> None:
-    monkeypatch.setattr(launch, "triton_serves", lambda x: True)
     keys = torch.zeros(1, 1, 4, 16)
     for said, wanted in (("", 4), ("all", 4), ("0", 0), ("attend,merge", 2)):
         monkeypatch.setenv("D2O_STEP", said)

@@ -62,7 +62,7 @@ def expected(temperature, top_k=0, top_p=1.0, min_p=0.0):
 @pytest.mark.parametrize(
     "words",
     [{"temperature": 1.0}, {"temperature": 0.6, "top_p": 0.9}, {"temperature": 1.3, "top_k": 3},
-     {"temperature": 2.0, "min_p": 0.2}, {"temperature": 1.5, "top_k": 6, "top_p": 0.8, "min_p": 0.3}],
+     {"temperature": 2.0, "min_p": 0.2}, {"temperature": 1.5, "top_k": 6, "top_p": 0.7, "min_p": 0.3}],
 )  # fmt: skip
 def test_a_token_comes_as_often_as_the_filtered_softmax_says(words):
     """Noise on an even grid: every token's share is its probability, to one step of the grid on either side."""
@@ -116,6 +116,22 @@ def test_questions_that_are_fed_late_and_rows_of_other_lengths():
     assert samples(respond(engine("h2o"), TEXTS, late, asked())) == alone
     _, shared = respond_together([engine("d2o"), engine("h2o")], TEXTS, late, [asked()] * 2)
     assert samples(shared) == alone
+
+
+def test_an_answer_by_hand():
+    """Prefill, then a token at a time: the nucleus and the distribution function in plain words."""
+    cache, logits = engine("h2o").prefill([TEXTS[0]], NEW)
+    tokens = []
+    for noise in Draws(HOT, ("a",)).noise(1, NEW)[0]:
+        chances = (logits[0].double() / 0.9).softmax(-1)
+        ranked = chances.argsort(descending=True)
+        before = chances[ranked].cumsum(-1) - chances[ranked]
+        chances[ranked[before >= 0.95]] = 0
+        passed = chances.cumsum(-1) / chances.sum()
+        tokens.append(int((passed <= noise).sum()))
+        logits = engine("h2o").step(cache, torch.tensor(tokens[-1:]))
+    (row,) = samples(respond(engine("h2o"), TEXTS[:1], None, asked(names=("a",))))
+    assert row[1][1] == tokens
 
 
 def test_one_sample_of_several_is_that_sample():

@@ -62,5 +62,5 @@ def test_lines_that_lie_on_one_another_are_one_line_with_both_names():
     held = {"h2o": [20.0, 20.0], "tova": [20.01, 20.0], "d2o": [30.0, 10.0]}
     assert list(together(held)) == [("h2o", "tova"), ("d2o",)]
     with style():
-        (ax,) = held_figure(0.2, held, list(held)).axes
+        (ax,) = held_figure("tiny, mini_a", held, list(held)).axes
     assert [line.get_label() for line in ax.lines] == ["h2o = tova", "d2o"]

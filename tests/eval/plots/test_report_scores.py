@@ -4,7 +4,8 @@ import pytest
 
 from eval.plots.report import render_page
 from eval.plots.report_answers import LETTERS, answer_tables
-from eval.plots.report_tables import score_tables
+from eval.plots.report_items import Item, Table, num
+from eval.plots.report_tables import _mark_best, score_tables
 from eval.scores.labels import load_cells
 from eval.scores.results import score_cells
 from tests.made_cells import scored
@@ -45,3 +46,21 @@ def test_answers_stand_beside_what_was_right(cells):
     assert [row[2] for row in rows] == ["r0"] * 4 + ["r1"] * 4 + ["r2"] * 4
     page = render_page(cells[0], cells[1], cells[1], "official", pytest.fail)
     assert '<section id="answers">' in page and "<b>" in page and LETTERS < 1000
+
+
+def test_many_tasks_have_short_names_and_a_table_that_fits(tmp_path):
+    for task in map("mini_{}".format, "abcdefghijkl"):
+        for method in ("full", "d2o"):
+            scored(tmp_path, method, 1.0 if method == "full" else 0.2, task, 10)
+    found = load_cells(score_cells(tmp_path, "official", pytest.fail, keep=True), tmp_path)
+    (table,) = score_tables(found)
+    assert "".join(sorted(table.header[6:])) == "abcdefghijkl"
+    page = render_page(found, tmp_path, tmp_path, "official", pytest.fail)
+    assert page.count('<table class="wide">') == 1 and ".wide th.n button { writing-mode: vertical-rl" in page
+
+
+def test_nothing_right_is_no_second_place():
+    lines = [[Item(name), Item("20 %"), num(value)] for name, value in (("d2o", 50.0), ("h2o", 0.0), ("random", 0.0))]
+    table = Table("t", ["method", "budget", "score"], lines)
+    _mark_best(table, [2])
+    assert [row[2].mark for row in table.rows] == ["best", "", ""]

@@ -215,8 +215,8 @@ def test_values_are_joined_as_they_join_them():
 # ---- what is refused
 
 
-@pytest.mark.parametrize("kwargs", [{"do_sample": True, "temperature": 1.0}, {"num_beams": 4}, {"length_penalty": 2}])
-def test_what_is_not_greedy_is_refused(kwargs):
+@pytest.mark.parametrize("kwargs", [{"do_sample": True, "num_beams": 4}, {"num_beams": 4}, {"length_penalty": 2}])
+def test_beams_and_the_like_are_refused(kwargs):
     with pytest.raises(InputError, match="greedily"):
         ours("tiny").generate_until([ask("generate_until", "a", {"until": ["x"], **kwargs})], disable_tqdm=True)
 

@@ -2,18 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import run_pred
+from d2o.engine.sampling import Sampling
 from d2o.errors import InputError
 from eval.cells.identity import describe, folder, identity
 from eval.cli import main
 from eval.config.compose import compose_cell, configs
+from eval.run.loop import check_drawn
 from eval.run.plan import plan
 from eval.run.together import same_prompts
 from eval.scores.results import score_cells
 from eval.scores.samples import of_samples
+from eval.tables.match import _difference as difference
 
 CONFIGS = run_pred.CONFIGS
 SHORT = ["task=mini_single", "task.length=256", "limit=3", "budget=.3", "task.max_new_tokens=4"]
@@ -92,6 +96,14 @@ def test_greedy_cells_are_what_they_were_and_drawn_ones_are_others():
     assert len(same_prompts([plain, drawn, composed("method=d2o", *DRAWN), composed("seed=1", *DRAWN)])) == 3
 
 
+def test_a_table_takes_cells_that_sample_as_its_words_say():
+    drawn, asked = {"sampling.temperature": 1.5, "sampling.samples": 2}, {"sampling.temperature": 1.5}
+    assert difference({}, {}) is None and difference(drawn, drawn) is None
+    assert difference(drawn, {}) == "sampling.temperature=1.5, of which the table says nothing"
+    assert difference(drawn, asked) == "sampling.samples=2, of which the table says nothing"
+    assert difference({}, asked) == "sampling.temperature=0.0 where the table has sampling.temperature=1.5"
+
+
 @pytest.mark.parametrize(
     "words, said",
     [("sampling.temperature=1 sampling.top_p=1.1", "sampling.top_p=1.1 is no number from 0 to 1"),
@@ -104,6 +116,14 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_read(words, said):
     with configs(CONFIGS), pytest.raises(InputError, match=said) as error:
         plan(compose_cell(["task=mini_single", "method=h2o", *words.split()], CONFIGS))
     assert error.value.hint
+
+
+def test_a_task_that_asks_without_draws_is_named():
+    task, drawn = SimpleNamespace(name="mine"), SimpleNamespace(sampling=Sampling(temperature=0.5))
+    check_drawn({"sampling": {}}, task, drawn)
+    check_drawn({}, task, SimpleNamespace(sampling=Sampling()))
+    with pytest.raises(InputError, match="mine answers greedily, with sampling.temperature=0.5"):
+        check_drawn({}, task, drawn)
 
 
 def test_a_refusal_is_two_lines(tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""Several instructions in one prompt: which of them an eviction forgets."""
