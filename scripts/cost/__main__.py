@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -67,16 +66,14 @@ def main(words: list[str]) -> None:
 def _kept(name: str, context: int, given: SimpleNamespace) -> Found | str:
     """From the file, or computed and written there."""
     from scripts.cost.trace import Found
+    from scripts.measure.marked import keep, kept
 
     out, key = Path(given.out), f"{name} {context} {given.budget:g} {','.join(map(str, given.layers))}"
-    held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    held = kept(out)
     if key not in held:
         found = _found(name, context, given)
         held[key] = found if isinstance(found, str) else asdict(found)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        fresh = out.with_suffix(".new")
-        fresh.write_text(json.dumps(held, indent=1), encoding="utf-8")
-        fresh.replace(out)
+        keep(out, held)
     return held[key] if isinstance(held[key], str) else Found.read(held[key])
 
 

@@ -26,7 +26,8 @@ FREE = ("empty", "new_empty", "empty_like", "empty_strided", "view", "_unsafe_vi
         "lift_fresh")  # fmt: skip
 WAITING = ("nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "equal", "is_nonzero",
            "bincount", "repeat_interleave")  # fmt: skip
-READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}  # what the host is told, by type; else .5
+READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}  # what the host is told, by type
+SMALL = 2**-6  # and else: what passes for an error of rounding, and can be divided by
 ATTENTION = "scaled_dot_product_attention"
 
 
@@ -68,7 +69,7 @@ class Watch(TorchDispatchMode):
         """What the host is told of a number on the device."""
         if x.device.type == "cuda":
             self.note("_local_scalar_dense")
-        _, told = self.told.get(x.untyped_storage()._cdata, (x, READ.get(x.dtype, 0.5)))
+        _, told = self.told.get(x.untyped_storage()._cdata, (x, READ.get(x.dtype, SMALL)))
         return told
 
     def _sized(self, name: str, args: Any, kwargs: Any) -> Tensor | None:

@@ -82,11 +82,11 @@ def _rows(held: Held, context: int, names: list[str]) -> str:
 
 def _row(held: Held, context: int, name: str) -> list[str]:
     read, floors = held.one(name, context), held.floors
-    said = read.get("lacks") and f"lacks {read['lacks']}"
+    said = f"lacks {read['lacks']}" if read.get("lacks") else "failed" if read.get("error") else ""
     prefill, step = held.prefill(name, context), held.step(name, context)
     peak = max(read.get("prefill_peak") or 0, read.get("decode_peak") or 0)
     graph = read.get("graph_s")
-    return [NAMES.get(name, f"`{name}`"), f"{prefill:.3f}" if prefill else said or "",
+    return [NAMES.get(name, f"`{name}`"), f"{prefill:.3f}" if prefill else said,
             _ratio(prefill, held.prefill("sdpa", context)),
             f"{floors.prefill(name, 1, context) / prefill:.0%}" if prefill else "",
             f"{read['step_s'] * 1e3:.2f}" if read.get("step_s") else "", f"{graph * 1e3:.2f}" if graph else "",

@@ -90,6 +90,28 @@ def test_the_page_has_a_cell_for_every_reading(tmp_path, monkeypatch):
         bench_page.write("new")
 
 
+def test_a_torn_file_and_no_device_are_said_at_once(tmp_path, monkeypatch):
+    torn = tmp_path / "torn.json"
+    torn.write_text('{"hardware": {')
+    for words in (["--all"], ["--all", "--minutes", "0"]):
+        with pytest.raises(InputError, match="cannot be read as JSON") as caught:
+            bench.main([*words, "--out", str(torn)])
+        assert "remove it" in caught.value.hint
+    torn.write_text("[]")
+    with pytest.raises(InputError, match="holds no readings"):
+        bench.main(["--all", "--out", str(torn)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA device") as caught:
+        bench.main(["--all", "--out", str(tmp_path / "none.json")])
+    assert "--model small" in caught.value.hint
+
+
+def test_a_failed_reading_is_no_blank_cell():
+    state = {"readings": {"alone d2o 96": {"error": "RuntimeError: no"}, "alone h2o 96": {"lacks": "memory"}}}
+    one = cells(bench_page.tables(state, 96, 128), "96 tokens")
+    assert [one[name]["prefill s"] for name in ("`d2o`", "`h2o`", "`full`")] == ["failed", "lacks memory", ""]
+
+
 def test_nothing_read_yet(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         bench.main(["--all", "--minutes", "0", "--out", str(tmp_path / "none.json")])

@@ -66,6 +66,7 @@ REASONS = {
     ("from the host", "duo_attention.py", "importance"): "which heads see far",
     ("from the host", "expected_attention.py", "importance"): "how many tokens each row has",
     ("from the host", "triattention.py", "constants"): "the offsets, once",
+    ("_local_scalar_dense", "sirllm.py", "check"): "whether the logits that it makes itself are the model's",
     ("from the host", "cache.py", "_on_place"): "the retaining heads' weights, once a model",
     ("from the host", "cache.py", "past_keys"): "the positions of a chunk's keys",
 }
