@@ -61,8 +61,8 @@ class CaM(Over):
     def __init__(self, chooser: KVLayer, merge: int, variant: str) -> None:
         super().__init__(chooser)
         self.merge, self.variant = merge, variant
+        self.carried = ("received",)
         self.state, self.rows = (*chooser.state, "received"), "last" if variant == "hh_mask" else "all"
-        self.leaving: Tensor | None = None  # [B, Hkv, 1], what the leaving slot of each head received
 
     def arm(self) -> None:
         """As for every method; merging begins with the first step: the cut before it merges nothing."""
@@ -82,14 +82,17 @@ class CaM(Over):
         if self.chooser.rows != "none":
             self.shown().observe(attn)
 
-    def _absorb_victim(self, victim: Tensor, leaving: Tensor, used: int) -> None:
-        self.leaving = self.received.view(-1).index_select(0, victim).view(*self.positions.shape[:2], 1)
-        super()._absorb_victim(victim, leaving, used)
-
     def absorb(self, evicted: Entries, kept: Entries, rows: slice) -> None:
-        """Add a share of the value that leaves to those behind it, where the draw says so."""
-        received = self.received[rows, :, : kept.positions.shape[2]]
-        at, value, own = evicted.positions, evicted.values, self.leaving[rows]
+        """Add a share of each value that leaves to those behind it, where the draw says so; one after the other."""
+        for e in range(evicted.positions.shape[2]):
+            some = slice(e, e + 1)
+            state = {name: x[:, :, some] for name, x in evicted.state.items()}
+            one = Entries(*(x[:, :, some] for x in (evicted.keys, evicted.values, evicted.positions)), state)
+            self._absorb_one(one, kept)
+
+    def _absorb_one(self, evicted: Entries, kept: Entries) -> None:
+        received = kept.state["received"]
+        at, value, own = evicted.positions, evicted.values, evicted.state["received"]
         if self.variant == "streaming" and kept.values.dtype is torch.float32 and launch.has_twin("merge", at):
             left = value.contiguous(), at.contiguous(), own.contiguous(), self.draw(at)
             launch.kernels("draw", at).spread(kept.values, kept.positions, received, left, self.merge)

@@ -11,7 +11,8 @@ import importlib
 from typing import Any
 
 MODULES = {"prompt": "d2o.models.prompt", "random_model": "d2o.models.random", "selfcheck": "d2o.lab.selfcheck"}
-NAMES = {"evict": "d2o.stock.evict", "kept": "d2o.stock.kept", "show": "d2o.stock.show"}
+NAMES = {"evict": "d2o.stock.evict", "kept": "d2o.stock.kept", "show": "d2o.stock.show",
+         "Budget": "d2o.budget"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

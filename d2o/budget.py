@@ -3,7 +3,8 @@
 A budget is a fraction of the prompt (<= 1) or a number of slots (> 1), per layer and KV head, or a size, "64MiB": the
 keys and values of one row in all layers, which buy the same number of slots for each. A budget of exactly 1 is the
 whole cache: nothing is ever evicted, in decoding neither. Any smaller fraction is fixed at the end of the prefill and
-stays fixed while decoding (spec: N and M are fixed for the whole generation).
+stays fixed while decoding (spec: N and M are fixed for the whole generation). Tokens behind the prompt may have a
+budget of their own, `generated`, and slots may be evicted after `every` so many tokens instead of after each.
 """
 
 from __future__ import annotations
@@ -28,13 +29,22 @@ HINT = (
 @dataclass(frozen=True)
 class Budget:
     """A requested budget: `value` <= 1 is a fraction of the prompt, > 1 a number of slots per layer and KV head, a text
-    a size in bytes; `token_bytes`: what one token takes in all layers, which a size needs before it can be slots."""
+    a size in bytes; `token_bytes`: what one token takes in all layers, which a size needs before it can be slots.
+    `generated`, written alike: the slots of tokens behind the prompt, which the prompt's do not give way to (SCOPE,
+    arXiv 2412.13649); None: all tokens are under one budget. `every`: new tokens between two evictions. Raises
+    InputError."""
 
     value: float | str
     token_bytes: int = 0
+    generated: float | str | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         read_budget(self.value)
+        if self.generated is not None:
+            read_budget(self.generated, f"budget_generated={self.generated}")
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise InputError(f"evict_every={self.every} is no number of tokens", "evict_every=1, or after how many")
 
     @property
     def size(self) -> float | None:
@@ -43,8 +53,22 @@ class Budget:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is ever evicted."""
+        """Whether nothing of a prompt is ever evicted."""
         return self.value == 1
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing is ever evicted."""
+        return self.whole and self.generated in (None, 1)
+
+    @property
+    def sized(self) -> bool:
+        """Whether any part of it is a size in bytes."""
+        return isinstance(self.value, str) or isinstance(self.generated, str)
+
+    def answer(self) -> Budget | None:
+        """The budget of the tokens behind the prompt, where they have one."""
+        return None if self.generated is None else Budget(self.generated, self.token_bytes)
 
     def slots(self, length: int) -> int:
         """Slots per layer and KV head for a prompt of `length` tokens; UNLIMITED where nothing is to be evicted."""
@@ -57,6 +81,23 @@ class Budget:
     def fraction(self, length: int) -> float:
         """The budget as a fraction of a prompt of `length` tokens, at most 1."""
         return self.value if self.size is None and self.value <= 1 else min(1.0, self.slots(length) / length)
+
+    def check_method(self, layer: Any, graph: bool = False) -> None:
+        """InputError for evictions at intervals, and for slots of generated tokens, where the method of `layer`, a
+        KVLayer, evicts none of those, or begins with them; and where all steps have to be alike, for a `graph`."""
+        if self.generated is None and self.every == 1 or not layer.budgeted:
+            return
+        name = type(layer).__name__.lower()
+        asked = [f"evict_every={self.every}"] if self.every > 1 else []
+        asked += [f"budget_generated={self.generated}"] if self.generated is not None else []
+        if not layer.decode_eviction:
+            what = f"{' and '.join(asked)} with {name}, which evicts once, after the prefill, and then never again"
+            raise InputError(what, f"leave {asked[0].split('=')[0]} out, or take a method that evicts while decoding")
+        if graph and self.every > 1:
+            raise InputError(f"{asked[0]} with engine.graph=true, whose steps are all alike", "leave one of them out")
+        if self.generated is not None and layer.compress_at != "prefill":
+            what = f"{asked[-1]} with {name} that cuts the prompt at the first step, when a token is generated already"
+            raise InputError(what, "method.compress_at=prefill, or leave budget_generated out")
 
     def _sized(self) -> int:
         if not self.token_bytes:

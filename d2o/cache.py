@@ -46,7 +46,9 @@ class KVCache(Cache):
         for index, layer in enumerate(self.layers):
             layer.index, layer.seed, layer.rotation, layer.about = index, seed, rotation, about
             layer.budget = self.budget
-            layer.unlimited = budget.whole
+            layer.unlimited = budget.unlimited
+        for layer in self.budgeted:
+            layer.every = budget.every
         self.prompt: list[int] = []
         self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
         self.warm = False  # whether a step at the budget was taken operation by operation
@@ -112,6 +114,9 @@ class KVCache(Cache):
             self._allocate()
         for layer in self.layers:
             layer.finish_prefill(reserve)
+        if answer := self.budget.answer():
+            for layer in self.budgeted:
+                layer.set_apart([answer.slots(n) for n in self.prompt])
         if not self.lead.pending:
             self.open_ledgers()
 
@@ -119,7 +124,7 @@ class KVCache(Cache):
         """Before `new` tokens of a further turn. A budget that is a part of the text is one of the text so far: layers
         that evict at every step get more slots, in the proportions of the prompt; never more than `new`, so that they
         are full again when the turn was read. Slots and bytes stay what they are."""
-        if self.budget.size is not None or self.budget.value >= 1 or self.lead.pending:
+        if self.budget.size is not None or self.budget.value >= 1 or self.lead.pending or self.lead.apart:
             return
         for index, layer in enumerate(self.budgeted):
             if layer.decode_eviction and layer.slots[0] < UNLIMITED:
@@ -144,7 +149,7 @@ class KVCache(Cache):
         self.ledgers = []
         for b, prompt in enumerate(self.prompt):
             seen = min(self.seen[b], prompt + 1)
-            requested = [float(min(layer.slots[b], seen)) for layer in self.layers]
+            requested = [float(min(layer.prompt_slots(b), seen)) for layer in self.layers]
             held = [min(h, seen) for h in self._held(b)]
             windowed = [i for i, span in enumerate(self.windows) if span is not None]
             ledger = Ledger(self.budget, seen, requested, held, windowed=windowed)
@@ -168,18 +173,18 @@ class KVCache(Cache):
         if self.look_every:
             ledger.looks, ledger.look_every = self.looks.get(row, []), self.look_every
         grown = self.seen[row] - self.prompt[row]
-        ledger.check_decode([self._expected(layer, row, grown) for layer in self.layers])
+        ledger.check_decode([layer.due(row, self.prompt[row], grown) for layer in self.layers])
+        if self.budget.every > 1:
+            ledger.held_between = [float(layer.most_held()[row]) for layer in self.layers]
+        if self.lead.apart:
+            ledger.requested_generated = [float(min(layer.apart[row], grown)) for layer in self.budgeted]
+            ledger.held_generated = self._held(row, self.prompt[row])
+            ledger.check_generated()
         return ledger
 
-    def _expected(self, layer: KVLayer, row: int, grown: int) -> float:
-        slots, tokens = layer.slots[row], self.prompt[row]
-        if layer.pending or slots == UNLIMITED:
-            return tokens + grown
-        return min(slots, tokens + grown) if layer.decode_eviction else min(slots, tokens) + grown
-
-    def _held(self, row: int) -> list[float]:
-        """Filled slots per layer, mean over the heads, counted on the positions themselves."""
-        return [float((layer.positions[row] >= 0).sum()) / layer.positions.shape[1] for layer in self.layers]
+    def _held(self, row: int, since: int = 0) -> list[float]:
+        """Slots per layer that hold positions from `since` on, mean over the heads, counted on the positions."""
+        return [float((layer.positions[row] >= since).sum()) / layer.positions.shape[1] for layer in self.layers]
 
     def _bytes(self, row: int) -> int:
         """Bytes of the storages of keys and values that `row` takes, whatever rows stand beside it."""

@@ -88,14 +88,14 @@ class Eviction(SlotStorage):
 
     def guarded(self, scores: Tensor, row: int) -> Tensor:
         """`[Hkv, held]`: of `scores [B, Hkv, >= held]` those of a row, infinite for what must not leave."""
-        sinks, recent = self._guards(self.slots[row])
+        sinks, recent = self._guards(row)
         at = self.positions[row, :, : self.held[row]]
         return scores[row, :, : self.held[row]].masked_fill((at < sinks) | (at > self.now[row] - recent), float("inf"))
 
-    def _guards(self, slots: int) -> tuple[int, int]:
-        """(sinks, recent) that must not leave: together never more than `slots`."""
-        recent = min(self.recent(slots), slots)
-        return min(self.sinks, slots - recent), recent
+    def _guards(self, row: int) -> tuple[int, int]:
+        """(sinks, recent) that must not leave a row: together never more than its slots."""
+        recent = min(self.recent(self.slots[row]), self.slots[row])
+        return min(self.sinks, self.slots[row] - recent), recent
 
     def _together(self, leaving: list[int]) -> list[slice]:
         """Ranges of rows that are merged in one call, without those at either end of which nothing leaves: many short
@@ -176,7 +176,7 @@ class Eviction(SlotStorage):
         self.free = self.base + torch.tensor(self.held, device=device).repeat_interleave(self.keys.shape[1])
         self.now = self._position()
         self.slots_now = torch.tensor(self.slots, device=device).view(-1, 1)
-        guards = [self._guards(s) for s in self.slots]
+        guards = [self._guards(row) for row in range(len(self.slots))]
         if len(set(guards)) == 1:
             self.sinks_now, self.recent_now = guards[0]
         else:
@@ -185,7 +185,8 @@ class Eviction(SlotStorage):
     def spared(self, rows: slice) -> int | Tensor:
         """How many of the most recent slots are protected in `rows`, a number or `[b, 1, 1]`."""
         if self.free is None:  # not armed yet
-            return torch.tensor([self._guards(s)[1] for s in self.slots], device=self.keys.device).view(-1, 1, 1)[rows]
+            recent = [self._guards(row)[1] for row in range(len(self.slots))[rows]]
+            return torch.tensor(recent, device=self.keys.device).view(-1, 1, 1)
         return self.recent_now[rows] if isinstance(self.recent_now, Tensor) else self.recent_now
 
     def make_room(self, used: int) -> None:

@@ -14,6 +14,8 @@ class Ledger:
 
     `requested` is what the method gave each layer out of the budget, at the end of the prefill. The lists are over all
     layers; those of `windowed` slide, hold their window and have no part in the budget, though they have in the bytes.
+    Where slots are evicted at intervals, `held_between` is the most that was held at once behind the prompt; where the
+    tokens behind the prompt have a budget of their own, `held_generated` of `held_decode` are theirs.
     `looks`: slots held when every `look_every`-th token of the answer was chosen, where that was asked for.
     """
 
@@ -25,6 +27,9 @@ class Ledger:
     kv_bytes_prefill: int = 0
     kv_bytes_decode: int = 0
     windowed: list[int] = field(default_factory=list)
+    held_between: list[float] = field(default_factory=list)
+    requested_generated: list[float] = field(default_factory=list)
+    held_generated: list[float] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)  # mean over layers and heads
     look_every: int = 0
 
@@ -53,11 +58,21 @@ class Ledger:
                 f"head, the {layers} layers hold {sum(self.held_budgeted) / layers:g} on average"
             )
 
-    def check_decode(self, expected: list[float]) -> None:
-        """Raise where a layer holds, at the end of decoding, something else than `expected` slots per head."""
-        for layer, (asked, held) in enumerate(zip(expected, self.held_decode, strict=True)):
-            if abs(asked - held) > 1:
-                raise RuntimeError(f"after decoding layer {layer} should hold {asked:g} slots per head, not {held:g}")
+    def check_decode(self, expected: list[tuple[int, int]]) -> None:
+        """Raise where a layer holds, at the end of decoding, fewer slots per head than the first number of `expected`,
+        or more than the second."""
+        for layer, ((least, most), held) in enumerate(zip(expected, self.held_decode, strict=True)):
+            if not least - 1 <= held <= most + 1:
+                wanted = f"{least}" if least == most else f"{least} to {most}"
+                raise RuntimeError(f"after decoding layer {layer} should hold {wanted} slots per head, not {held:g}")
+
+    def check_generated(self) -> None:
+        """Raise where a layer holds less of what follows the prompt than that was given, or more than an interval above
+        it."""
+        held = [x for i, x in enumerate(self.held_generated) if i not in self.windowed]
+        for layer, (asked, found) in enumerate(zip(self.requested_generated, held, strict=True)):
+            if not asked - 1 <= found <= asked + self.budget.every:
+                raise RuntimeError(f"layer {layer} gave {asked:g} slots to generated tokens, and they hold {found:g}")
 
     def as_row(self) -> dict[str, Any]:
         """The ledger's part of a row on disk."""
@@ -71,4 +86,15 @@ class Ledger:
             "kv_bytes_decode": self.kv_bytes_decode,
             **({"windowed_layers": self.windowed} if self.windowed else {}),
             **({"held": self.looks, "every": self.look_every} if self.look_every else {}),
+            **self._more(),
         }
+
+    def _more(self) -> dict[str, Any]:
+        """Of a budget that is more than one number."""
+        found: dict[str, Any] = {}
+        if self.budget.generated is not None:
+            found["budget_generated"] = self.budget.generated
+            found |= {"requested_generated": self.requested_generated, "held_generated": self.held_generated}
+        if self.budget.every > 1:
+            found |= {"evict_every": self.budget.every, "held_between": self.held_between}
+        return found

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from d2o.budget import Budget
-from d2o.eviction import Eviction
 from d2o.feed import Feed, chunks
 from d2o.kernels.told import Merging
 from d2o.models.about import About
 from d2o.rows import LastRows, PromptRows
+from d2o.slots.decoding import Decoding
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
@@ -23,7 +23,7 @@ LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "ea
          "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim"}  # fmt: skip
 
 
-class Method(Eviction):
+class Method(Decoding):
     """Settings and answers of a method. Subclasses of KVLayer set:
 
     state            names of the per-slot tensors `[B, Hkv, C]` that they keep

@@ -32,13 +32,14 @@ Predict what is missing of one cell (model x method x task) and print its score.
   task=         {task}
   table=        {table}
   budget=       fraction of the prompt (<= 1), slots per layer and KV head (> 1), or bytes of all layers (64MiB)
+  budget_generated=   written alike: slots of what follows the prompt, apart from the prompt's
   limit=        only the first N rows
   shard=        3/8: only the third of eight parts of the rows
   batch_size=   rows at once; auto: as many as fit
   seed=         of whatever is drawn at random
   results_dir=  where the cells lie; the same command goes on where it stopped
   scorer=       official | fixed
-  engine.*      chunk, dtype, device
+  engine.*      chunk, dtype, device, evict_every
   sampling.*    temperature (0: greedy), top_p, top_k, min_p, samples: answers of a row
   plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
   wandb.*       mode (disabled | offline | online), project, group, entity, job_type, tags, notes

@@ -1,7 +1,8 @@
 """Train the bundled model `tiny` on generated text, on a CPU: `python scripts/train_tiny.py [KEY=VALUE ...]`.
 
 Resumes from `out_dir`/checkpoint.pt if it is there (weights, optimisers, step: the same losses as an unbroken run);
-`max_minutes=5` stops early with a checkpoint. The recipe and its keys are configs/train_tiny.yaml.
+`max_minutes=5` stops early with a checkpoint. The recipe and its keys are configs/train_tiny.yaml;
+`recipe=train_tiny_chain` takes another file of configs/, by which a model goes on from `tiny`.
 """
 
 import sys
@@ -16,7 +17,8 @@ from scripts.train.config import composed
 
 def main(words: list[str]) -> None:
     """Two single-threaded workers beat two threads on a shared machine; this process is worker 0."""
-    cfg = composed(words, "train_tiny")
+    names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    cfg = composed([word for word in words if not word.startswith("recipe=")], (names or ["train_tiny"])[-1])
     import torch.multiprocessing as mp
 
     from scripts.train.tiny_loop import worker

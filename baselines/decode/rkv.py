@@ -9,7 +9,7 @@ Score: mix a - (1 - mix) r over the slots before the window of the last `window`
   `similar` like, or, where there is none, the oldest.
 
 Intended differences from the reference
-- Evicts at every step; the reference lets `divide_length` (128) tokens come before it cuts.
+- Evicts at every step by default; the reference lets `divide_length` tokens come, as with engine.evict_every=128.
 - Neighbours, and "newest", go by the order of the text; there by that of the slots, which are sorted by score from
   the second cut on.
 - Each row of a batch has its own similarities; there row 0's are taken for all.

@@ -13,8 +13,8 @@ prompt's own queries) | a file.
 
 Intended differences from the reference
 - Every step evicts one token, and the prompt competes with the answer under one budget; the reference keeps the prompt
-  and cuts every 128 tokens. Each layer and KV head chooses for itself (its `per_layer_per_head`); by default it takes
-  the mean of all layers, which are not seen together in a step.
+  (budget_generated) and cuts every 128 tokens (engine.evict_every=128). Each layer and KV head chooses for itself (its
+  `per_layer_per_head`); by default it takes the mean of all layers, which are not seen together in a step.
 - Phases in float64; no noise against ties. Each row of a batch chooses for itself; there row 0 does.
 - Channels that are not turned count as they are.
 """

@@ -62,6 +62,8 @@ def _plain(layer: Method, base: type[Method]) -> bool:
     """Whether a step of this layer is what a call does."""
     if layer.slot_positions or layer.weight_bias or not _steps_alike(type(layer), base):
         return False
+    if getattr(layer, "every", 1) > 1:  # tokens between two evictions
+        return False
     if not _evicts(layer):
         return not layer.state
     state = [name for name in layer.state if name != layer.key_norms]

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from d2o.budget import Budget
 from d2o.engine.engine import Engine
 from d2o.engine.generation import Generation, generate
 from d2o.engine.start import open_engine
@@ -23,7 +24,7 @@ class Opened(Engine):
     """`options` are those of d2o.engine.start.open_engine, which it is."""
 
     def __init__(
-        self, model: nn.Module, method: Callable[[], KVLayer], budget: float | str, **options: Any
+        self, model: nn.Module, method: Callable[[], KVLayer], budget: float | str | Budget, **options: Any
     ) -> None:
         vars(self).update(vars(open_engine(model, method, budget, **options)))
 

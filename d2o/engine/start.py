@@ -23,7 +23,7 @@ from d2o.models.window import own_window
 def open_engine(
     model: nn.Module,
     method: Callable[[], KVLayer],
-    budget: float | str,
+    budget: float | str | Budget,
     *,
     chunk: int | None = None,
     seed: int = 0,
@@ -39,9 +39,10 @@ def open_engine(
     """
     if chunk is not None and chunk < 1:
         raise InputError(f"prefill chunk of {chunk} tokens", "type engine.chunk=1024, or leave it out")
-    wanted = Budget(budget)
+    wanted = budget if isinstance(budget, Budget) else Budget(budget)
     check_config(model.config)
     engine = Engine(model.eval(), method, wanted, chunk=chunk, seed=seed, graph=graph, longest=window)
+    wanted.check_method(engine.prototype, graph)
     if engine.prototype.plain_attention:
         check_plain(model.config, any(engine.windows), type(engine.prototype).__name__.lower())
     if graph:
@@ -57,7 +58,7 @@ def open_engine(
     probe.check_rotation(engine, longest)
     if not engine.prototype.budgeted:
         engine.budget = FULL
-    elif wanted.size:
+    elif wanted.sized:
         engine.budget = replace(wanted, token_bytes=probe.token_bytes(engine))
     if engine.prototype.slot_positions or engine.prototype.turns:
         engine.rotation = find_rotation(engine)

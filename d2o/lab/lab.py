@@ -42,7 +42,7 @@ class Lab:
         self,
         loaded: LoadedModel,
         method: Callable[[], KVLayer],
-        budget: float | str,
+        budget: Any,  # d2o/budget.py
         *,
         chunk: int | None = None,
         seed: int = 0,

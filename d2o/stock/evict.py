@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2o.attention import detach, implementations, is_attached
+from d2o.budget import Budget
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
 from d2o.engine.start import open_engine
@@ -48,7 +49,7 @@ class Evicting:
         self,
         model: nn.Module,
         method: KVLayer | Callable[[], KVLayer],
-        budget: float | str,
+        budget: float | str | Budget,
         chunk: int | None = None,
         window: int | None = None,
         seed: int = 0,
@@ -138,7 +139,7 @@ class Evicting:
 def evict(
     model: nn.Module,
     method: KVLayer | Callable[[], KVLayer],
-    budget: float | str,
+    budget: float | str | Budget,
     *,
     chunk: int | None = None,
     window: int | None = None,
@@ -148,8 +149,9 @@ def evict(
     the model is as it was.
 
     `method`: a method with its knobs, or its class; `budget`: a fraction of the text, slots per layer and KV head, or
-    a size as "64MiB"; `chunk`: prompts are read in so many tokens at once; `window`: no text will be longer, where
-    layers of the model slide. Raises InputError for a model that is not supported, when the block is entered.
+    a size as "64MiB", or `Budget(0.2, generated=64, every=16)`, see d2o/budget.py; `chunk`: prompts are read in so many
+    tokens at once; `window`: no text will be longer, where layers of the model slide. Raises InputError for a model
+    that is not supported, when the block is entered.
     """
     return Evicting(model, method, budget, chunk, window, seed)
 

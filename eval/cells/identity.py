@@ -18,13 +18,14 @@ from d2o.budget import short_name
 from eval.cells.names import GROUPS, first_identity, first_protocol
 
 PLACES = ("model.path", "model.name", "engine.graph", "task.include_path", "task.file")
-IDENTITY = ("method", "budget", "model", "task", "seed", "engine", "sampling")
+IDENTITY = ("method", "budget", "budget_generated", "model", "task", "seed", "engine", "sampling")
 # settings younger than the first cells, which had what stands here: a setting at that value is left out of an identity,
 # and so the cells are found under the same hash
 ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quantization": None,
          "model.system": None,
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
          "method.sink_tokens": 0, "method.plus": False, "method.recursive": False, "method.last_rows": None,
+         "budget_generated": None, "engine.evict_every": 1,
          "sampling.temperature": 0.0, "sampling.top_p": 1.0, "sampling.top_k": 0, "sampling.min_p": 0.0,
          "sampling.samples": 1}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind

@@ -154,7 +154,7 @@ def _check_type(key: str, cfg: DictConfig, plain: DictConfig) -> None:
     may also be a size, and batch_size auto, which ranges.check_ranges reads.
     """
     before, after = (OmegaConf.select(config, key) for config in (plain, cfg))
-    if key in ("budget", "batch_size") or after is None or before is None:
+    if key in ("budget", "budget_generated", "batch_size") or after is None or before is None:
         return
     if isinstance(before, bool) and not isinstance(after, bool):
         raise InputError(f"{key}={after} is neither true nor false", f"write {key}={str(before).lower()}")

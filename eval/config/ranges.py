@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from d2o.budget import Bytes, plain, read_budget
+from d2o.budget import MOST_SLOTS, Bytes, plain, read_budget
 from d2o.errors import InputError
 from eval.cells import shards
 from eval.cells.identity import Composed, describe
@@ -30,6 +30,7 @@ RANGES = {  # least and most; the most is a slip of the hand that would show as 
     "task.seed": (0, MOST_SEED),
     "model.weights_seed": (0, MOST_SEED),
     **{f"model.{key}": (1, 1 << 24) for key in SHAPE},
+    "engine.evict_every": (1, MOST_SLOTS),
 }
 LONGEST_NAME = 100  # characters of a part of a folder's name; a file system takes 255 bytes
 
@@ -42,10 +43,9 @@ def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
     def shown(key: str) -> str:
         return typed.get(key) or f"{key}={OmegaConf.select(cfg, key)}"
 
-    budget = read_budget(cfg.budget, shown("budget"))
-    if isinstance(budget, Bytes) and budget > MOST_BYTES:
-        raise InputError(f"{shown('budget')} is more than any machine has", "write a size such as budget=64MiB")
-    cfg.budget = plain(budget)
+    for key in ("budget", "budget_generated"):
+        if cfg[key] is not None or key == "budget":
+            cfg[key] = _one_form(cfg[key], shown(key))
     shards.parse(cfg.shard)
     options = cfg.model.get("chat_options")
     if options is not None and not isinstance(options, Mapping):
@@ -71,6 +71,13 @@ def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
         if not str(OmegaConf.select(cfg, key)).strip():
             raise InputError(f"{shown(key)} is empty", f"give {key}= a name, or leave it out")
     _check_shape(cfg.model)
+
+
+def _one_form(value: Any, shown: str) -> float | str:
+    budget = read_budget(value, shown)
+    if isinstance(budget, Bytes) and budget > MOST_BYTES:
+        raise InputError(f"{shown} is more than any machine has", "write a size such as budget=64MiB")
+    return plain(budget)
 
 
 def check_names(composed: Composed) -> None:

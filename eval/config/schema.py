@@ -10,12 +10,13 @@ from omegaconf import MISSING
 
 @dataclass
 class EngineConfig:
-    """How the engine runs: rows of a prompt at a time, number format, device, captured steps."""
+    """How the engine runs: rows of a prompt at a time, number format, device, captured steps, evictions."""
 
     chunk: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     graph: bool = False
+    evict_every: int = 1
 
 
 @dataclass
@@ -50,6 +51,7 @@ class RunConfig:
     model: Any = MISSING
     task: Any = MISSING
     budget: Any = 0.2  # d2o/budget.py
+    budget_generated: Any = None
     limit: int | None = None
     shard: str | None = None
     seed: int = 0

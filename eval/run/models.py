@@ -9,11 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from d2o.budget import Budget
 from eval.cells.identity import model_name
 from eval.config.build import build, check_given, text_of
 from eval.run.dry_run import Size
-from eval.run.plan import Plan, sampling_of
+from eval.run.plan import Plan, budget_of, sampling_of
 from eval.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
     if planned.task.prompted and not planned.task.readings:
         options["graph"] = cfg.engine.graph
     kind = AtlasLab if drawing else SharedLab if shared else Lab
-    return kind(load_model(cfg), planned.method, cfg.budget, **options)
+    return kind(load_model(cfg), planned.method, budget_of(cfg), **options)
 
 
 def share_labs(labs: Sequence[Lab], most: int) -> Sharing:
@@ -59,7 +58,7 @@ def load_model(cfg: Any) -> LoadedModel:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    key = text_of(cfg.model, cfg.engine)
+    key = text_of(cfg.model, cfg.engine.dtype, cfg.engine.device)
     if key not in _last:
         _last.clear()
         logging.set_verbosity_error()
@@ -105,7 +104,7 @@ def size_cell(planned: Plan) -> Size:
         prompts, new = [task.longest or found.loaded.window] * len(missing), None
     else:
         prompts, new = _prompt_tokens(planned, found, missing), task.max_new_tokens
-    slots = Budget(cfg.budget, found.token_bytes or 0).slots(max(prompts))
+    slots = budget_of(cfg, found.token_bytes or 0).slots(max(prompts))
     return Size(prompts, new, found.token_bytes, slots, _shares(planned, found))
 
 
@@ -126,7 +125,7 @@ def _shares(planned: Plan, found: Outline) -> bool:
     from d2o.engine.reading import will_share
 
     cfg, longest = planned.composed.cfg, planned.task.longest or found.loaded.window
-    budget = Budget(cfg.budget, found.token_bytes or 0)
+    budget = budget_of(cfg, found.token_bytes or 0)
     return not cfg.engine.graph and will_share(found.loaded.model, planned.method, budget, longest)
 
 
@@ -150,7 +149,9 @@ def check_device(composed: Composed) -> None:
 def check_size(planned: Plan) -> None:
     """A budget in bytes has to buy a token, which takes the model's shape to tell. Raises InputError."""
     cfg = planned.composed.cfg
-    if isinstance(cfg.budget, str) and planned.missing():
+    if budget_of(cfg).sized and planned.missing():
         found = outline_of(cfg) or load_model(cfg) and outline_of(cfg)  # a model of the hub may not be here yet
         if found and found.token_bytes:
-            Budget(cfg.budget, found.token_bytes).slots(1)
+            budget = budget_of(cfg, found.token_bytes)
+            for one in (budget, budget.answer() or budget):
+                one.slots(1)

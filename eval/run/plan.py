@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2o.budget import Budget
 from d2o.engine.sampling import Sampling
 from d2o.errors import InputError
 from eval.cells import shards
@@ -97,9 +98,16 @@ def settle(composed: Composed, known: Known) -> Callable[..., Any]:
     asked = text_of("method", cfg.method, cfg.plugins)
     if asked not in known:
         known[asked] = build(cfg.method, "method", cfg.plugins)
-    if not known[asked]().budgeted:
-        cfg.budget = 1.0
+    layer = known[asked]()
+    if not layer.budgeted:
+        cfg.budget, cfg.budget_generated, cfg.engine.evict_every = 1.0, None, 1
+    budget_of(cfg).check_method(layer)
     return known[asked]
+
+
+def budget_of(cfg: Any, token_bytes: int = 0) -> Budget:
+    """All that a config says of how many slots are held, and when. Raises InputError."""
+    return Budget(cfg.budget, token_bytes, cfg.budget_generated, cfg.engine.evict_every)
 
 
 def dataset_hash(samples: Sequence[Sample]) -> str:

@@ -65,7 +65,8 @@ def run_command(
 
 def _full_once(found: Expansion) -> Expansion:
     """The full cache has no budget: of a sweep over budgets it is run once."""
-    jobs = {job.without("budget") if job.get("method") == "full" else job: job for job in reversed(found.jobs)}
+    own = ("budget", "budget_generated", "engine.evict_every")
+    jobs = {job.without(*own) if job.get("method") == "full" else job: job for job in reversed(found.jobs)}
     return replace(found, jobs=[*reversed(jobs.values())], asked=min(found.asked, len(jobs)))
 
 

@@ -30,7 +30,8 @@ from eval.track.tracker import Tracker
 
 Left = Callable[[Composed, Exception], None]
 T = TypeVar("T")
-PROMPTS = ("model", "task", "engine", "sampling", "limit", "shard", "batch_size", "results_dir")  # of what is read
+PROMPTS = ("model", "task", "sampling", "limit", "shard", "batch_size", "results_dir")  # of what is read
+LATER = ("evict_every",)  # settings of the engine that say nothing of how a prompt is read
 MOST = 64  # caches that are held and answer at once; more are cut in turns while the prompt stays
 
 
@@ -41,7 +42,8 @@ def same_prompts(cells: Sequence[T], of: Callable[[T], Composed] = lambda cell: 
     for cell in cells:
         cfg = of(cell).cfg
         seed = cfg.seed if cfg.sampling.temperature > 0 else None  # draws of two seeds are two questions
-        words = text_of(*(cfg[key] for key in PROMPTS), seed)
+        engine = [value for key, value in cfg.engine.items() if key not in LATER]
+        words = text_of(*(cfg[key] for key in PROMPTS), *engine, seed)
         shares = cfg.share_prefill and not cfg.atlas and cfg.batch_size != "auto"  # methods differ in what fits
         apart = "" if shares else f"{len(groups)} alone"
         groups.setdefault(words + apart, []).append(cell)

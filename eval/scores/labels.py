@@ -98,6 +98,6 @@ def _knobs(cell: CellData) -> dict[str, Any]:
     """What can change a prediction besides model, task and budget."""
     found = {"variant": cell.result.cell.get("variant")}
     for key, value in (cell.config.get("identity") or {"seed": cell.result.cell.get("seed")}).items():
-        if key.startswith("method.") and not key.endswith("_") or key == "seed" or key.startswith("engine."):
+        if key.startswith(("method.", "engine.", "budget_")) and not key.endswith("_") or key == "seed":
             found[key.removeprefix("method.")] = value
     return found

@@ -18,7 +18,8 @@ from d2o.errors import InputError
 from eval.cells.identity import ADDED, model_name, settled
 from eval.tables.spec import Part, Slot, TableSpec
 
-ASKED = ("method.", "model.", "task.", "engine.", "sampling.", "seed")
+ASKED = ("method.", "model.", "task.", "engine.", "sampling.", "seed", "budget_generated")
+OWN = ("method.", "sampling.", "engine.evict_every", "budget_generated")  # where a table is silent it has the default
 PLACES = ("model.path", "model.id", "model.revision", "model.name")  # where a model lies; its name tells which it is
 
 
@@ -103,7 +104,7 @@ def _difference(identity: Mapping[str, Any], asked: Mapping[str, Any]) -> str | 
         private = key.rpartition(".")[2].startswith("_")
         if key in asked and settled(key, asked[key]) != value:
             return f"{key}={value} where the table has {key}={settled(key, asked[key])}"
-        if key.startswith(("method.", "sampling.")) and not private and key not in asked:
+        if key.startswith(OWN) and not private and key not in asked:
             return f"{key}={value}, of which the table says nothing"
     return None
 

@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 
+from eval.tasks.chain.walk import FACTS, LINE, MOST, ROOT, walk
 from eval.tasks.mini.build import Form, build
 from eval.tasks.mini.grammar import PARAGRAPHS, names, words
 from eval.tasks.mini.tokens import Encoder
@@ -24,6 +25,8 @@ def document(enc: Encoder, rng: random.Random, mix: dict[str, float], length: in
     kind = rng.choices(list(mix), list(mix.values()))[0]
     if kind == "repeat":
         return repeated(enc, rng, length, bos)
+    if kind == "chain":
+        return chained(enc, rng, length, bos)
     ask, fact = COST[kind]
     share = rng.uniform(0.15, 0.85)
     asked = int(share * length / (ask + fact + 1)) if ask else 0
@@ -63,6 +66,19 @@ def repeated(enc: Encoder, rng: random.Random, length: int, bos: int):
     ids = ids[: (length - 1) // 2]
     times = (length - 1) // len(ids)
     return [bos, *ids * times], [False] * (len(ids) + 1) + [True] * (len(ids) * (times - 1))
+
+
+def chained(enc: Encoder, rng: random.Random, length: int, bos: int):
+    """Chains of assignments with all that is to be written (eval/tasks/chain/walk.py)."""
+    roots = rng.randint(2, max(2, min(16, length // 50)))
+    steps = max(1, min(MOST - roots, (length - 8 - ROOT * roots) // (FACTS + LINE)))
+    made = walk(rng, "train", steps, roots, rng.randint(1, roots))
+    ids, known = [bos], [False]
+    for text, weight in ((made.prompt, False), (made.answer, True)):
+        i, k = enc.marked(text, weight)
+        ids += i
+        known += k
+    return ids[:length], known[:length]
 
 
 def positions(rng: random.Random, ids: list[int], ends: frozenset[int], top: int) -> np.ndarray:

@@ -13,7 +13,9 @@ def new_model(cfg, vocab: int, bos: int, eos: int):
         vocab_size=vocab, bos_token_id=bos, eos_token_id=eos, tie_word_embeddings=True, attn_implementation=register(),
         rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta}, **cfg.model,
     ))
-    if cfg.look_back:
+    if cfg.start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(cfg.start, dtype=torch.float32).state_dict())
+    elif cfg.look_back:
         look_back(model)
     return model
 

@@ -47,7 +47,7 @@ def test_any_text_comes_back(encoder, text):
 
 @pytest.mark.parametrize("kind", ["multikey", "twohop", "multivalue", "count", "fewshot", "code", "dialogue", "passage",
                                   "text", "repeat", "code_crowded", "dialogue_crowded", "passage_untitled",
-                                  "passage_titled_all"])
+                                  "passage_titled_all", "chain"])
 @pytest.mark.parametrize("length", [64, 256])
 def test_document(encoder, kind, length):
     """A training text fits, uses training names only, and its chunks are the tokenizer's own tokens."""
@@ -119,6 +119,20 @@ def test_resume_gives_the_same_losses(tmp_path):
         assert len(broken) == steps
     assert broken == whole
     assert (tmp_path / "broken" / "model" / "model.safetensors").exists()
+
+
+def test_a_recipe_goes_on_from_weights_that_are_there():
+    from omegaconf import OmegaConf
+    from safetensors.torch import load_file
+
+    from scripts.train.config import composed
+    from scripts.train.tiny_model import new_model
+
+    cfg = composed([], "train_tiny_chain")
+    assert set(cfg.phases[1].mix) == set(cfg.mixed) and cfg.phases[1].mix.chain and cfg.lr_rest == 0.005
+    model, kept = new_model(cfg, 784, 1, 2), load_file(ROOT / "models/tiny/model.safetensors")
+    assert kept and all(model.state_dict()[name].equal(weight) for name, weight in kept.items())
+    assert OmegaConf.load(ROOT / "configs/train_tiny.yaml").start is None
 
 
 def test_first_layer_looks_back():

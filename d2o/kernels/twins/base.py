@@ -43,10 +43,12 @@ def _kept_in() -> Path:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as machine code, from its first call on; kept on the disk."""
+    """`function` as machine code, from its first call on; kept on the disk, where there is a place that is writable."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(KEPT)
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=MATHS)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True, error_model="numpy", fastmath=MATHS)(function)
     finally:
         numba.config.CACHE_DIR = before
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from made_cells import write_cell
@@ -14,6 +15,7 @@ from eval.scores.results import score_cells
 from eval.scores.samples import best_of, of_samples
 from eval.scores.score import score_rows
 from eval.scores.summary import cell_readings
+from eval.tasks.drawn import drawn_fields, mean_of_answers
 
 RIGHT = [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 1]]
 PROTOCOL = {"metric": "mini:exact", "first_line": False, "over_answers": "max", "buckets": [],
@@ -74,3 +76,20 @@ def test_tables_report_and_summary_show_them(tmp_path, capsys):
     shown = dict(zip(table.header, (item.text for item in table.rows[0]), strict=True))
     assert shown["mean@4"] == "37.50" and shown["pass@2"] == "58.33"
     assert cell_readings(list(rows()), "mini_single", "official", PROTOCOL)["pass@4"] == 75
+
+
+def test_the_fields_of_a_drawn_row():
+    ledger = {"decode_s": 0.25, "held_decode": [3.0], "kv_bytes_decode": 8, "prefill_s": 9}
+    drawn = [{"temperature": 1.0, "seed": 0, "sample": n} for n in (0, 1)]
+    first = SimpleNamespace(text="a", raw=None, tokens=[], row=ledger, drawn=drawn[0])
+    second = SimpleNamespace(text="bb", raw="<t> bb", tokens=[1], row=ledger, drawn=drawn[1])
+    first.others, second.others = [second], []
+    found = drawn_fields(first, lambda text: {"long": float(len(text))})
+    assert found["sampling"] == {"temperature": 1.0, "seed": 0} and found["long"] == 1.5
+    assert (found["new_tokens"], found["decode_s"]) == (1, 0.5)
+    assert [(one["sample"], one["pred"], one.get("raw"), one["long"]) for one in found["samples"]] == [
+        (0, "a", None, 1.0), (1, "bb", "<t> bb", 2.0)
+    ]  # fmt: skip
+    assert mean_of_answers(found, lambda text, more: len(text) + more, 1) == 2.5
+    assert mean_of_answers({"pred": "abc"}, len) == 3
+    assert drawn_fields(SimpleNamespace(drawn=None)) == {}

@@ -1,0 +1,1 @@
+"""What may hold beside one budget of slots: intervals, and slots set apart."""
