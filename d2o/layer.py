@@ -41,7 +41,7 @@ class KVLayer(Method):
         self.budget: Budget | None = None  # the cache's
         self.unlimited = False  # nothing is ever evicted: no statistics are taken
         self.stats: RowStats | None = None  # of the block attended last, until it was observed
-        self.fed: object = None  # what d2o/decode/steps.py keeps of the slots between two steps
+        self.step_slots: object = None  # what d2o/decode/steps.py keeps of the slots between two steps
         self.tail: Tensor | None = None  # the last `window` queries, kept over the chunks of a prefill
 
     # ---- one forward pass

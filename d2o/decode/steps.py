@@ -35,9 +35,9 @@ def at_once(layer: Method, base: type[Method], new: Sequence[Tensor], scale: Sca
     n, held, evicts = new[0].shape[2], layer.held, _evicts(layer)
     most = [max(s, h) if evicts else h + n for h, s in zip(held, layer.slots, strict=True)]
     layer.make_space(max(min(h + n, m + evicts) for h, m in zip(held, most, strict=True)))
-    if layer.fed is None or not layer.fed.holds(layer.keys, layer.free, layer.now):
-        layer.fed = _fed(layer, evicts)
-    out = layer.fed.tokens(*new, scale)
+    if layer.step_slots is None or not layer.step_slots.holds(layer.keys, layer.free, layer.now):
+        layer.step_slots = _fed(layer, evicts)
+    out = layer.step_slots.tokens(*new, scale)
     layer.seen, layer.held = [s + n for s in layer.seen], [min(h + n, m) for h, m in zip(held, most, strict=True)]
     return out
 
