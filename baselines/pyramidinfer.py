@@ -71,7 +71,7 @@ class PyramidInfer(KVLayer):
         self.variant, self.nominal, self.decay = variant, variant == "official", decay
         self.recent_share, self.first, self.min_context = recent, sinks, min_context
         self.interval, self.newest = interval, newest
-        self.fed: list[int] = []  # tokens of each row that this layer sees in the prefill
+        self.reads: list[int] = []  # tokens of each row that this layer sees in the prefill
         self.onward: list[int] = []  # and how many of them the next one does
         self.windows: list[int] = []
         self.table: list[Tensor] | None = None  # their positions; None: all of them
@@ -84,7 +84,7 @@ class PyramidInfer(KVLayer):
         """Slots per layer and row, `[L][B]`, and on every layer what it sees and passes on."""
         plans = [layers[0].plan(budget.slots(n), n, len(layers)) for n in lengths]
         for i, layer in enumerate(layers):
-            layer.fed = [fed[i] for fed, _, _ in plans]
+            layer.reads = [fed[i] for fed, _, _ in plans]
             layer.onward = [fed[min(i + 1, len(layers) - 1)] for fed, _, _ in plans]
             layer.windows = [window for _, _, window in plans]
             layer.window = max(layer.windows)
@@ -127,7 +127,7 @@ class PyramidInfer(KVLayer):
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
         """As for a prompt of the tokens that are left, counted from 0; afterwards their positions are put in."""
-        out = super()._prefill(q, k, v, scale, replace(feed, lengths=list(self.fed), prompt=list(self.fed)))
+        out = super()._prefill(q, k, v, scale, replace(feed, lengths=list(self.reads), prompt=list(self.reads)))
         if self.table is not None:
             for b, positions in enumerate(self.table):
                 local = self.positions[b].long()
@@ -138,8 +138,8 @@ class PyramidInfer(KVLayer):
 
     def _window_rows(self, scale: float) -> Tensor:
         """Weight of every token `[B, used]`: what the last tokens of its row attend to, mean over heads and rows."""
-        weights = torch.zeros(len(self.fed), self.used, device=self.tail.device)
-        for b, (seen, window) in enumerate(zip(self.fed, self.windows, strict=True)):
+        weights = torch.zeros(len(self.reads), self.used, device=self.tail.device)
+        for b, (seen, window) in enumerate(zip(self.reads, self.windows, strict=True)):
             queries, keys = self.tail[b : b + 1, :, -window:], self.keys[b : b + 1, :, :seen]
             by_row = torch.linspace(1, self.newest, window, device=keys.device)
             slots = torch.arange(seen, device=keys.device)
@@ -152,12 +152,12 @@ class PyramidInfer(KVLayer):
 
     def observe(self, attn: Tensor) -> None:
         """Choose, by weights `attn [B, used]`, what goes on to the next layer."""
-        for row, seen, window in zip(attn, self.fed, self.windows, strict=True):
+        for row, seen, window in zip(attn, self.reads, self.windows, strict=True):
             row[: self.first] = SINK
             row[seen - window : seen] = LAST
         self.scores = attn.unsqueeze(1)
-        if self.onward != self.fed:
-            best = [row[:n].sort(descending=True, stable=True).indices for row, n in zip(attn, self.fed, strict=True)]
+        if self.onward != self.reads:
+            best = [row[:n].sort(descending=True, stable=True).indices for row, n in zip(attn, self.reads, strict=True)]
             self.passed = [order[:n].sort().values for order, n in zip(best, self.onward, strict=True)]
 
     def importance(self) -> Tensor:
@@ -198,15 +198,15 @@ def take_over(
     first, before, layer = layers[0], layers[index - 1], layers[index]
     layer.table = before.table
     if before.passed is not None:
-        tables = before.table or [torch.arange(n, device=before.scores.device) for n in before.fed]
+        tables = before.table or [torch.arange(n, device=before.scores.device) for n in before.reads]
         layer.table = [table[chosen] for table, chosen in zip(tables, before.passed, strict=True)]
     if layer.table is None:
         return args, kwargs
     hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
     if before.passed is not None:
-        hidden = columns(hidden, before.passed, before.fed)
-    rest = tuple(columns(x, layer.table, first.fed) for x in rest)
-    return (hidden, *rest), {name: columns(x, layer.table, first.fed) for name, x in kwargs.items()}
+        hidden = columns(hidden, before.passed, before.reads)
+    rest = tuple(columns(x, layer.table, first.reads) for x in rest)
+    return (hidden, *rest), {name: columns(x, layer.table, first.reads) for name, x in kwargs.items()}
 
 
 def columns(x: Any, chosen: list[Tensor], lengths: list[int]) -> Any:

@@ -22,13 +22,13 @@ cap=       GiB of memory, weights included
 --largest  also the largest batch that fits, per method; most=256 rows at most
 
 --all      readings in the order of their importance, each kept in out=results/bench.json; a second call goes on. The
-           model is llama3_8b_random unless named (model=small: the small one); context=32768 long=131072 minutes=9
+           model is llama3_8b_random unless named (model=small: the small one, on a CPU too); context=32768 long=131072
+           minutes=9
 --write    the tables of --all into docs/speed.md; a blank cell was not run
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +85,7 @@ def main(words: list[str]) -> None:
 def everything(options: SimpleNamespace) -> None:
     """Take the readings of --all that time allows and show their tables."""
     from scripts.measure import bench_page as page
+    from scripts.measure.marked import kept
 
     out = Path(options.out)
     if options.minutes > 0:
@@ -97,7 +98,7 @@ def everything(options: SimpleNamespace) -> None:
         measure(options)
     elif not out.exists():
         raise InputError(f"{out}: there is no such file", "leave --minutes 0 out: --all takes the readings")
-    text = page.tables(json.loads(out.read_text()), options.context, options.long)
+    text = page.tables(kept(out), options.context, options.long)
     print(text)
     if options.write:
         page.write(text)

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from d2o.errors import InputError
 from d2o.eviction import Entries, Merge
+from d2o.kernels.sums import TILE_ELEMENTS_GPU
 from d2o.layer import KVLayer
 from d2o.merge import SIMILARITIES, nearest
 from d2o.rows import LastRows, group_sum
@@ -145,7 +146,8 @@ class KeepKV(KVLayer):
         heads, n = order.shape
         cosine = torch.full((heads, n), NEVER, device=order.device)
         target = torch.zeros_like(order)
-        height = max(1, SIMILARITIES // n)
+        room = SIMILARITIES if order.device.type == "cpu" else TILE_ELEMENTS_GPU  # few launches there
+        height = max(1, room // n)
         for head in range(heads):
             keys = torch.nn.functional.normalize(self.keys[row, head].index_select(0, order[head]).float(), dim=-1)
             for start in range(1, n, height):

@@ -126,7 +126,8 @@ class KVzip(RaggedLayer):
             layer.counts = []
         for b, n in enumerate(lengths):
             slots = min(n, budget.slots(n))
-            scores = torch.stack([layer.importance()[b, :, :n] for layer in layers])  # [L, Hkv, n]
+            place = first.positions.device  # layers may lie on several
+            scores = torch.stack([layer.importance()[b, :, :n].to(place) for layer in layers])  # [L, Hkv, n]
             counts = torch.tensor(first.shares(scores, slots)).view(len(layers), heads).tolist()
             for layer, own in zip(layers, counts, strict=True):
                 layer.counts.append(own)

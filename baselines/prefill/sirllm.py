@@ -69,6 +69,7 @@ class SirLLM(KVLayer):
             for handle in handles:
                 handle.remove()
         ids, states = fed[0]
+        ids = ids.to(states.device)  # the first and the last layer may lie on several devices
         for own in said:  # nothing where the model's own forward is another's, d2o/stock/
             check(model, states[:, -1], own.float())
         if not self.before:

@@ -32,6 +32,10 @@ class Part:
         """Rows of the cache."""
         return len(self.cache.prompt)
 
+    def own(self, x: Tensor) -> Tensor:
+        """Of `x [B, ...]` those that take part, `[b, ...]`; nothing is copied to the device where all do."""
+        return x if len(self.rows) == self.batch else x[self.rows]
+
     def attend(self, layer_idx: int, new: Sequence[Tensor], scale: Scale, again: bool) -> Tensor:
         """Attention `[b, Hq, n, D]` of `new`: q `[b, Hq, n, D]`, k, v `[b, Hkv, n, D]` of the rows that take part."""
         layer, feed = self.cache.layers[layer_idx], Feed([new[0].shape[2]] * self.batch, again=again)
@@ -79,7 +83,7 @@ class SplitLayer(KVLayer):
         self.seen = [layer.seen[b] for part, layer in zip(parts, layers, strict=True) for b in part.rows]
         self.held = [layer.held[b] for part, layer in zip(parts, layers, strict=True) for b in part.rows]
         if self.index == 0:  # position_ids are told from the first layer
-            self.now = torch.cat([layer.now[part.rows] for part, layer in zip(parts, layers, strict=True)])
+            self.now = torch.cat([part.own(layer.now) for part, layer in zip(parts, layers, strict=True)])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, row by row in its own cache."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2o.errors import InputError
 from d2o.kernels.logits import Logits, Scale, biased, of_rows, scaled, sinks_of
 
 HALF = (torch.float16, torch.bfloat16)
@@ -63,7 +64,10 @@ def attend_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> t
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
     groups = q.shape[1] // k.shape[1]
     k, v = repeat_heads(k, groups), repeat_heads(v, groups)
-    if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16):
+    if q.device.type == "cuda" and q.dtype in HALF:
+        if by_cudnn(q, k, v, causal):
+            found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, scale=scale)
+            return found[0], found[1].squeeze(-1)  # its LSE is [B, Hq, n, 1]
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
         return out, lse
     if q.device.type == "cuda":
@@ -72,6 +76,21 @@ def attend_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> t
         )
         return out, lse[..., : q.shape[2]]  # the kernel pads the rows of its LSE
     raise NotImplementedError(f"no attention kernel that returns its log-sum-exp is known for {q.device.type}")
+
+
+def by_cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
+    """Whether cuDNN's attention gives the LSE of `q [B, Hq, n, D]`, `k, v [B, Hq, T, D]` on CUDA, as D2O_LSE says:
+    flash never (where nothing is said), cudnn where it can, auto where it also is known to be the faster one, from
+    Hopper on. Raises InputError for another word."""
+    said = os.environ.get("D2O_LSE") or "flash"
+    if said not in ("flash", "cudnn", "auto"):
+        raise InputError(f"D2O_LSE={said}: there is no such kernel", "flash, cudnn or auto")
+    if said == "flash" or max(q.shape[3], v.shape[3]) > 128:
+        return False
+    if said == "auto" and torch.cuda.get_device_capability(q.device) < (9, 0):
+        return False
+    params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, causal, False)
+    return torch.backends.cuda.can_use_cudnn_attention(params)
 
 
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

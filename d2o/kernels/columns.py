@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2o.kernels import launch as start
 from d2o.kernels.triton import INTERPRETED, LOG2E, padded_width
 
 ROWS = 128  # a multiple of every BQ: the log-sum-exp is padded to it
@@ -140,11 +141,12 @@ def sums_into(
     if tile is None and half and dim <= 128 and n * total >= WORTH and tunes():
         kernel = _tuned()
         if (q.dtype, dim, long) not in _SEEN:
-            kernel[grid(min(pairs, 4))](*words, **fixed)  # a few heads tell the tiles apart as well as all
+            start.launch(kernel, grid(min(pairs, 4)), *words, **fixed)  # a few heads tell tiles apart as all do
             _SEEN.add((q.dtype, dim, long))
-        kernel[grid(pairs)](*words, **fixed)
+        start.launch(kernel, grid(pairs), *words, **fixed)
     else:
-        _sums_kernel[grid(pairs)](*words, **fixed, **(tile or usual_tile(dim, q.dtype)).config().all_kwargs())
+        cut = (tile or usual_tile(dim, q.dtype)).config().all_kwargs()
+        start.launch(_sums_kernel, grid(pairs), *words, **fixed, **cut)
 
 
 _SEEN: set[tuple[torch.dtype, int, bool]] = set()  # what tiles were chosen for

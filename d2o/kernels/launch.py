@@ -1,4 +1,4 @@
-"""How the kernels of a decode step are started, and which of them are in use.
+"""How kernels of Triton are started, and which of a decode step are in use.
 
 A step takes four of them, each beside the operations of torch that do the same on any device. On CUDA they are
 Triton's; on a CPU, for float32, their twins of d2o/kernels/twins/, which numba compiles where it is installed:
@@ -20,7 +20,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -88,11 +88,12 @@ def _twin_serves(keys: Tensor) -> bool:
     return keys.is_cpu and keys.dtype is torch.float32 and _has_numba()
 
 
-def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> None:
-    """Start a kernel of Triton on the device of its first tensor."""
-    device = args[0].device
+def launch(kernel: Any, grid: Sequence[int] | Callable[[dict], tuple[int, ...]], *args: Any, **constants: Any) -> None:
+    """Start a kernel of Triton on the device of its first tensor, whichever is the current one. `grid`: the programs,
+    or what tells them from the kernel's constants."""
+    grid, device = grid if callable(grid) else tuple(grid), args[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[tuple(grid)](*args, **constants)
+            kernel[grid](*args, **constants)
     else:
-        kernel[tuple(grid)](*args, **constants)
+        kernel[grid](*args, **constants)

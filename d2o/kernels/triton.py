@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from d2o.kernels import launch as start
+
 LOG2E = 1.4426950408889634
 INTERPRETED = triton.knobs.runtime.interpret  # its product multiplies the bits of bfloat16 numbers: they are widened
 BLOCK = 64  # evicted and kept slots of one tile
@@ -63,8 +65,9 @@ def nearest_into(evicted: Tensor, keys: Tensor, inverse: Tensor, best: Tensor, s
     batch, heads, left, dim = evicted.shape
     kept = keys.shape[2]
     evicted, keys = (x if x.stride(3) == 1 else x.contiguous() for x in (evicted, keys))
-    _nearest_kernel[(triton.cdiv(left, BLOCK), batch * heads)](
-        evicted, keys, inverse.contiguous(), best, slot, left, kept, heads, *evicted.stride()[:3], *keys.stride()[:3],
+    start.launch(
+        _nearest_kernel, (triton.cdiv(left, BLOCK), batch * heads), evicted, keys, inverse.contiguous(), best, slot,
+        left, kept, heads, *evicted.stride()[:3], *keys.stride()[:3],
         D=dim, BD=padded_width(dim), BE=BLOCK, BK=BLOCK, UPCAST=INTERPRETED,
     )  # fmt: skip
 

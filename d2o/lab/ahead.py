@@ -9,23 +9,28 @@ take little memory: for a larger model that is one, and all is as without this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from d2o.attention import calls_sdpa_itself
+from d2o.cache import KVCache
 from d2o.engine.probe import token_bytes
 from d2o.engine.reading import shares_prefill
+from d2o.engine.replies import Asked, Watch
 from d2o.errors import InputError
 from d2o.lab.answer import Completion
 from d2o.lab.lab import Lab
-from d2o.lab.verbs import answers
+from d2o.lab.verbs import answer_prompts
+from d2o.models.prompt import stop_at
 
+T = TypeVar("T")
 ROWS = 8  # prompts of one batch at most; more gained nothing at 1,024 tokens
 TOKENS = 1 << 14  # of one batch, for what a forward pass holds
 BYTES = 1 << 28  # of keys and values of one batch: its prompts, and what every lab keeps of them
@@ -56,12 +61,27 @@ def answer_ahead(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> list
     batches = -(-len(same) // (threads * size)) * threads
     size = -(-len(same) // batches)  # alike, so that no thread waits for another
     parts = [same[start : start + size] for start in range(0, min(len(same), threads * size), size)]
-    work = partial(_answer, labs, most, len(parts))
+    return _in_threads(partial(_answer, labs, most, len(parts)), parts)
+
+
+def _in_threads(work: Callable[[Watch | None, Sequence[Next]], list[T]], parts: Sequence[Sequence[Next]]) -> list[T]:
+    """What `work` gives for each of `parts`, one behind the other, each on a thread of its own. What ends one of them,
+    or the wait for them, such as Ctrl-C, ends all at their next step."""
     if len(parts) == 1:
-        return work(parts[0])
+        return work(None, parts[0])
+    ended = threading.Event()
+
+    def watch(when: str, cache: KVCache) -> None:
+        if ended.is_set():
+            raise RuntimeError("another thread ended")
+
     each = max(1, torch.get_num_threads() // len(parts))
     with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(each,)) as pool:
-        return [batch for part in pool.map(work, parts) for batch in part]
+        try:
+            return [batch for found in pool.map(partial(work, watch), parts) for batch in found]
+        except BaseException:
+            ended.set()
+            raise
 
 
 def can_answer_ahead(lab: Lab) -> bool:
@@ -86,11 +106,15 @@ def _at_once(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> int:
     return rows // max(len(one.prompts) for one in coming)
 
 
-def _answer(labs: Sequence[Lab], most: int, threads: int, part: Sequence[Next]) -> list[list[Any]]:
+def _answer(
+    labs: Sequence[Lab], most: int, threads: int, watch: Watch | None, part: Sequence[Next]
+) -> list[list[list[Completion] | InputError]]:
     """Per batch of `part`, what every lab answers; seconds are divided among `threads` that work beside each other, so
     that the rows' seconds add up to the time that passed."""
     prompts = [prompt for one in part for prompt in one.prompts]
-    told = answers(labs, most, prompts, *part[0].asked[1:])
+    new, stop, when, _ = part[0].asked[1:]
+    asked = Asked(new, stop_at(labs[0].loaded, stop), when == "again", watch)
+    told = answer_prompts(labs, most, prompts, asked, when == "after")
     for one in told:
         for completion in one if isinstance(one, list) else ():
             for name in ("prefill_s", "decode_s"):

@@ -33,9 +33,15 @@ def answers(
     draws: Draws | None = None,
 ) -> list[list[Completion] | InputError]:
     """Answers of a batch."""
-    questions = [prompt.question for prompt in prompts] if when == "after" else None
-    texts, ends = [prompt.ids for prompt in prompts], stop_at(labs[0].loaded, stop)
-    asked = Words(max_new_tokens, ends, when == "again", draws=draws)
+    asked = Words(max_new_tokens, stop_at(labs[0].loaded, stop), when == "again", draws=draws)
+    return answer_prompts(labs, most, prompts, asked, when == "after")
+
+
+def answer_prompts(
+    labs: Sequence[Lab], most: int | None, prompts: Sequence[Encoded], asked: Words, apart: bool
+) -> list[list[Completion] | InputError]:
+    """Answers of a batch as `asked` says; `apart`: the questions are fed after the eviction."""
+    texts, questions = [prompt.ids for prompt in prompts], [prompt.question for prompt in prompts] if apart else None
     told = respond_together(_engines(labs), texts, questions, [asked] * len(labs), most)
     fed = texts if questions is None else questions
     return _each(labs, told, lambda lab, one: lab.completions(fed, one))

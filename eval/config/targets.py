@@ -7,11 +7,14 @@ none, whatever it names.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -89,13 +92,31 @@ def find_target(node: DictConfig, where: str, plugins: Sequence[str] = ()) -> Ca
     return found
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around what imports much that stays: the collector looks for garbage among it again and again while it comes and
+    whenever a quarter more came, so what is there is left out of that until the process ends."""
+    before, enabled = len(sys.modules), gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > before:
+            gc.freeze()
+            atexit.unregister(gc.unfreeze)
+            atexit.register(gc.unfreeze)  # or extensions say at the end that their objects leak
+        if enabled:
+            gc.enable()
+
+
 def _imported(target: str, where: str) -> Any:
     """The longest module that the target begins with, and from there by its names."""
     parts = target.split(".")
     for size in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:size])
         try:
-            found = importlib.import_module(name)
+            with importing():
+                found = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
                 continue

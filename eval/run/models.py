@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.cells.identity import model_name
 from eval.config.build import build, check_given, text_of
+from eval.config.targets import importing
 from eval.run.dry_run import Size
 from eval.run.plan import Plan, budget_of, sampling_of
 from eval.tasks.sample import Sample
@@ -30,9 +31,10 @@ _tokens: dict[tuple[str, str], int] = {}  # of a task's row under the last model
 def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
     """The model of a cell under its method and budget; `drawing`: one that draws an atlas of what it is asked;
     `shared`: one for `share_labs`."""
-    from d2o.lab.atlas import AtlasLab
-    from d2o.lab.lab import Lab
-    from d2o.lab.together import SharedLab
+    with importing():
+        from d2o.lab.atlas import AtlasLab
+        from d2o.lab.lab import Lab
+        from d2o.lab.together import SharedLab
 
     cfg = planned.composed.cfg
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": planned.task.longest}
@@ -67,7 +69,8 @@ def load_model(cfg: Any) -> LoadedModel:
             logging.disable_progress_bar()
         if sys.stderr.isatty():  # a log says what it is about in other lines
             print(f"loading model {model_name(cfg.model, 'model')}", file=sys.stderr, flush=True)
-        _last[key] = build(cfg.model, "model", cfg.plugins, dtype=cfg.engine.dtype, device=cfg.engine.device)
+        with importing():
+            _last[key] = build(cfg.model, "model", cfg.plugins, dtype=cfg.engine.dtype, device=cfg.engine.device)
     return _last[key]
 
 

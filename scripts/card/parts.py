@@ -25,10 +25,9 @@ LINES = 6  # of a failed part's error
 def work(given: SimpleNamespace, only: list[str]) -> int:
     """The words of scripts/check_gpu.py: run what `given.out` has no result for yet. 1 where something failed, 3 where
     the process cannot go on and another one should."""
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("torch sees no CUDA device", "run it where there is one, or --device cpu to try the check")
+    device = _device(given.device)
     torch.set_num_threads(min(4, torch.get_num_threads()))  # the models are small
-    device, out = torch.device(given.device), Path(given.out)
+    out = Path(given.out)
     state = json.loads(out.read_text()) if out.exists() else {"device": describe(device), "parts": []}
     if not state["parts"]:
         print(", ".join(f"{key} {value}" for key, value in state["device"].items()), flush=True)
@@ -49,6 +48,18 @@ def work(given: SimpleNamespace, only: list[str]) -> int:
         if found["passed"] is False and _is_lost(device):
             return 3
     return _summary(state, out)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}", "cuda, cuda:1 or cpu") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch sees no CUDA device", "run it where there is one, or --device cpu to try the check")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices", "--device cuda:0")
+    return device
 
 
 def attempt(check: Check) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2o.kernels.attend import attend, attend_lse, attend_row, repeat_heads, triton_serves
+from d2o.kernels.attend import HALF, attend, attend_lse, attend_row, by_cudnn, repeat_heads, triton_serves
 from d2o.kernels.sums import column_sums
 from d2o.merge import nearest
 from scripts.card.check import Failed
@@ -32,6 +35,7 @@ def parts(device: torch.device) -> Iterator[tuple[str, Callable[[], dict[str, An
     if device.type == "cuda":
         yield "sums bfloat16 8192", functools.partial(long_sums, device)
         yield "flash by groups", functools.partial(by_groups, device)
+        yield "cudnn lse", functools.partial(cudnn_lse, device)
 
 
 def in_use(device: torch.device) -> dict[str, Any]:
@@ -74,6 +78,26 @@ def by_groups(device: torch.device) -> dict[str, Any]:
     except RuntimeError as error:
         return {"taken": False, "said": str(error).splitlines()[0]}
     return {"taken": True, "out": _apart(out, wanted, torch.bfloat16), "lse": _apart(its, lse, torch.float32, 1e-3)}
+
+
+def cudnn_lse(device: torch.device) -> dict[str, Any]:
+    """cuDNN's attention beside flash's: outputs and log-sum-exp of a causal block and of one over older keys, in both
+    half precisions. Nothing here relies on it, unless D2O_LSE asks for it."""
+    found: dict[str, Any] = {}
+    for dtype, name in itertools.product(HALF, ("D 128", "D 64")):
+        q, k, v = (x.to(device) for x in _inputs(dtype, *SHAPES[name]))
+        for causal, keys in ((True, q.shape[2]), (False, q.shape[2] // 2)):
+            given = q, k[:, :, :keys], v[:, :, :keys], q.shape[3] ** -0.5, causal
+            with mock.patch.dict(os.environ, D2O_LSE="cudnn"):
+                taken = by_cudnn(q, *(repeat_heads(x, q.shape[1] // x.shape[1]) for x in given[1:3]), causal)
+                if not taken:
+                    return {"taken": False, "at": f"{dtype} {name}"}
+                out, lse = attend_lse(*given)
+            with mock.patch.dict(os.environ, D2O_LSE="flash"):
+                wanted, right = attend_lse(*given)
+            label = f"{name} {str(dtype)[6:]} {'causal' if causal else 'older'}"
+            found |= {label: _apart(out, wanted, dtype), f"{label} lse": _apart(lse, right, torch.float32, 1e-3)}
+    return {"taken": True} | found
 
 
 def sums(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> dict[str, Any]:

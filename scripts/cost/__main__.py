@@ -10,7 +10,8 @@ next to no memory. Triton has to be installed, as its kernels are part of the li
 methods=    commas between; default: all of configs/method but those that need a package
 contexts=   8192,32768,131072 tokens of one prompt
 budget=0.2  for all methods but full
-layers=4,8  how many layers are traced: two depths, carried on to the model's 32 in a straight line; or one, as it is
+layers=1,2  how many layers are traced: two depths, carried on to the model's 32 in a straight line; or one, as it is
+out=        results/cost.json: what was computed is kept there, and a second call goes on; remove it after a change
 --write     into docs/speed.md
 """
 
@@ -20,6 +21,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -32,13 +34,17 @@ from scripts.command import ROOT, read, run
 if TYPE_CHECKING:
     from scripts.cost.trace import Found
 
-KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (4, 8), "write": False}
+KEYS = {"methods": "", "contexts": (8192, 32768, 131072), "budget": 0.2, "layers": (1, 2), "out": "results/cost.json",
+        "write": False}  # fmt: skip
 LAYERS = 32  # of the model
 PACKAGED = ("kvpress",)  # is another's code, and reads prompts in its own way
 KNOBS = {  # what a model of random weights has no file for
-    "locret": {"heads": "random"}, "duo_attention": {"gates": "prompt"}, "qfilter": {"stats": "prompt"},
-    "triattention": {"stats": "prompt"}, "headkv": {"scores": "prompt"},
-}  # fmt: skip
+    "duo_attention": {"gates": "prompt"},
+    "headkv": {"scores": "prompt"},
+    "locret": {"heads": "random"},
+    "qfilter": {"stats": "prompt"},
+    "triattention": {"stats": "prompt"},
+}
 
 
 def main(words: list[str]) -> None:
@@ -48,13 +54,27 @@ def main(words: list[str]) -> None:
     _check(given)
     from scripts.cost import page
 
-    texts = []
+    texts, depth = [], LAYERS if len(given.layers) == 2 else given.layers[0]
     for context in given.contexts:
-        found = {name: _found(name, context, given) for name in names}
-        texts.append(page.length_table(context, found, LAYERS if len(given.layers) == 2 else given.layers[0]))
+        found = {name: _kept(name, context, given) for name in names}
+        texts.append(page.length_table(context, found, depth))
         print(texts[-1] + "\n", flush=True)
     if given.write:
         page.write(texts)
+
+
+def _kept(name: str, context: int, given: SimpleNamespace) -> Found | str:
+    """From the file, or computed and written there."""
+    from scripts.cost.trace import Found
+    from scripts.measure.marked import keep, kept
+
+    out, key = Path(given.out), f"{name} {context} {given.budget:g} {','.join(map(str, given.layers))}"
+    held = kept(out)
+    if key not in held:
+        found = _found(name, context, given)
+        held[key] = found if isinstance(found, str) else asdict(found)
+        keep(out, held)
+    return held[key] if isinstance(held[key], str) else Found.read(held[key])
 
 
 def _methods(given: SimpleNamespace) -> list[str]:
@@ -78,6 +98,7 @@ def _found(name: str, context: int, given: SimpleNamespace) -> Found | str:
     """What the method takes, or in a few words why it was not traced."""
     from d2o.budget import FULL, Budget
     from scripts.cost.trace import at_depths, carried
+    from scripts.cost.watch import TooMany
 
     depths: Sequence[int] = given.layers
     try:
@@ -86,7 +107,7 @@ def _found(name: str, context: int, given: SimpleNamespace) -> Found | str:
         return carried(at_depths(make, budget, context, depths), depths, LAYERS)
     except (RuntimeError, InputError) as error:
         print(f"{name} at {context}: {error}", file=sys.stderr)
-        return f"not traced: {type(error).__name__}"
+        return f"not traced: {error}" if isinstance(error, TooMany) else f"not traced: {type(error).__name__}"
 
 
 def method(name: str) -> Callable[[], Any]:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 CONTIGUOUS = torch.contiguous_format
@@ -18,7 +18,8 @@ CONTIGUOUS = torch.contiguous_format
 @contextlib.contextmanager
 def fake() -> Iterator[None]:
     """Around what runs on the fake GPU."""
-    with FakeTensorMode(allow_non_fake_inputs=False), Indexing(), mock.patch.object(nn.Module, "to", _moved):
+    module, reading = mock.patch.object(nn.Module, "to", _moved), mock.patch.object(FakeTensor, "tolist", _listed)
+    with FakeTensorMode(allow_non_fake_inputs=False), Indexing(), module, reading:
         yield
 
 
@@ -91,7 +92,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _listed(x: Tensor) -> Any:
-    """One reading of the device, whose answer stands for all of the tensor."""
+    """`x.tolist()` with one reading of the device, whose answer stands for all of the tensor."""
     if x.numel() == 0:
         return torch.empty(x.shape).tolist()
     found = x.view(-1)[0].item() if x.is_contiguous() else x.reshape(-1)[0].item()
@@ -106,7 +107,6 @@ OTHERWISE = {
     Tensor.copy_: torch.ops.aten.copy_.default,
     Tensor.contiguous: _dense,
     Tensor.__invert__: torch.ops.aten.bitwise_not,
-    Tensor.tolist: _listed,
     Tensor.__float__: lambda x: float(x.item()),
     Tensor.__int__: lambda x: int(x.item()),
     Tensor.__bool__: lambda x: bool(x.item()),

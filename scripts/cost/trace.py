@@ -86,6 +86,12 @@ class Found:
     prefill: Taken
     step: Taken
 
+    @classmethod
+    def read(cls, state: dict[str, dict[str, Any]]) -> Found:
+        """From what `dataclasses.asdict` made of it, through JSON."""
+        parts = {name: Taken(**{**part, "each": tuple(part["each"])}) for name, part in state.items()}
+        return cls(**parts)
+
 
 def llama(layers: int) -> nn.Module:
     """The model of configs/model/llama3_8b_random.yaml with so many layers. Inside `fake`: its weights are none."""

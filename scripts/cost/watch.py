@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,8 +26,16 @@ FREE = ("empty", "new_empty", "empty_like", "empty_strided", "view", "_unsafe_vi
         "lift_fresh")  # fmt: skip
 WAITING = ("nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "equal", "is_nonzero",
            "bincount", "repeat_interleave")  # fmt: skip
-READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}  # what the host is told, by type; else .5
+READ = {torch.bool: True, torch.int64: 1, torch.int32: 1}  # what the host is told, by type
+SMALL = 2**-6  # and else: what passes for an error of rounding, and can be divided by
 ATTENTION = "scaled_dot_product_attention"
+
+
+MOST = 50_000  # launches: beyond it nobody waits for the end of the list
+
+
+class TooMany(RuntimeError):
+    """More launches than are worth listing."""
 
 
 class Watch(TorchDispatchMode):
@@ -61,7 +69,7 @@ class Watch(TorchDispatchMode):
         """What the host is told of a number on the device."""
         if x.device.type == "cuda":
             self.note("_local_scalar_dense")
-        _, told = self.told.get(x.untyped_storage()._cdata, (x, READ.get(x.dtype, 0.5)))
+        _, told = self.told.get(x.untyped_storage()._cdata, (x, READ.get(x.dtype, SMALL)))
         return told
 
     def _sized(self, name: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -82,10 +90,20 @@ class Watch(TorchDispatchMode):
 
     def _launched(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         if _on_cuda(out):
+            if len(self.costs) >= MOST:
+                raise TooMany(f"more than {MOST:,} launches")
             cost = of_operation(func, args, kwargs, out)
             self.launches[cost.name] += 1
             self.costs.append(cost)
         return out
+
+    def kernel(self, name: str, given: Mapping[str, Any]) -> None:
+        """A launch of a kernel of Triton. Raises RuntimeError where its tensors are not all on one GPU."""
+        devices = {x.device for x in given.values() if isinstance(x, Tensor)}
+        if len(devices) > 1 or {d.type for d in devices} != {"cuda"}:
+            raise RuntimeError(f"{name} is given tensors on {sorted(map(str, devices))}")
+        self.launches[name] += 1
+        self.costs.append(of_kernel(name, given))
 
     def _waits(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
         if name in WAITING and _waits_for(name, func, args, kwargs):
@@ -138,38 +156,13 @@ def _on_cuda(out: Any) -> bool:
     return any(isinstance(x, Tensor) and x.device.type == "cuda" for x in found)
 
 
-class Kernel:
-    """In the place of a kernel of Triton: counts a launch, and raises where its tensors lie on several devices."""
-
-    def __init__(self, watch: Watch, kernel: Any) -> None:
-        self.watch, self.names, self.name = watch, kernel.arg_names, kernel.fn.__name__
-
-    def __getitem__(self, grid: Any) -> Kernel:
-        return self
-
-    def __call__(self, *args: Any, **constants: Any) -> None:
-        """A launch. Raises RuntimeError for tensors that are not all on one GPU."""
-        devices = {x.device for x in args if isinstance(x, Tensor)}
-        if len(devices) > 1 or {d.type for d in devices} != {"cuda"}:
-            raise RuntimeError(f"{self.name} is given tensors on {sorted(map(str, devices))}")
-        self.watch.launches[self.name] += 1
-        given = dict(zip(self.names, args, strict=False)) | constants
-        self.watch.costs.append(of_kernel(self.name, given))
-
-
 @contextlib.contextmanager
 def stand_in(watch: Watch) -> Iterator[None]:
     """While this lasts `watch` stands in for all kernels of Triton."""
     from d2o.kernels import columns, launch
-    from d2o.kernels import triton as nearest
 
     def started(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
-        Kernel(watch, kernel)(*args, **constants)
+        watch.kernel(kernel.fn.__name__, dict(zip(kernel.arg_names, args, strict=False)) | constants)
 
-    with (
-        mock.patch.object(columns, "_sums_kernel", Kernel(watch, columns._sums_kernel)),
-        mock.patch.object(columns, "tunes", lambda: False),
-        mock.patch.object(nearest, "_nearest_kernel", Kernel(watch, nearest._nearest_kernel)),
-        mock.patch.object(launch, "launch", started),
-    ):
+    with mock.patch.object(columns, "tunes", lambda: False), mock.patch.object(launch, "launch", started):
         yield

@@ -23,6 +23,7 @@ from scripts.measure import bench_readings as take
 from scripts.measure.bench_floors import Floors, measure_rates
 from scripts.measure.bench_runs import build_model, build_stock, device_clock
 from scripts.measure.bench_stock import PRESSES, presses
+from scripts.measure.marked import keep, kept
 
 BUDGET, CAP = 0.2, 24.0  # share of the prompt; GiB of a small card
 FIRST = ("d2o", "h2o", "snapkv", "full", "streaming_llm")  # at one row, in this order
@@ -31,7 +32,7 @@ MORE = ("d2o_stride8", "h2o_stride8", "tova")
 
 @dataclass(frozen=True)
 class Wanted:
-    """One reading: `kind` is stock | alone | most | cap; `name` a method or press."""
+    """One reading: `kind` is stock | alone | most | cap | lse; `name` a method or press, or what gives h2o its LSE."""
 
     kind: str
     name: str
@@ -55,6 +56,7 @@ def order(context: int, long: int) -> Iterator[Wanted]:
     yield Wanted("stock", "sdpa", context)
     yield from (Wanted("alone", name, context) for name in FIRST[:4])
     yield from (Wanted("most", name, context, 1, False) for name in ("full", "d2o"))
+    yield from (Wanted("lse", name, context) for name in take.LSE)
     yield from (Wanted("cap", name, long, 1, False) for name in ("streaming_chunks", "locret"))
     yield Wanted("stock", "sdpa", long, 1, False)
     yield from (Wanted("alone", name, long, 1, False) for name in ("d2o", "h2o", "snapkv"))
@@ -66,11 +68,13 @@ def order(context: int, long: int) -> Iterator[Wanted]:
 def measure(options: SimpleNamespace) -> dict[str, Any]:
     """The words of scripts/bench.py: take what `options.out` lacks, and give all that it then holds."""
     began, out = time.monotonic(), Path(options.out)
-    held = json.loads(out.read_text()) if out.exists() else {}
+    held = kept(out)
+    if options.model == "llama3_8b_random" and not torch.cuda.is_available():
+        raise InputError("torch sees no CUDA device", "run it where there is one, or --model small to try it on a CPU")
     model = build_model(options.model, options.long + 1200)
     bench = Bench(model, options)
     here = {"hardware": hardware(model), "model": options.model, "budget": BUDGET}
-    if held and any(held[key] != value for key, value in json.loads(json.dumps(here)).items()):
+    if held and any(held.get(key) != value for key, value in json.loads(json.dumps(here)).items()):
         raise InputError(f"{out} holds readings of another device, model or library", f"out={out.stem}2.json")
     held = held or here | {"readings": {}}
     held |= {"rates": asdict(bench.floors.rates), "floors": asdict(bench.floors)}
@@ -82,16 +86,9 @@ def measure(options: SimpleNamespace) -> dict[str, Any]:
             continue
         held["readings"][wanted.key] = found = bench.read(wanted)
         print(f"{wanted.key}: {_shown(found)}", flush=True)
-        _write(out, held)
-    _write(out, held)
+        keep(out, held)
+    keep(out, held)
     return held
-
-
-def _write(out: Path, held: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_suffix(".new")
-    fresh.write_text(json.dumps(held, indent=1))
-    fresh.replace(out)
 
 
 def _shown(found: dict[str, Any]) -> str:
@@ -133,6 +130,8 @@ class Bench:
                 return lambda: {"lacks": "kvpress"}
             press = None if wanted.name == "sdpa" else presses(1 - BUDGET)[f"kvpress {wanted.name}"]
             return lambda: take.stock(place, self.stock, press, wanted.context)
+        if wanted.kind == "lse":
+            return lambda: take.lse(place, wanted.name, wanted.context)
         if wanted.kind == "cap":
             return lambda: take.capped(place, wanted.name, wanted.context, CAP)
         if wanted.kind == "most":

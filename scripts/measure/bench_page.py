@@ -44,7 +44,8 @@ def tables(state: dict[str, Any], context: int, long: int) -> str:
     """Markdown of everything that was read."""
     held = Held(state, context, long)
     parts = [_machine(state), _bounds(held), _rows(held, context, [*ONE, *(n for n in NAMES if n.endswith("Press"))]),
-             _rows(held, long, ["sdpa", "snapkv", "h2o", "d2o"]), _capped(held), _most(held)]  # fmt: skip
+             _rows(held, long, ["sdpa", "snapkv", "h2o", "d2o"]), _lse(held), _capped(held),
+             _most(held)]  # fmt: skip
     return "\n\n".join(parts)
 
 
@@ -81,17 +82,29 @@ def _rows(held: Held, context: int, names: list[str]) -> str:
 
 def _row(held: Held, context: int, name: str) -> list[str]:
     read, floors = held.one(name, context), held.floors
-    said = read.get("lacks") and f"lacks {read['lacks']}"
+    said = f"lacks {read['lacks']}" if read.get("lacks") else "failed" if read.get("error") else ""
     prefill, step = held.prefill(name, context), held.step(name, context)
     peak = max(read.get("prefill_peak") or 0, read.get("decode_peak") or 0)
     graph = read.get("graph_s")
-    return [NAMES.get(name, f"`{name}`"), f"{prefill:.3f}" if prefill else said or "",
+    return [NAMES.get(name, f"`{name}`"), f"{prefill:.3f}" if prefill else said,
             _ratio(prefill, held.prefill("sdpa", context)),
             f"{floors.prefill(name, 1, context) / prefill:.0%}" if prefill else "",
             f"{read['step_s'] * 1e3:.2f}" if read.get("step_s") else "", f"{graph * 1e3:.2f}" if graph else "",
             _ratio(held.step("sdpa", context), step), f"{floors.step(read['kv_bytes']) / step:.0%}" if step else "",
             _ratio(read.get("kv_bytes"), read.get("budget_bytes"), 4),
             f"{(peak + floors.weights) / GIB:.1f}" if peak else ""]  # fmt: skip
+
+
+def _lse(held: Held) -> str:
+    """The two kernels that can give h2o and d2o the log-sum-exp of a prefill."""
+    rows = []
+    for name in ("flash", "cudnn"):
+        read = held.of("lse", name, held.context)
+        layer, prefill = (min(read.get(key, []), default=None) for key in ("layer_s", "prefill_s"))
+        lacks = "does not serve" if read.get("lacks") else ""
+        rows.append([f"`{name}`", f"{layer * 1e3:.2f}" if layer else lacks, f"{prefill:.3f}" if prefill else "",
+                     _ratio(prefill, held.prefill("sdpa", held.context))])  # fmt: skip
+    return _table([f"log-sum-exp at {held.context:,}", "one layer ms", "prefill of `h2o` s", "x transformers"], rows)
 
 
 def _capped(held: Held) -> str:

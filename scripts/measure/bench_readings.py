@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from d2o.engine.engine import Engine
 from d2o.engine.graph import check_graph
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
+from d2o.kernels.attend import attend_lse, by_cudnn, repeat_heads
 from d2o.lab.memory import GIB, Peak, is_out_of_memory, limited, weights_bytes
 from scripts.measure.bench_runs import METHODS, build_method
 from scripts.measure.bench_stock import stock_run
@@ -23,6 +26,7 @@ ANSWER = 1024  # tokens of an answer, in a throughput
 AT_ONCE = 32768  # tokens of all rows in one forward of a prefill of many rows
 ACTIVATIONS, SPARE = 6 * GIB, 0.94  # of that forward; and the share of the memory that is counted on
 TRIES = 3
+LSE = ("flash", "cudnn")  # kernels that give the log-sum-exp: D2O_LSE
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,33 @@ def alone(place: Place, name: str, context: int) -> dict[str, Any]:
     peak.start()
     found |= steps(place, engine, cache, logits.argmax(-1))
     return found | {"decode_peak": peak.read(), **resident(engine, cache, context)}
+
+
+@torch.inference_mode()
+def lse(place: Place, name: str, context: int) -> dict[str, Any]:
+    """Seconds of one layer's causal attention with its log-sum-exp by the kernel `name`, as D2O_LSE names it, and of a
+    prefill of h2o with it; that it is lacking where it does not serve."""
+    config, like = place.model.config, next(place.model.parameters())
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+    q, k, v = (torch.randn(1, n, context, dim, dtype=like.dtype, device=like.device) for n in heads)
+    with mock.patch.dict(os.environ, D2O_LSE=name):
+        wide = [repeat_heads(x, heads[0] // heads[1]) for x in (k, v)]
+        if name == "cudnn" and not (like.is_cuda and by_cudnn(q, *wide, True)):
+            return {"lacks": "cudnn"}
+        layer = _rounds(place, lambda: attend_lse(q, k, v, dim**-0.5, True))
+        engine, prompts = place.engine("h2o"), prompts_of(1, context)
+        return {"layer_s": layer, "prefill_s": _rounds(place, lambda: engine.prefill(prompts, 2 * (STEPS + WARM)))}
+
+
+def _rounds(place: Place, work: Callable[[], object]) -> list[float]:
+    """Seconds of every round, after one to warm up."""
+    seconds = []
+    for _ in range(1 + place.rounds):
+        began = place.clock()
+        work()
+        seconds.append(place.clock() - began)
+    return seconds[1:]
 
 
 @torch.inference_mode()

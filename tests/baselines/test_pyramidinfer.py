@@ -35,7 +35,7 @@ def test_3_decoding_equals_an_explicit_mask(family, variant):
         if layer.table is not None:
             missing = torch.ones(LENGTH, dtype=torch.bool).index_fill(0, layer.table[0], False)
             mask[:, :LENGTH, :LENGTH] &= ~missing | torch.eye(LENGTH, dtype=torch.bool)
-    assert cache.layers[-1].fed[0] < LENGTH, "nothing was dropped: the comparison shows nothing"
+    assert cache.layers[-1].reads[0] < LENGTH, "nothing was dropped: the comparison shows nothing"
     expected = Oracle(build(family)).logits(text + feed, masks)[LENGTH - 1 :]
     torch.testing.assert_close(torch.stack(ours), expected, atol=1e-5, rtol=1e-4)
 
@@ -72,7 +72,7 @@ def test_9_positions_over_512_tokens():
     model, text = build("llama_gqa"), prompt(96)
     run = open_engine(model, METHODS["exact"], 0.6)
     cache, _ = run.prefill([text])
-    held = [(layer.fed[0], layer.slots[0]) for layer in cache.layers]
+    held = [(layer.reads[0], layer.slots[0]) for layer in cache.layers]
     assert any(slots < seen for seen, slots in held) and held[-1][0] < 96, "less is compared than there is"
     with torch.inference_mode():
         plain = plain_positions(build("llama_gqa"), text, cache.layers[0].windows[0], held)

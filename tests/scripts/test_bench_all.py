@@ -49,6 +49,8 @@ def test_every_reading_is_taken_once_and_shown(out, monkeypatch, capsys):
     assert float(many["`d2o`"]["tokens/s"]) > 0 and many["`d2o`"]["rows"] == "2"
     assert cells(said, "asked")["prefill of 96, `d2o` / transformers"]["kept"] in ("yes", "no")
     assert cells(said, "asked")["GiB of `locret` at 128"]["kept"] == ""
+    by = cells(said, "log-sum-exp at 96")
+    assert float(by["`flash`"]["one layer ms"]) > 0 and by["`cudnn`"]["one layer ms"] == "does not serve"
 
     monkeypatch.setattr(bench_readings, "capped", broken)
     bench.main(["--all", "--out", str(out), *SIZES])
@@ -72,7 +74,8 @@ def test_what_there_is_no_time_for_is_blank(out, capsys):
 def test_the_page_has_a_cell_for_every_reading(tmp_path, monkeypatch):
     blank = bench_page.tables({}, 32768, 131072)
     page = bench_page.PAGE.read_text(encoding="utf-8")
-    for head in ("asked", "32,768 tokens", "131,072 tokens", "131,072 tokens in 6,000 slots", "32,768 + 1,024 tokens"):
+    for head in ("asked", "32,768 tokens", "131,072 tokens", "131,072 tokens in 6,000 slots",
+                 "log-sum-exp at 32,768", "32,768 + 1,024 tokens"):
         there, wanted = cells(page, head), cells(blank, head)
         assert list(there) == list(wanted)
         assert [list(row) for row in there.values()] == [list(row) for row in wanted.values()]
@@ -85,6 +88,28 @@ def test_the_page_has_a_cell_for_every_reading(tmp_path, monkeypatch):
     bench_page.PAGE.write_text("no marks\n")
     with pytest.raises(InputError, match="no place"):
         bench_page.write("new")
+
+
+def test_a_torn_file_and_no_device_are_said_at_once(tmp_path, monkeypatch):
+    torn = tmp_path / "torn.json"
+    torn.write_text('{"hardware": {')
+    for words in (["--all"], ["--all", "--minutes", "0"]):
+        with pytest.raises(InputError, match="cannot be read as JSON") as caught:
+            bench.main([*words, "--out", str(torn)])
+        assert "remove it" in caught.value.hint
+    torn.write_text("[]")
+    with pytest.raises(InputError, match="holds no readings"):
+        bench.main(["--all", "--out", str(torn)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA device") as caught:
+        bench.main(["--all", "--out", str(tmp_path / "none.json")])
+    assert "--model small" in caught.value.hint
+
+
+def test_a_failed_reading_is_no_blank_cell():
+    state = {"readings": {"alone d2o 96": {"error": "RuntimeError: no"}, "alone h2o 96": {"lacks": "memory"}}}
+    one = cells(bench_page.tables(state, 96, 128), "96 tokens")
+    assert [one[name]["prefill s"] for name in ("`d2o`", "`h2o`", "`full`")] == ["failed", "lacks memory", ""]
 
 
 def test_nothing_read_yet(tmp_path):

@@ -35,6 +35,12 @@ def test_without_a_gpu_it_says_so_in_two_lines(monkeypatch):
     with pytest.raises(InputError, match="no CUDA device") as caught:
         check_gpu.main(["--child", "--out", "nowhere.json"])
     assert "--device cpu" in caught.value.hint
+    with pytest.raises(InputError, match="--device warp"):
+        check_gpu.main(["--child", "--device", "warp", "--out", "nowhere.json"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="sees 2 CUDA devices"):
+        check_gpu.main(["--child", "--device", "cuda:2", "--out", "nowhere.json"])
 
 
 def test_an_unknown_word_is_refused():

@@ -109,10 +109,13 @@ def test_a_wrong_word_is_refused(word):
         command.main([word])
 
 
-def test_every_method_is_in_the_table(monkeypatch, capsys):
-    names = []
-    monkeypatch.setattr(command, "_found", lambda name, context, given: names.append(name) or "not traced")
-    command.main(["contexts=64"])
+def test_every_method_is_in_the_table(monkeypatch, capsys, tmp_path, d2o):
+    """And is computed once: a second call reads the file."""
+    names, out = [], tmp_path / "deep" / "cost.json"
+    monkeypatch.setattr(command, "_found", lambda name, context, given: names.append(name) or d2o)
+    for _ in range(2):
+        command.main(["contexts=64", f"out={out}"])
+        said = capsys.readouterr().out
+        assert "64 tokens" in said and "| `d2o` | 0.9 |" in said
     known = {path.stem for path in Path("configs/method").glob("*.yaml")} - set(command.PACKAGED)
-    assert names[0] == "full" and set(names) == known
-    assert "64 tokens" in capsys.readouterr().out
+    assert names[0] == "full" and set(names) == known and len(names) == len(known)

@@ -185,7 +185,8 @@ def test_they_compile_for_three_kinds_of_card() -> None:
     """Without a GPU: the assembler ships with triton. At least two programs fit a multiprocessor, since the products of
     one run while another takes its exponentials: it has 64 K registers and 227 KB (an A100 163) of shared memory. What
     does not fit the registers is a few numbers."""
-    ran = _ahead(*WORDS, "90:nearest")
+    nearest = [f"{card}:nearest" for card in (80, 90, 100)]
+    ran = _ahead(*WORDS, *nearest)
     assert {word.split(":")[1] for word in WORDS} == {
         f"{tile.keys}x{tile.rows},{tile.warps},{tile.stages}" for tile in columns.TUNED
     }
@@ -195,7 +196,9 @@ def test_they_compile_for_three_kinds_of_card() -> None:
         assert ran[word]["shared"] + 1024 <= room * 1024 // 2, word
         assert ran[word]["stack"] <= 96, word
         assert ran[word]["wgmma"] == word.startswith("90"), word  # the tensor cores' own instruction
-    assert ran["90:nearest"]["shared"] < 227 * 1024 and ran["90:nearest"]["stack"] == 0
+    for word in nearest:
+        room = 163 if word.startswith("80") else 227
+        assert ran[word]["shared"] < room * 1024 and ran[word]["stack"] == 0, word
 
 
 def _ahead(*words: str) -> dict[str, dict]:

@@ -1,14 +1,17 @@
 """What a task will ask is found for several batches at once, and every row is the one that its lab makes alone."""
 
 import threading
+import time
 
 import pytest
 from test_shared import Fails, bare, labs, loaded, together
 from zoo import METHODS
 
 from d2o.lab import ahead
+from d2o.lab.ahead import Next
 from d2o.lab.lab import Lab
 from d2o.lab.together import SharedLab
+from d2o.models.prompt import Encoded
 from eval.tasks.mini.task import Mini
 
 NAMES = ("pyramidinfer", "full", "d2o", "h2o")  # the first reads apart
@@ -18,13 +21,13 @@ ROWS = 5
 @pytest.fixture
 def sizes(monkeypatch):
     """How many labs and prompts were answered at once, call by call, where there are two threads; and in which."""
-    found, answers = [], ahead.answers
+    found, answers = [], ahead.answer_prompts
 
     def counted(labs, most, prompts, *words):
         found.append((len(labs), len(prompts), threading.get_ident()))
         return answers(labs, most, prompts, *words)
 
-    monkeypatch.setattr(ahead, "answers", counted)
+    monkeypatch.setattr(ahead, "answer_prompts", counted)
     monkeypatch.setattr(ahead, "_threads", lambda: 2)
     return found
 
@@ -101,3 +104,24 @@ def test_who_may_answer_ahead():
     assert ahead.can_answer_ahead(Lab(loaded("tiny"), make, 0.4))
     assert not ahead.can_answer_ahead(Lab(loaded("tiny"), make, 0.4, chunk=16)), "a row's pieces would be another's"
     assert not ahead.can_answer_ahead(Lab(loaded("tiny"), METHODS["pyramidinfer"], 0.4)), "it changes the model"
+
+
+def test_what_ends_one_thread_ends_all(monkeypatch):
+    """As Ctrl-C ends the wait for them: nobody waits for an answer of a thousand tokens."""
+    seen = []
+
+    def answer(labs, most, prompts, asked, apart):
+        if prompts[0].ids == [1]:
+            raise KeyboardInterrupt
+        for step in range(500):
+            time.sleep(0.01)
+            seen.append(step)
+            asked.show("step", None)
+
+    monkeypatch.setattr(ahead, "answer_prompts", answer)
+    monkeypatch.setattr(ahead, "_threads", lambda: 2)
+    lab = Lab(loaded("tiny"), METHODS["h2o"], 0.4)
+    coming = [Next(([Encoded([i], False)], 4, (), "before", None), frozenset({1})) for i in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        ahead.answer_ahead([lab], [coming[1], *coming[2:], coming[0]], 64)
+    assert len(seen) < 500
