@@ -82,7 +82,7 @@ def by_groups(device: torch.device) -> dict[str, Any]:
 
 def cudnn_lse(device: torch.device) -> dict[str, Any]:
     """cuDNN's attention beside flash's: outputs and log-sum-exp of a causal block and of one over older keys, in both
-    half precisions. Nothing here relies on it, unless D2O_LSE asks for it."""
+    half precisions."""
     found: dict[str, Any] = {}
     for dtype, name in itertools.product(HALF, ("D 128", "D 64")):
         q, k, v = (x.to(device) for x in _inputs(dtype, *SHAPES[name]))

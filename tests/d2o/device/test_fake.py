@@ -204,7 +204,7 @@ def test_what_it_would_find() -> None:
     assert [what for what, *_ in seen.waits] == ["_local_scalar_dense", "from the host", "to the host"]
 
 
-WORDS = [("", 9, 0), ("flash", 9, 0), ("cudnn", 8, 1), ("auto", 8, 0), ("auto", 9, 1)]
+WORDS = [("", 8, 0), ("", 9, 1), ("flash", 9, 0), ("cudnn", 8, 1), ("auto", 8, 0), ("auto", 9, 1)]
 
 
 @pytest.mark.parametrize(("said", "capability", "taken"), WORDS)
