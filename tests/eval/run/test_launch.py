@@ -41,6 +41,7 @@ def test_the_words_of_a_launcher_are_taken_off_the_command_line():
         ("hydra/launcher=slurm hydra.launcher.gpus=two", "gpus=two", "every key and its default"),
         ("hydra/launcher=local hydra.launcher.parallel=0", "parallel=0 is below 1", "parallel=1"),
         ("hydra/launcher=local hydra.launcher.wait=false", "wait=false", "leave it out"),
+        ("engine.graph=true engine.evict_every=4", "evict_every=4 with engine.graph=true", "leave one of them out"),
     ],
 )
 def test_a_slip_of_the_hand_is_refused(words, what, hint, capsys, tmp_path):
