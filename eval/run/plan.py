@@ -71,6 +71,7 @@ def plan(composed: Composed, known: Known | None = None) -> Plan:
     protocol, samples = task.protocol() | model_protocol(cfg.model) | told, known[asked]
     method = settle(composed, known, replays(cfg, task))
     task.check(cfg.budget, method())
+    check_apart(task, cfg.budget_generated)
     shard = shards.parse(cfg.shard)
     own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
     return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
@@ -104,6 +105,13 @@ def settle(composed: Composed, known: Known, graph: bool = False) -> Callable[..
         cfg.budget, cfg.budget_generated, cfg.engine.evict_every = 1.0, None, 1
     budget_of(cfg).check_method(layer, graph)
     return known[asked]
+
+
+def check_apart(task: Task, generated: float | str | None) -> None:
+    """InputError for slots of generated tokens that are a share of a prompt, where a task has none."""
+    if task.streams and isinstance(generated, int | float) and generated <= 1:
+        what = f"budget_generated={generated:g} is a share of a prompt, and a stream of {task.name} has none"
+        raise InputError(what, "write a number of slots, for example budget_generated=64")
 
 
 def replays(cfg: Any, task: Task) -> bool:
