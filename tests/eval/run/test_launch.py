@@ -53,7 +53,12 @@ def test_a_sweep_reads_the_rows_of_a_task_once_and_compares_no_configs(tmp_path,
     from eval.tasks.mini.task import Mini
 
     read, samples = [], Mini.samples
-    monkeypatch.setattr(Mini, "samples", lambda self: read.append(self.name) or samples(self))
+
+    def to_the_end(self):
+        yield from samples(self)
+        read.append(self.name)
+
+    monkeypatch.setattr(Mini, "samples", to_the_end)
     monkeypatch.setattr("omegaconf.DictConfig.__eq__", lambda *pair: pytest.fail("two configs were compared"))
     line = ["-m", *WORDS, "method=h2o,tova", "budget=.1,.2", "dry_run=true", f"results_dir={tmp_path}"]
     assert main(line, run_pred.run_cell, CONFIGS, run_pred.size_cell) == 0
