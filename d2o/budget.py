@@ -84,7 +84,8 @@ class Budget:
 
     def check_method(self, layer: Any, graph: bool = False) -> None:
         """InputError for evictions at intervals, and for slots of generated tokens, where the method of `layer`, a
-        KVLayer, evicts none of those, or begins with them; and where all steps have to be alike, for a `graph`."""
+        KVLayer, evicts none of those, begins with them or has times of its own; and where all steps have to be alike,
+        for a `graph`."""
         if self.generated is None and self.every == 1 or not layer.budgeted:
             return
         name = type(layer).__name__.lower()
@@ -93,6 +94,9 @@ class Budget:
         if not layer.decode_eviction:
             what = f"{' and '.join(asked)} with {name}, which evicts once, after the prefill, and then never again"
             raise InputError(what, f"leave {asked[0].split('=')[0]} out, or take a method that evicts while decoding")
+        if layer.own_steps:
+            what = f"{' and '.join(asked)} with {name}, which evicts while decoding at times of its own"
+            raise InputError(what, f"leave {asked[0].split('=')[0]} out, or take a method that evicts at every token")
         if graph and self.every > 1:
             raise InputError(f"{asked[0]} with engine.graph=true, whose steps are all alike", "leave one of them out")
         if self.generated is not None and layer.compress_at != "prefill":

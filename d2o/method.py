@@ -33,6 +33,7 @@ class Method(Decoding):
                      is all that it does and all that `importance` gives: such steps are one call on a CPU
     stride           of "all", every how many-th row `observe` will ask for: so many are counted beside the attention
     decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
+    own_steps        True: evicts while decoding at times of its own, whatever a budget says of generated tokens
     needs_all_layers True: the slots of a layer depend on the other layers (`allocate` is called after the prefill)
     merges           True: `absorb` is given what is evicted
     budgeted         False: takes no budget
@@ -47,7 +48,7 @@ class Method(Decoding):
 
     rows, window, stride, counted = "none", 1, 1, ""
     needs_all_layers, budgeted, nominal = False, True, False
-    compress_at, slot_positions, turns, plain_attention = "prefill", False, False, False
+    compress_at, slot_positions, turns, plain_attention, own_steps = "prefill", False, False, False, False
     about: About | None = None
 
     @property

@@ -45,7 +45,7 @@ class LagKV(KVLayer):
         if recursive and cross:
             raise InputError("lagkv with recursive=true and cross=true", "partitions are cut one by one: leave one out")
         self.sinks, self.lag, self.cross = sinks, lag, cross
-        self.recursive = self.nominal = self.decode_eviction = recursive
+        self.recursive = self.nominal = self.decode_eviction = self.own_steps = recursive
         self.shares: list[float] = []  # of a partition, that stays; per row
 
     @property

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2o.budget import read_budget
+from d2o.budget import plain, read_budget
 from d2o.errors import InputError
 from eval.cells.identity import ADDED, model_name, settled
-from eval.tables.spec import Part, Slot, TableSpec
+from eval.tables.spec import Part, Slot, TableSpec, is_full
 
 ASKED = ("method.", "model.", "task.", "engine.", "sampling.", "seed", "budget_generated")
 OWN = ("method.", "sampling.", "engine.evict_every", "budget_generated")  # where a table is silent it has the default
+KEYED = ("seed=", "budget_generated=")  # settings of an identity that are in no group
 PLACES = ("model.path", "model.id", "model.revision", "model.name")  # where a model lies; its name tells which it is
 
 
@@ -94,6 +95,8 @@ def _asked(slot: Slot, table: TableSpec, where: tuple[str, ...], config_dir: Pat
     method = _defaults("method", str(slot.method.choice("method")), config_dir)
     words = [*(part for p in (slot.model, slot.method, slot.task) for part in p.words or ()), *table.words, *where]
     said = {key: value for key, value in _flat(tuple(words)).items() if key.startswith(ASKED) and key not in PLACES}
+    if is_full(slot.method):  # evicts nothing, so that its one cell has neither, whatever was asked for
+        said = {key: value for key, value in said.items() if key not in ("engine.evict_every", "budget_generated")}
     return {f"method.{key}": value for key, value in method.items()} | said
 
 
@@ -145,8 +148,13 @@ def _flat(words: tuple[str, ...]) -> dict[str, Any]:
     """Words as an identity has them: {method.merge: False}; a later word wins."""
     from omegaconf import OmegaConf
 
-    keyed = [word.lstrip("+") for word in words if "." in word.partition("=")[0] or word.startswith("seed=")]
-    return _flatten(OmegaConf.to_container(OmegaConf.from_dotlist(keyed)), "")
+    stripped = [word.lstrip("+") for word in words]
+    keyed = [word for word in stripped if "." in word.partition("=")[0] or word.startswith(KEYED)]
+    said = _flatten(OmegaConf.to_container(OmegaConf.from_dotlist(keyed)), "")
+    apart = said.get("budget_generated")
+    if apart is not None:
+        said["budget_generated"] = plain(read_budget(apart, f"budget_generated={apart}"))
+    return said
 
 
 def _flatten(node: Any, prefix: str) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Evictions at intervals, and slots of generated tokens apart: every method that evicts while decoding."""
 
+from functools import partial
+
 import pytest
 import torch
 from zoo import CLOSE, METHODS, Oracle, build, masks_of_run, prompt, visible_now
 
 from baselines.h2o import H2O
+from baselines.prefill.lagkv import LagKV
 from baselines.random import Random
 from baselines.snapkv import SnapKV
 from d2o.budget import Budget
@@ -18,7 +21,8 @@ from d2o.stop import NEVER
 
 LENGTHS, STEPS, EVERY = (61, 24), 9, 4
 SLOTS, OWN = 30, 3
-EVICTING = [name for name, method in METHODS.items() if method().decode_eviction and method().budgeted]
+LAYERS = {name: method() for name, method in METHODS.items()}
+EVICTING = [name for name, one in LAYERS.items() if one.decode_eviction and one.budgeted and not one.own_steps]
 EVICTING.remove("d2o_official")  # it cuts at the first step, whose ledger is another where several tokens come at once
 APART = ["h2o", "d2o", "snapkv_evict", "streaming_slot", "tova", "keepkv", "cam_h2o", "morphkv"]
 MODEL = build("llama_gqa")
@@ -103,6 +107,8 @@ def test_followers_of_a_prompt_and_turns():
     ("method", "budget", "what"),
     [(SnapKV, Budget(0.2, every=8), "evict_every=8 with snapkv, which evicts once"),
      (SnapKV, Budget(0.2, generated=8), "budget_generated=8 with snapkv, which evicts once"),
+     (partial(LagKV, recursive=True), Budget(0.2, every=8), "evict_every=8 with lagkv, which evicts .* of its own"),
+     (partial(LagKV, recursive=True), Budget(0.2, generated=8), "budget_generated=8 with lagkv, which evicts"),
      (METHODS["d2o_official"], Budget(0.2, generated=8), "cuts the prompt at the first step")],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(method, budget, what):

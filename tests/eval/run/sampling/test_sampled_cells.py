@@ -17,7 +17,9 @@ from eval.run.plan import plan
 from eval.run.together import same_prompts
 from eval.scores.results import score_cells
 from eval.scores.samples import of_samples
+from eval.tables.match import Found, match, model_of, task_of
 from eval.tables.match import _difference as difference
+from eval.tables.spec import Part, TableSpec
 
 CONFIGS = run_pred.CONFIGS
 SHORT = ["task=mini_single", "task.length=256", "limit=3", "budget=.3", "task.max_new_tokens=4"]
@@ -102,6 +104,23 @@ def test_a_table_takes_cells_that_sample_as_its_words_say():
     assert difference(drawn, {}) == "sampling.temperature=1.5, of which the table says nothing"
     assert difference(drawn, asked) == "sampling.samples=2, of which the table says nothing"
     assert difference({}, asked) == "sampling.temperature=0.0 where the table has sampling.temperature=1.5"
+
+
+def test_a_table_takes_cells_with_slots_of_generated_tokens_as_its_words_say(tmp_path):
+    model, task = Part("tiny", ("model=tiny",)), Part("two", ("task=mini_twohop",))
+    names = {"model": model_of(model, CONFIGS), "task": task_of(task, CONFIGS)}
+
+    def taken(method, words, own, budget=0.2):
+        """Whether a cell of `method` whose identity has `own` is taken by a table of these `words`."""
+        table = TableSpec("t", "T", [model], [Part(method, (f"method={method}",))], [task], (budget,), words)
+        found = Found(tmp_path, {**names, "method": method, "budget": budget}, own)
+        return bool(match(table, [found], (), CONFIGS)[0])
+
+    apart = ("budget_generated=65536KiB",)
+    assert taken("h2o", apart, {"budget_generated": "64MiB"}) and not taken("h2o", apart, {})
+    assert taken("h2o", ("budget_generated=64",), {"budget_generated": 64.0})
+    assert not taken("h2o", (), {"budget_generated": 64.0}) and taken("h2o", (), {})
+    assert taken("full", apart, {}, 1.0), "the full cache has one cell, whatever a table says of slots"
 
 
 @pytest.mark.parametrize(
