@@ -5,6 +5,8 @@ The arithmetic is d2o/merge.py; a decode step takes a kernel of d2o/kernels/ ins
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -46,8 +48,8 @@ class MergingLayer(KVLayer):
 
     def merging(self) -> Merging | None:
         """How what leaves in a step is merged; None where more is asked for than the merge."""
-        watched = self.merge_log is not None or self.around_absorb is not None
-        if watched or self.carried or type(self)._merge is not MergingLayer._merge:
+        watched = self.merge_log is not None or self.around_absorb is not None or "absorb" in vars(self)
+        if watched or self.carried or not _merges_alike(type(self)):
             return None
         keys, older, ema = self.merge == "keys_values", self.merge_into == "older", self.threshold == "ema"
         own = self.self_weight if self.variant == "paper" else 1.0
@@ -106,3 +108,10 @@ class MergingLayer(KVLayer):
         if self.tau is None:
             self.tau = torch.full((len(self.slots), 1, 1), float("nan"), device=self.keys.device)
         return self.tau
+
+
+@functools.lru_cache
+def _merges_alike(kind: type[MergingLayer]) -> bool:
+    """Whether a class says nothing of its own about what is merged into what, and how."""
+    names = ("absorb", "merge_in", "_merge", "_accepted", "_targets", "_parts", "_absorb_rows")
+    return all(getattr(kind, name) is getattr(MergingLayer, name) for name in names)

@@ -163,7 +163,7 @@ class KVLayer(Method):
         keys, values = self.attention_keys(used), self.values[:, :, :used]
         scale = self.weighed_scale(scale)
         shown = self.rows != "none" and self.decode_eviction and not self.unlimited
-        if launch.serves("attend", keys) and not isinstance(scale, Logits):
+        if launch.serves("attend", keys, q, values) and not isinstance(scale, Logits):
             attend_slots = launch.kernels("row", keys).attend_slots
             out, probs = attend_slots(q, keys, values, self.positions[:, :, :used], scale, shown)
             visible = None

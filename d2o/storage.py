@@ -145,7 +145,8 @@ class SlotStorage(CacheLayerMixin):
         """`write` of one token per row, the next of the text: `now` moves on by one, in place."""
         dense = all(x.is_contiguous() for x in (self.keys, self.values, self.positions))
         empty = [getattr(self, name) for name in self.state if name != self.key_norms]
-        if dense and len(empty) <= 2 and launch.serves("write", self.keys):
+        plain = type(self).write is SlotStorage.write
+        if plain and dense and len(empty) <= 2 and launch.serves("write", self.keys, key, self.values, value):
             norms = getattr(self, self.key_norms) if self.key_norms else None
             to = Written(self.keys, self.values, self.positions, empty, norms, self.free, self.now)
             launch.kernels("row", self.keys).write_token(key, value, to)

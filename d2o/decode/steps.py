@@ -31,6 +31,8 @@ def at_once(layer: Method, base: type[Method], new: Sequence[Tensor], scale: Sca
     in their slots and what had to leave has left; None, and nothing done, where that is not one call. `base` is what
     the layer's class may differ from only outside of a step."""
     watched = layer.pending or layer.merge_log is not None or layer.around_absorb is not None
+    if not all(x.dtype is layer.keys.dtype for x in (*new, layer.values)):  # under autocast they differ
+        return None
     if watched or isinstance(scale, Logits) or not launch.serves_at_once(layer.keys) or not _plain(layer, base):
         return None
     n, held, evicts = new[0].shape[2], layer.held, _evicts(layer)

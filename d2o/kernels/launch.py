@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -50,9 +49,11 @@ def in_use() -> tuple[str, ...]:
     return _named(os.environ.get("D2O_STEP", "all"))
 
 
-def serves(part: str, keys: Tensor) -> bool:
-    """Whether the kernel `part` takes slots `keys [B, Hkv, C, D]`."""
-    return part in in_use() and (_twin_serves(keys) if keys.is_cpu else _triton_serves(keys))
+def serves(part: str, keys: Tensor, *others: Tensor) -> bool:
+    """Whether the kernel `part` takes slots `keys [B, Hkv, C, D]`, and `others [...]` beside them. Under autocast their
+    types may differ: no."""
+    alike = all(x.dtype is keys.dtype for x in others)
+    return alike and part in in_use() and (_twin_serves(keys) if keys.is_cpu else _triton_serves(keys))
 
 
 def serves_at_once(keys: Tensor) -> bool:
@@ -81,7 +82,11 @@ def _triton_serves(keys: Tensor) -> bool:
 
 @functools.lru_cache
 def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import numba
+    except ImportError:  # not installed, or it refuses the NumPy that is
+        return False
+    return not numba.config.DISABLE_JIT
 
 
 def _twin_serves(keys: Tensor) -> bool:

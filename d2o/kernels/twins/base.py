@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,26 +33,35 @@ TINY = np.float32(1e-12)
 MATHS = {"reassoc", "contract", "nsz"}  # infinities and what is no number stay what they are
 
 
-def _kept_in() -> Path:
+def _kept_in() -> Path | None:
     """Where compiled code is kept: numba looks at the file of a function, not at those of what it calls, so that the
-    folder is named by all of them."""
+    folder is named by all of them. None where nothing can be written: numba itself would then look for a place that is
+    not named so, and might find code of other sources there."""
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:12]
     said = os.environ.get("NUMBA_CACHE_DIR")
     writable = os.access(here, os.W_OK)
-    place = Path(said) if said else here / "__pycache__" if writable else Path.home() / ".cache" / "d2o"
-    return place / f"twins-{digest}"
+    try:
+        place = Path(said) if said else here / "__pycache__" if writable else Path.home() / ".cache" / "d2o"
+        kept = place / f"twins-{digest}"
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            return kept
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return None
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as machine code, from its first call on; kept on the disk, where there is a place that is writable."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(KEPT)
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=MATHS)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy", fastmath=MATHS)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    how = {"nogil": True, "error_model": "numpy", "fastmath": MATHS}
+    if KEPT is None:
+        return numba.njit(**how)(function)
+    with ALONE:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(KEPT)
+        try:
+            return numba.njit(cache=True, **how)(function)
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,6 +71,7 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 KEPT = _kept_in()
+ALONE = threading.Lock()  # the place is numba's own setting, and modules of kernels may be imported in several threads
 
 
 @intrinsic

@@ -121,8 +121,9 @@ class Fed:
         self.ways = of is not None and isinstance(of.recent, Tensor), of is not None, merging is not None
         self.how = how
 
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copy of the layer has memory of its own."""
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """None: a copy of the layer, in this process or another, has memory of its own."""
+        return type(None), ()
 
     def holds(self, keys: Tensor, free: Tensor, now: Tensor) -> bool:
         """Whether these, `keys [B, Hkv, C, D]` and the rest, are the ones that it was told of."""

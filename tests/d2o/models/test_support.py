@@ -39,7 +39,7 @@ def test_a_ledger_that_does_not_add_up_names_layer_and_numbers():
         Ledger(Budget(0.1), 100, [10, 40], [10, 40]).check(nominal=False)
     Ledger(Budget(0.1), 100, [10, 40], [10, 40]).check(nominal=True)
     with pytest.raises(RuntimeError, match="after decoding layer 0 should hold 10 slots per head, not 12"):
-        Ledger(Budget(0.1), 100, [10], [10], [12]).check_decode([10])
+        Ledger(Budget(0.1), 100, [10], [10], [12]).check_decode([(10, 10)])
 
 
 def test_a_method_that_cheats_is_caught():

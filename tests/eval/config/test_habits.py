@@ -74,6 +74,6 @@ def test_a_tab_completes_names_and_keys(tmp_path, capsys):
         return subprocess.run(shell, capture_output=True, text=True).stdout.split()
 
     assert tab("python run_pred.py method=snap") == ["snapkv"]
-    assert tab("python run_pred.py method=h2o bud") == ["budget="]
+    assert tab("python run_pred.py method=h2o bud") == ["budget=", "budget_generated="]
     assert tab("d2o-predict task.ques") == ["task.question="]
     assert tab("python other.py bud") == []

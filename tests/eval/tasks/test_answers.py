@@ -20,13 +20,13 @@ SAID = "<think>red, or blue?</think>\nblue."
 @pytest.fixture
 def thinks(monkeypatch):
     """Every answer is SAID."""
-    plain, tokenizer = d2o.lab.lab.generate, loaded("tiny").tokenizer
+    plain, tokenizer = d2o.lab.lab.respond, loaded("tiny").tokenizer
 
-    def generate(*args, **how):
+    def respond(*args, **how):
         tokens = tokenizer(SAID, add_special_tokens=False).input_ids
         return [dataclasses.replace(one, tokens=tokens) for one in plain(*args, **how)]
 
-    monkeypatch.setattr(d2o.lab.lab, "generate", generate)
+    monkeypatch.setattr(d2o.lab.lab, "respond", respond)
 
 
 def lab_of(**changes):

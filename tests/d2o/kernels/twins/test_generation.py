@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
 
+from d2o.d2o import D2O
 from d2o.decode import steps as whole
 from d2o.engine.start import open_engine
 from d2o.kernels import launch
+from d2o.layer import KVLayer
 from tests.zoo import METHODS, build, prompt
 
 pytest.importorskip("numba")
@@ -70,3 +74,40 @@ def test_a_row_of_a_batch_is_the_row_alone() -> None:
     alone, _ = generated("h2o", (40,))
     for one, other in zip(both.layers, alone.layers, strict=True):
         assert torch.equal(one.positions[:1], other.positions)
+
+
+@pytest.mark.parametrize("said", ["absorb", "_accepted", "write"])
+def test_a_method_that_says_it_otherwise_is_asked(said) -> None:
+    """No kernel stands in for what a class overrides."""
+    calls = []
+
+    def own(self, *words):
+        calls.append(said)
+        return getattr(super(Own, self), said)(*words)
+
+    Own = type("Own", (D2O,), {said: own})
+    engine = open_engine(build("llama_gqa"), Own, 0.3)
+    cache, logits = engine.prefill([prompt(40)], reserve=6)
+    before = len(calls)
+    engine.step(cache, logits.argmax(-1))
+    assert len(calls) - before >= len(cache.layers)
+
+
+def test_values_of_another_type_go_by_torch() -> None:
+    """Under autocast keys are float32 and values are not."""
+    engine = open_engine(build("llama_gqa"), D2O, 0.3)
+    cache, _ = engine.prefill([prompt(40)], reserve=6)
+    layer = cache.layers[0]
+    layer.values = layer.values.bfloat16()
+    q, k, v = (torch.randn(1, heads, 1, 8) for heads in (8, 2, 2))
+    assert whole.at_once(layer, KVLayer, (q, k, v.bfloat16()), 0.3) is None
+    assert not launch.serves("write", layer.keys, k, layer.values, v.bfloat16())
+
+
+def test_a_copy_of_what_a_call_is_told_is_told_anew() -> None:
+    """In this process or another, a layer's copy has memory of its own."""
+    cache, _ = generated("h2o", (40,))
+    layer = cache.layers[0]
+    assert layer.step_slots is not None
+    assert copy.deepcopy(layer.step_slots) is None
+    assert pickle.loads(pickle.dumps(layer.step_slots)) is None

@@ -62,13 +62,13 @@ def test_cam(monkeypatch) -> None:
         for seed in range(20):
             at, generator = positions(seed), torch.Generator().manual_seed(seed)
             values = torch.randn(2, 3, 12, 8, generator=generator)
-            layer.received = torch.rand(2, 3, 12, generator=generator)
-            layer.leaving, layer.index = layer.received[:, :, :1] * 0.7, seed
+            received, layer.index = torch.rand(2, 3, 12, generator=generator), seed
             gone = at[:, :, :1].clone()
             gone[0, 1], gone[0, 2] = -1, 29
             at[:, :, 0] = -1
             left = Entries(torch.zeros(2, 3, 1, 8), torch.randn(2, 3, 1, 8, generator=generator), gone)
-            layer.absorb(left, Entries(values, values, at), slice(None))
+            left.state["received"] = received[:, :, :1] * 0.7
+            layer.absorb(left, Entries(values, values, at, {"received": received}), slice(None))
             changed.append(values)
         return torch.stack(changed)
 
