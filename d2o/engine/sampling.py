@@ -47,8 +47,9 @@ class Sampling:
 
     @property
     def caches(self) -> int:
-        """How many are held at once for a batch: each of several samples but the last is given on a copy."""
-        return 2 if self.samples > 1 else 1
+        """How many are held at once for a batch: each of several samples but the last is given on a copy, and the copy
+        of one sample lives until the next has its own."""
+        return min(self.samples, 3)
 
     @property
     def told(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Lab:
     def engine(self) -> Engine:
         """The model under the method. InputError where every layer slides, so that none would take the budget."""
         engine = open_engine(self.loaded.model, *self._asked, window=self._reach, graph=self._graph, **self._options)
-        if all(engine.windows) and not engine.budget.whole:
+        if all(engine.windows) and not engine.budget.unlimited:
             span = engine.windows[0]
             what = f"every layer of {self.loaded.name} has a sliding window of {span} tokens: none takes a budget"
             raise InputError(what, f"keep texts within the window: model.window={span}; or type method=full")

@@ -86,7 +86,7 @@ class Evicting:
         return self.engine.new_cache(kind=functools.partial(StockCache, served=self))
 
     def _check_window(self, engine: Engine) -> None:
-        if all(engine.windows) and not engine.budget.whole:
+        if all(engine.windows) and not engine.budget.unlimited:
             what = f"every layer of this model has a sliding window of {engine.windows[0]} tokens: none takes a budget"
             raise InputError(what, f"keep texts within the window, evict(..., window={engine.windows[0]})")
 

@@ -13,7 +13,7 @@ from eval.cells.identity import model_name
 from eval.config.build import build, check_given, text_of
 from eval.config.targets import importing
 from eval.run.dry_run import Size
-from eval.run.plan import Plan, budget_of, sampling_of
+from eval.run.plan import Plan, budget_of, replays, sampling_of
 from eval.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def open_lab(planned: Plan, drawing: bool = False, shared: bool = False) -> Lab:
     cfg = planned.composed.cfg
     options = {"chunk": cfg.engine.chunk, "seed": cfg.seed, "longest": planned.task.longest}
     options["sampling"] = sampling_of(cfg)
-    if planned.task.prompted and not planned.task.readings:
-        options["graph"] = cfg.engine.graph
+    options["graph"] = replays(cfg, planned.task)
     kind = AtlasLab if drawing else SharedLab if shared else Lab
     return kind(load_model(cfg), planned.method, budget_of(cfg), **options)
 

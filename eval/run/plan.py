@@ -69,8 +69,9 @@ def plan(composed: Composed, known: Known | None = None) -> Plan:
     if cfg.log_prompts:
         task.keep_prompts()
     protocol, samples = task.protocol() | model_protocol(cfg.model) | told, known[asked]
-    method = settle(composed, known)
+    method = settle(composed, known, replays(cfg, task))
     task.check(cfg.budget, method())
+    check_apart(task, cfg.budget_generated)
     shard = shards.parse(cfg.shard)
     own = [sample for sample in samples if shard is None or shard.holds(sample.id)]
     return Plan(composed, task, method, protocol, samples, own, shard, folder(composed))
@@ -92,8 +93,9 @@ def sampling_protocol(sampling: Sampling, task: Task) -> dict[str, Any]:
     return {"sampling": {**sampling.told, "samples": sampling.samples}}
 
 
-def settle(composed: Composed, known: Known) -> Callable[..., Any]:
-    """The method, from what is `known` or into it; one that evicts nothing has one budget, 1. Raises InputError."""
+def settle(composed: Composed, known: Known, graph: bool = False) -> Callable[..., Any]:
+    """The method, from what is `known` or into it; one that evicts nothing has one budget, 1. `graph`: its decode
+    steps are replayed. Raises InputError."""
     cfg = composed.cfg
     asked = text_of("method", cfg.method, cfg.plugins)
     if asked not in known:
@@ -101,8 +103,20 @@ def settle(composed: Composed, known: Known) -> Callable[..., Any]:
     layer = known[asked]()
     if not layer.budgeted:
         cfg.budget, cfg.budget_generated, cfg.engine.evict_every = 1.0, None, 1
-    budget_of(cfg).check_method(layer)
+    budget_of(cfg).check_method(layer, graph)
     return known[asked]
+
+
+def check_apart(task: Task, generated: float | str | None) -> None:
+    """InputError for slots of generated tokens that are a share of a prompt, where a task has none."""
+    if task.streams and isinstance(generated, int | float) and generated <= 1:
+        what = f"budget_generated={generated:g} is a share of a prompt, and a stream of {task.name} has none"
+        raise InputError(what, "write a number of slots, for example budget_generated=64")
+
+
+def replays(cfg: Any, task: Task) -> bool:
+    """Whether decode steps are replayed from a CUDA graph."""
+    return cfg.engine.graph and task.prompted and not task.readings
 
 
 def budget_of(cfg: Any, token_bytes: int = 0) -> Budget:

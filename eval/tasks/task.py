@@ -30,12 +30,13 @@ class Task:
     batched   True: `measure` takes as many samples at once as `batch_size` says; else one
     prompted  True: a row is a prompt and its answer, of which an atlas can be drawn
     timed     True: what it measures are times, so its cells run one by one (eval/run/together.py)
+    streams   True: its texts have no prompt, so that a share of one is no budget
     generates True: its answers are those of `lab.draws`, greedy or sampled as the cell says
     """
 
     name = ""
     question = "before"
-    readings, batched, prompted, timed, generates = True, False, False, False, False
+    readings, batched, prompted, timed, generates, streams = True, False, False, False, False, False
 
     @property
     def longest(self) -> int | None:

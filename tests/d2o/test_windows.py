@@ -232,9 +232,10 @@ def lab(family, method, budget=0.2, longest=None, window=1024):
     return Lab(replace(loaded, model=model(family), name=family), METHODS[method], budget, longest=longest)
 
 
-def test_a_lab_refuses_a_budget_that_no_layer_would_take():
+@pytest.mark.parametrize("budget", [0.2, Budget(1, generated=8)])
+def test_a_lab_refuses_a_budget_that_no_layer_would_take(budget):
     with pytest.raises(InputError, match=f"every layer of mistral_v1 has a sliding window of {SPAN} tokens") as error:
-        lab("mistral_v1", "h2o").engine  # noqa: B018
+        lab("mistral_v1", "h2o", budget).engine  # noqa: B018
     assert f"model.window={SPAN}" in error.value.hint
     assert lab("mistral_v1", "full").engine.windows == lab("mistral_v1", "h2o").full.windows == [SPAN] * 4
     assert lab("mistral_v1", "h2o", longest=SPAN).engine.windows == [None] * 4

@@ -74,9 +74,14 @@ class Perplexity(Task):
         self._read: list[int] | None = None
 
     @property
+    def streams(self) -> bool:
+        """Whether a text has no prompt but its first token."""
+        return self.mode == "stream"
+
+    @property
     def prefill(self) -> int:
         """Tokens of the prefill."""
-        return 1 if self.mode == "stream" else self.asked_prefill or self.length // 2
+        return 1 if self.streams else self.asked_prefill or self.length // 2
 
     @property
     def width(self) -> int:
@@ -86,7 +91,7 @@ class Perplexity(Task):
     @property
     def reference(self) -> bool:
         """Whether the full cache is fed alongside."""
-        return self.mode != "stream" if self.asked_reference is None else self.asked_reference
+        return not self.streams if self.asked_reference is None else self.asked_reference
 
     @property
     def longest(self) -> int:
@@ -112,7 +117,7 @@ class Perplexity(Task):
 
     def check(self, budget: float | str, method: Any) -> None:
         """What a method and a budget must be for this task, before a model is loaded. Raises InputError."""
-        if self.mode != "stream" or not method.budgeted:
+        if not self.streams or not method.budgeted:
             return
         if not isinstance(budget, str) and budget < 1:
             hint = "write a number of slots, for example budget=512"
@@ -125,7 +130,7 @@ class Perplexity(Task):
 
     def begin(self, samples: Sequence[Sample], lab: Any) -> None:
         """Tokenise, and see whether the text is long enough and the model can read it. Raises InputError."""
-        if self.mode != "stream" and self.length > lab.window:
+        if not self.streams and self.length > lab.window:
             what = f"task.length={self.length} is longer than the model's window of {lab.window} tokens"
             raise InputError(what, f"write task.length={lab.window}, or task.mode=stream")
         self._ids(samples[0].meta["segment"], lab)
@@ -155,7 +160,7 @@ class Perplexity(Task):
             "past_window": len(ids) > lab.window,
             **forced.row,
         }
-        if self.mode == "stream":
+        if self.streams:
             row["budget_realised"] = round(mean(budgeted(row, "held_decode")) / len(ids), 6)
         return row
 

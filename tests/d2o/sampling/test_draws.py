@@ -2,6 +2,7 @@
 
 import functools
 import math
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from zoo import METHODS, build, prompt
 
+from d2o.cache import KVCache
 from d2o.engine.generation import generate, respond
 from d2o.engine.replies import Asked, draw
 from d2o.engine.sampling import Draws, Sampling
@@ -171,3 +173,19 @@ def test_what_cannot_be_drawn_is_refused(words, said):
     with pytest.raises(InputError, match=said) as error:
         Sampling(**words)
     assert error.value.hint and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_as_many_caches_live_as_are_planned(count, monkeypatch):
+    alive, most, fork = weakref.WeakSet(), [1], KVCache.fork
+
+    def forked(cache, *words, **more):
+        copy = fork(cache, *words, **more)
+        alive.update((cache, copy))
+        most.append(len(alive))
+        return copy
+
+    monkeypatch.setattr(KVCache, "fork", forked)
+    drawn = Sampling(temperature=1.0, samples=count)
+    respond(engine("tova"), TEXTS[:1], None, asked(drawn, NAMES[:1]))
+    assert max(most) == drawn.caches

@@ -41,10 +41,11 @@ def test_the_words_of_a_launcher_are_taken_off_the_command_line():
         ("hydra/launcher=slurm hydra.launcher.gpus=two", "gpus=two", "every key and its default"),
         ("hydra/launcher=local hydra.launcher.parallel=0", "parallel=0 is below 1", "parallel=1"),
         ("hydra/launcher=local hydra.launcher.wait=false", "wait=false", "leave it out"),
+        ("engine.graph=true engine.evict_every=4", "evict_every=4 with engine.graph=true", "leave one of them out"),
     ],
 )
 def test_a_slip_of_the_hand_is_refused(words, what, hint, capsys, tmp_path):
-    assert main([*WORDS, "method=h2o", f"results_dir={tmp_path}/r", *words.split()], None, CONFIGS) == 2
+    assert main([*WORDS, "method=h2o", f"results_dir={tmp_path}/r", *words.split()], run_pred.run_cell, CONFIGS) == 2
     error, advice = capsys.readouterr().err.splitlines()
     assert what in error and hint in advice and not (tmp_path / "r").exists()
 

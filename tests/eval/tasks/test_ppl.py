@@ -201,6 +201,7 @@ def refused(words, capsys, results):
         (["task.mode=streem"], "task.mode=streem"),
         (["task.length=20000"], "longer than the model's window"),
         (["task.mode=stream", "budget=0.2"], "share of a prompt"),
+        (["task.mode=stream", "budget=64", "budget_generated=0.2"], "budget_generated=0.2 is a share of a prompt"),
         (["task.mode=stream", "budget=64", "method=snapkv"], "evicts once"),
         (["task.mode=stream", "budget=64", "task.prefill=9"], "no task.prefill=9"),
         (["task.segments=0"], "task.segments=0"),
