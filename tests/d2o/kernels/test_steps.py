@@ -65,7 +65,7 @@ def test_steps_through_the_kernels_are_the_steps_without_them(name, lengths, mon
         used.add(kernel.fn.__name__)
         kernel[tuple(grid)](*args, **constants)
 
-    monkeypatch.setattr(launch, "serves", lambda part, keys: True)
+    monkeypatch.setattr(launch, "serves", lambda part, *slots: True)
     monkeypatch.setattr(launch, "serves_at_once", lambda keys: False)
     monkeypatch.setattr(launch, "kernels", lambda name, keys: importlib.import_module(f"d2o.kernels.{name}"))
     monkeypatch.setattr(launch, "launch", noted)
