@@ -211,6 +211,7 @@ WORDS = [("", 8, 0), ("", 9, 1), ("flash", 9, 0), ("cudnn", 8, 1), ("auto", 8, 0
 def test_who_gives_the_log_sum_exp(said, capability, taken, monkeypatch) -> None:
     """cuDNN's shapes are those of flash; it is asked for in words, and serves half precision alone."""
     monkeypatch.setenv("D2O_LSE", said)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
     monkeypatch.setattr(torch.backends.cuda, "SDPAParams", lambda *words: words)
     monkeypatch.setattr(torch.backends.cuda, "can_use_cudnn_attention", lambda given: given[0].shape == given[1].shape)
