@@ -13,9 +13,13 @@ from d2o.errors import InputError
 from d2o.kernels import launch
 from d2o.layer import KVLayer
 
+FACTORS = 0x7FEB352D, 0x846CA68B
+
 
 class Random(KVLayer):
     """Priority: uniform in [0, 1), drawn once per position."""
+
+    ordered = "drawn"
 
     def __init__(self, recent: int = 0) -> None:
         super().__init__()
@@ -31,15 +35,23 @@ class Random(KVLayer):
         """`[B, Hkv, C]`: a number drawn per position."""
         return uniform(self.positions, self.index, self.seed)
 
+    def drawn(self) -> tuple[int, int, int]:
+        """Those of `uniform`."""
+        return _start(self.index, self.seed), *FACTORS
+
+
+def _start(layer: int, seed: int) -> int:
+    return layer * 0xC2B2AE3D + seed + 1
+
 
 def uniform(positions: Tensor, layer: int, seed: int) -> Tensor:
     """Numbers in [0, 1) for `positions [B, Hkv, n]`, a hash of (seed, layer, head, position)."""
     if launch.has_twin("victim", positions) and positions.dtype is torch.int32:
         hashed = launch.kernels("draw", positions).uniform
-        return hashed(positions, layer * 0xC2B2AE3D + seed + 1, (0x7FEB352D, 0x846CA68B))
+        return hashed(positions, _start(layer, seed), FACTORS)
     head = torch.arange(positions.shape[1], device=positions.device).view(1, -1, 1)
-    x = positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + layer * 0xC2B2AE3D + seed + 1
+    x = positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + _start(layer, seed)
     x = x & 0xFFFFFFFF
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):  # an integer hash of 32 bits
+    for shift, factor in ((16, FACTORS[0]), (15, FACTORS[1]), (16, 1)):  # an integer hash of 32 bits
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
     return x.to(torch.float32) / 2.0**32

@@ -29,6 +29,8 @@ from d2o.layer import KVLayer
 class StreamingLLM(KVLayer):
     """Keeps the first `sinks` positions and the most recent ones."""
 
+    ordered = "position"
+
     def __init__(self, sinks: int = 4, positions: str = "slot", stream: bool = False) -> None:
         super().__init__()
         choice("streaming_llm", "positions", positions, "slot", "original")
@@ -62,9 +64,7 @@ class StreamingLLM(KVLayer):
         if not self.slot_positions or n == 0 or max(self.seen) == max(self.held):
             return self.keys[:, :, :used]
         keys, at = self.keys[:, :, :n], self.positions[:, :, :n]
-        if self.settled and len(set(self.held)) == 1:  # the first slots are the sinks: nothing to look up
-            delta = (self.now + (1 - self.held[0])).expand(-1, *at.shape[1:])
-            self.keys[:, :, :n] = self.rotation(self.sink_keys, delta)
+        if self._turned():
             return self.keys[:, :, :used]
         if self.sink_keys is None:
             self.sink_keys, self.sink_at = keys.clone(), at.clone()
@@ -76,3 +76,17 @@ class StreamingLLM(KVLayer):
         self.settled = min(self.seen) >= n == self.sinks < min(self.slots)
         self.keys[:, :, :n] = self.rotation(self.sink_keys, delta)
         return self.keys[:, :, :used]
+
+    def _turned(self) -> bool:
+        """Turn the first slots where all are known to be sinks: nothing to look up. `now` and `held` move together, so
+        that it is the same before a token was written and behind it."""
+        if not self.settled or len(set(self.held)) > 1:
+            return False
+        n = self.sinks
+        delta = (self.now + (1 - self.held[0])).expand(-1, self.keys.shape[1], n)
+        self.keys[:, :, :n] = self.rotation(self.sink_keys, delta)
+        return True
+
+    def ahead(self) -> bool:
+        """Turn the sinks, where that needs no look at the slots."""
+        return not self.slot_positions or not self.sinks or max(self.seen) == max(self.held) or self._turned()

@@ -18,7 +18,7 @@ from d2o.rows import LastRows
 class TOVA(KVLayer):
     """Score: the softmax row of the last query, mean over the heads."""
 
-    rows, window = "last", 1
+    rows, window, ordered = "last", 1, "newest"
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class D2O(MergingLayer):
         self.variant, self.layer_budgets, self.threshold = variant, layer_budgets, threshold
         self.merge = ("keys_values" if merge else "none") if isinstance(merge, bool) else merge
         self.merge_into, self.merges = merge_into, self.merge != "none"
-        self.key_norms = "norms" if self.merges else ""
+        self.state, self.key_norms = (self.state, "norms") if self.merges else (("scores",), "")
         self.self_weight, self.beta, self.alpha, self.belta = self_weight, beta, alpha, belta
         self.sinks, self.stride, self.budget_accounting = sinks, stride, budget_accounting
         self.recent_share = preset["recent"] if recent is None else recent

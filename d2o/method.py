@@ -31,6 +31,9 @@ class Method(Decoding):
                      "all" | "queries" (all queries, without the attention that they gave)
     counted          the state that `observe` adds a step's row to, summed over the query heads of a group, where that
                      is all that it does and all that `importance` gives: such steps are one call on a CPU
+    ordered          where no state is counted, what all that `importance` gives is made of: "newest" (the mean over all
+                     heads of the row that `observe` was shown), "position" or "drawn" (see `drawn`); such steps are one
+                     call on a CPU too
     stride           of "all", every how many-th row `observe` will ask for: so many are counted beside the attention
     decode_eviction  False: evicts once, after the prefill, and then grows by a slot a token
     own_steps        True: evicts while decoding at times of its own, whatever a budget says of generated tokens
@@ -46,7 +49,7 @@ class Method(Decoding):
     `about` tells of the model: the weights behind attention, a tokenizer.
     """
 
-    rows, window, stride, counted = "none", 1, 1, ""
+    rows, window, stride, counted, ordered = "none", 1, 1, "", ""
     needs_all_layers, budgeted, nominal = False, True, False
     compress_at, slot_positions, turns, plain_attention, own_steps = "prefill", False, False, False, False
     about: About | None = None
@@ -65,6 +68,15 @@ class Method(Decoding):
 
     def written(self, key: Tensor) -> None:
         """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""
+
+    def drawn(self) -> tuple[int, int, int]:
+        """Of numbers that are drawn per position: where the hash of this layer begins, and its two factors."""
+        return 0, 0, 0
+
+    def ahead(self) -> bool:
+        """Called before a step of one token that is one call: do now what `attention_keys` would do in it, and say
+        whether that could be done."""
+        return not self.slot_positions
 
     @classmethod
     def allocate(cls, layers: list[Method], budget: Budget, lengths: list[int]) -> list[list[int]]:

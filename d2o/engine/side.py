@@ -6,6 +6,7 @@ have ended are left out of the batch; a cache that still has other rows is shown
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from d2o.budget import FULL
 from d2o.cache import KVCache
+from d2o.decode.steps import side_by_side
 from d2o.engine.engine import Engine
 from d2o.feed import Feed
 from d2o.kernels.logits import Scale
@@ -88,6 +90,15 @@ class SplitLayer(KVLayer):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, row by row in its own cache."""
         widths = [len(part.rows) for part in self.parts]
-        new = zip(*(x.split(widths) for x in (q, k, v)), strict=True)
-        outs = [part.attend(self.index, x, scale, feed.again) for part, x in zip(self.parts, new, strict=True)]
-        return torch.cat(outs)
+        starts = [0, *itertools.accumulate(widths)]
+        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+        done: set[int] = set()
+        if q.shape[2] == 1 and not feed.again:
+            whole = zip(starts, self.parts, widths, strict=False)
+            layers = [(row, part.cache.layers[self.index]) for row, part, n in whole if n == part.batch]
+            done = side_by_side(layers, KVLayer, (q, k, v), scale, out)
+        for row, part, n in zip(starts, self.parts, widths, strict=False):
+            if row not in done:
+                new = [x[row : row + n] for x in (q, k, v)]
+                out[row : row + n] = part.attend(self.index, new, scale, feed.again).transpose(1, 2)
+        return out.transpose(1, 2)

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+# What says how important a slot is: a state that is counted, the mean of the newest row over all heads, the position
+# held, or a number drawn of that.
+ORDERS = ("counted", "newest", "position", "drawn")
+
 
 @dataclass
 class Written:

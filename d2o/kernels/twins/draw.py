@@ -6,7 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2o.kernels.twins.base import ZERO, floats, ints, kernel
+from d2o.kernels.twins.base import ZERO, floats, ints, kernel, part
+
+
+@part
+def drawn(position, head, base, first, second):
+    """A number in [0, 1) for a position of a head: the hash of baselines/random.py."""
+    x = (np.int64(position) * 0x9E3779B1 + head * 0x85EBCA77 + base) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * first) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * second) & 0xFFFFFFFF
+    x = (x ^ (x >> 16)) & 0xFFFFFFFF
+    return np.float32(x) * np.float32(2.0**-32)
 
 
 @kernel
@@ -15,11 +25,7 @@ def _uniform(positions, found, batch, heads, n, p_b, p_h, p_n, base, first, seco
         for h in range(heads):
             for j in range(n):
                 position = ints(positions + 4 * (b * p_b + h * p_h + j * p_n), 1)[0]
-                x = (np.int64(position) * 0x9E3779B1 + h * 0x85EBCA77 + base) & 0xFFFFFFFF
-                x = ((x ^ (x >> 16)) * first) & 0xFFFFFFFF
-                x = ((x ^ (x >> 15)) * second) & 0xFFFFFFFF
-                x = (x ^ (x >> 16)) & 0xFFFFFFFF
-                floats(found + 4 * ((b * heads + h) * n + j), 1)[0] = np.float32(x) * np.float32(2.0**-32)
+                floats(found + 4 * ((b * heads + h) * n + j), 1)[0] = drawn(position, h, base, first, second)
 
 
 @kernel

@@ -20,7 +20,8 @@ pytest.importorskip("numba")
 NAMES = ("d2o", "d2o_older", "h2o", "h2o_slot", "tova", "streaming_slot", "random", "cam", "full")
 TAKEN = {name: METHODS[name] for name in NAMES}
 TAKEN["d2o_official"] = functools.partial(METHODS["d2o"], variant="official", protected_layers=[])
-AT_ONCE = {"d2o", "d2o_older", "d2o_official", "h2o", "full"}
+TAKEN["d2o_drop"] = functools.partial(METHODS["d2o"], merge=False)
+AT_ONCE = {*TAKEN} - {"h2o_slot", "cam"}
 
 
 def generated(name: str, lengths: tuple[int, ...]):
