@@ -200,8 +200,8 @@ def feed(layers: Sequence[tuple[int, Fed]], new: Sequence[Tensor], scale: float,
     first = np.array([row for row, _ in layers], np.int64)
     _feed(
         table.ctypes.data, numbers.ctypes.data, first.ctypes.data, len(layers), q.data_ptr(), k.data_ptr(),
-        v.data_ptr(), out.data_ptr(), heads, q.shape[1] // heads, q.shape[2], one.dim, one.wide, known_width(one.dim, one.wide), np.float32(scale),
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        v.data_ptr(), out.data_ptr(), heads, q.shape[1] // heads, q.shape[2], one.dim, one.wide,
+        known_width(one.dim, one.wide), np.float32(scale), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
     )  # fmt: skip
 
 
