@@ -72,6 +72,7 @@ def test_a_token_is_written(norms) -> None:
     layers = []
     for kernels in (False, True):
         layer = D2O(merge=norms)
+        layer.state = "scores", "norms"  # without `merge` the second is a state like any other
         layer.allocate_storage(torch.zeros(2, 3, 1, 24), torch.zeros(2, 3, 1, 16), 9)
         for name in layer.state:
             getattr(layer, name).fill_(5.0)
