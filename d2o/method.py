@@ -20,7 +20,7 @@ from d2o.slots.decoding import Decoding
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
 LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
-         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim"}  # fmt: skip
+         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "drawn", "ahead"}  # fmt: skip
 
 
 class Method(Decoding):
