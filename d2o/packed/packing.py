@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from d2o.errors import InputError
@@ -38,3 +39,11 @@ class Packing:
         """After which of `new` further tokens a group is packed, counted from 1."""
         first = before + self.window + self.group - seen
         return list(range(max(1, first), new + 1, self.group))
+
+    def whole_slots(self, slots: int, dim: int, size: int) -> int:
+        """How many slots as the model makes them, of `dim` channels of `size` bytes, take what `slots` take right after
+        a prompt; one more where a last group of keys is short is left out."""
+        packed = max(0, slots - self.window)
+        scales = 2 * size * (dim // math.gcd(self.group, dim)) + (2 * size * dim + 8) / self.group
+        each = (2 * dim * self.bits / 8 + scales) / (2 * dim * size)
+        return slots - packed + math.ceil(packed * each)

@@ -85,7 +85,7 @@ CONFIG = {
     "command": TEXT, "cwd": TEXT, "host": TEXT, "git": OBJECT, "versions": NAMED,
 }  # fmt: skip
 CELL = {"model": TEXT, "method": TEXT, "variant": TEXT, "budget": BUDGET, "task": TEXT, "seed": SEED,
-        "scorer_task": TEXT}  # fmt: skip
+        "scorer_task": TEXT, "kv_bits": COUNT}  # fmt: skip
 PROTOCOL = {"metric": TEXT, "figures": TEXT, "first_line": TRUTH, "over_answers": WAY, "buckets": EDGES,
             "question": TEXT}  # fmt: skip
 NEEDED = {"cell": ("model", "method", "budget", "task")}

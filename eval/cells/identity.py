@@ -97,6 +97,7 @@ def describe(composed: Composed) -> dict[str, Any]:
         "budget": cfg.budget,
         "task": cfg.task.get("cell") or names["task"],
         "seed": cfg.seed,
+        **({"kv_bits": cfg.engine.kv_bits} if cfg.engine.kv_bits else {}),
     }
 
 

@@ -31,8 +31,8 @@ REFUSED = {"streaming_slot", "d2o", "d2o_uniform", "d2o_protected", "d2o_officia
            "headwise_expected", "kvzip_layer", "kvzip_plus", "cam", "cam_h2o", "cam_tova", "keepkv", "keepkv_last",
            "pyramidinfer", "pyramidinfer_official"}  # fmt: skip
 
-SERVED = ("full", "streaming_original", "h2o", "h2o_slot", "tova", "snapkv", "snapkv_evict", "pyramidkv", "locret", "cake",
-          "chunkkv_h2o", "expected_attention", "lagkv_recursive", "layerwise_snapkv")  # fmt: skip
+SERVED = ("full", "streaming_original", "h2o", "h2o_slot", "tova", "snapkv", "snapkv_evict", "pyramidkv", "locret",
+          "cake", "chunkkv_h2o", "expected_attention", "lagkv_recursive", "layerwise_snapkv")  # fmt: skip
 
 
 def opened(method, slots, bits=4):
