@@ -86,8 +86,9 @@ class Method(PackedSlots):
     def around_forward(
         self, model: nn.Module, layers: Sequence[Method], feed: Feed
     ) -> contextlib.AbstractContextManager[object]:
-        """Entered around every forward of the engine, on the first of the cache's `layers`; `feed` says which one it
-        is. For methods that need more of a model than its attention: their hooks leave when the forward ends."""
+        """Entered around every forward of a prefill, on the first of the cache's `layers`; `feed` says which one it is.
+        For methods that need more of a model than its attention: their hooks leave when the forward ends. None is
+        entered afterwards, where the rows of several caches are rows of one batch."""
         return contextlib.nullcontext()
 
     def chunk_done(self, feed: Feed, past: list[int]) -> None:

@@ -143,6 +143,12 @@ def check_place(composed: Composed) -> None:
         (gguf_file if is_file(str(place)) else check_folder)(str(place))
 
 
+def check_system(composed: Composed) -> None:
+    """Raises InputError for a system text that the model has no template for; tokenizer and shape are read."""
+    if composed.cfg.model.get("system"):
+        outline_of(composed.cfg)
+
+
 def check_device(composed: Composed) -> None:
     """Raises InputError for a GPU that is not there."""
     if composed.cfg.engine.device.startswith("cuda"):

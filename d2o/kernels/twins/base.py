@@ -19,6 +19,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -29,6 +30,8 @@ C2, C1, C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float3
 ONE, HALF, SMALLEST = np.float32(1.0), np.float32(0.5), np.float32(-104.0)
 ZERO, NEVER, ALWAYS = np.float32(0.0), np.float32(-np.inf), np.float32(np.inf)
 TINY = np.float32(1e-12)
+BYTES = ir.IntType(8).as_pointer()
+FETCH = ir.FunctionType(ir.VoidType(), [BYTES, *[ir.IntType(32)] * 3])  # address, read, kept long, data
 
 MATHS = {"reassoc", "contract", "nsz"}  # infinities and what is no number stay what they are
 
@@ -88,6 +91,20 @@ def _as_float(context, bits):
         return builder.bitcast(args[0], context.get_value_type(types.float32))
 
     return types.float32(types.int32), build
+
+
+@intrinsic
+def fetch(context, numbers, at):
+    """Ask for the cache line of `numbers[at]`, which may lie beyond them: nothing is read that could not be."""
+
+    def build(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), BYTES)
+        asked = builder.module.declare_intrinsic("llvm.prefetch", [BYTES], FETCH)
+        builder.call(asked, [place, *(ir.Constant(ir.IntType(32), x) for x in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.uint64), build
 
 
 @part

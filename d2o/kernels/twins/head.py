@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2o.kernels.twins.base import NEVER, ONE, ZERO, exponential, part
+from d2o.kernels.twins.base import NEVER, ONE, ZERO, exponential, fetch, part
 
 U = np.uint64
+LINE, AHEAD = 16, 16  # numbers of a cache line; slots that are asked for before they are read
 
 
 @part
@@ -39,12 +40,20 @@ def _starts(j, last, width):
 
 
 @part
+def _ask(stored, start, width):
+    """Ask for four slots, AHEAD of the one that begins at `start`: what comes from far is on its way meanwhile."""
+    for i in range(U(0), U(4) * width, U(LINE)):
+        fetch(stored, start + U(AHEAD) * width + i)
+
+
+@part
 def logits_into(query, keys, filled, used, groups, dim, known, scale, rows, run):
     """Write the scaled products of the queries of a head, `query [groups * dim]`, with its keys to `rows [groups *
     run]`, -inf where no slot is `filled`."""
     width, last = U(dim), used - 1
     for j in range(0, used, 4):
         s0, s1, s2, s3 = _starts(j, last, width)
+        _ask(keys, s0, width)
         for g in range(groups):
             q0, at = U(g) * width, U(g * run + j)
             _products(query, q0, keys, s0, s1, s2, s3, dim, known, rows, at)
@@ -78,6 +87,7 @@ def mean_into(values, weights, used, groups, wide, known, run, out):
         out[i] = ZERO
     for j in range(0, used, 4):
         s0, s1, s2, s3 = _starts(j, last, width)
+        _ask(values, s0, width)
         for g in range(groups):
             o0, at = U(g) * width, U(g * run + j)
             _sums(out, o0, values, s0, s1, s2, s3, wide, known, weights, at)
