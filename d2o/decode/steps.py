@@ -44,7 +44,7 @@ def side_by_side(
 ) -> set[int]:
     """A step of the same layer of several caches, each with its first row in the batch `new`, q `[B, Hq, 1, D]` and k,
     v `[B, Hkv, 1, D]`: as `at_once`, for all that can be in one call, into `out [B, 1, Hq, D]`. Their first rows."""
-    able = [(row, layer) for row, layer in layers if layer.is_initialized and _alike(type(layer), base, FEEDS)]
+    able = [(row, layer) for row, layer in layers if _feeds_alike(layer, base)]
     found = [(row, layer, fed) for row, layer in able if (fed := _ready(layer, base, new, scale))]
     if found:
         from d2o.kernels.twins.feed import feed
@@ -53,6 +53,11 @@ def side_by_side(
     for _, layer, _ in found:
         _passed(layer, 1)
     return {row for row, _, _ in found}
+
+
+def _feeds_alike(layer: Method, base: type[Method]) -> bool:
+    """Whether nothing comes before a step and nothing follows it: packed slots are unpacked for it."""
+    return layer.is_initialized and layer.packing is None and _alike(type(layer), base, FEEDS)
 
 
 def _ready(layer: Method, base: type[Method], new: Sequence[Tensor], scale: Scale) -> Fed | None:
