@@ -62,8 +62,8 @@ class KVPress(KVLayer):
 
     @contextlib.contextmanager
     def around_forward(self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
-        """In a prefill, the press is shown every attention module after it has attended."""
-        if not feed.prefill or self.unlimited:
+        """The press is shown every attention module after it has attended."""
+        if self.unlimited:
             yield
             return
         base = getattr(model, "model", model)

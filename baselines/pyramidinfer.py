@@ -47,6 +47,7 @@ class PyramidInfer(KVLayer):
     `interval`-th layer."""
 
     rows, decode_eviction = "last", False
+    packs = False  # positions are put in behind the cut
     plain_attention = True
 
     def __init__(
@@ -167,9 +168,9 @@ class PyramidInfer(KVLayer):
     # ---- and dropping them
     @contextlib.contextmanager
     def around_forward(self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
-        """In a prefill, every decoder layer gets what the one before it passed on; unhooked when the forward ends."""
+        """Every decoder layer gets what the one before it passed on; unhooked when the forward ends."""
         handles = []
-        if feed.prefill and not self.unlimited:
+        if not self.unlimited:
             for i, block in enumerate(decoder_layers(model, len(layers))[1:], start=1):
                 hook = functools.partial(take_over, layers, i)
                 handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from d2o import attention
@@ -48,7 +49,7 @@ class KVCache(Cache):
             layer.budget = self.budget
             layer.unlimited = budget.unlimited
         for layer in self.budgeted:
-            layer.every = budget.every
+            layer.every, layer.packing = budget.every, budget.packing
         self.prompt: list[int] = []
         self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
         self.warm = False  # whether a step at the budget was taken operation by operation
@@ -101,6 +102,10 @@ class KVCache(Cache):
     def seen(self) -> list[int]:
         """Tokens passed per row: the next position."""
         return self.layers[0].seen
+
+    def hooks(self, model: nn.Module, feed: Feed) -> AbstractContextManager[object]:
+        """What the method wants around a forward pass of the prefill; nothing afterwards."""
+        return self.lead.around_forward(model, self.layers, feed) if feed.prefill else nullcontext()
 
     def begin_prefill(self, prompt: list[int]) -> None:
         """Before the first chunk of prompts of `prompt[b]` tokens: give the layers that can know them their slots."""

@@ -14,16 +14,17 @@ from d2o.budget import Budget
 from d2o.feed import Feed, chunks
 from d2o.kernels.told import Merging
 from d2o.models.about import About
+from d2o.packed.slots import PackedSlots
 from d2o.rows import LastRows, PromptRows
-from d2o.slots.decoding import Decoding
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
 LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
-         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim"}  # fmt: skip
+         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "packs",
+         "put_away"}  # fmt: skip
 
 
-class Method(Decoding):
+class Method(PackedSlots):
     """Settings and answers of a method. Subclasses of KVLayer set:
 
     state            names of the per-slot tensors `[B, Hkv, C]` that they keep
@@ -85,8 +86,9 @@ class Method(Decoding):
     def around_forward(
         self, model: nn.Module, layers: Sequence[Method], feed: Feed
     ) -> contextlib.AbstractContextManager[object]:
-        """Entered around every forward of the engine, on the first of the cache's `layers`; `feed` says which one it
-        is. For methods that need more of a model than its attention: their hooks leave when the forward ends."""
+        """Entered around every forward of a prefill, on the first of the cache's `layers`; `feed` says which one it is.
+        For methods that need more of a model than its attention: their hooks leave when the forward ends. None is
+        entered afterwards, where the rows of several caches are rows of one batch."""
         return contextlib.nullcontext()
 
     def chunk_done(self, feed: Feed, past: list[int]) -> None:

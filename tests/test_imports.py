@@ -21,7 +21,7 @@ ARROWS = {
 EVAL_FLOORS = [["cli"], ["run"], ["track"], ["config", "plots"], ["tables"], ["tasks"], ["scores"], ["cells"],
                ["exits", "text", ""]]  # fmt: skip
 D2O_FLOORS = [["stock"], ["lab"], ["engine"], ["cache"], ["REST"], ["kernels"], ["errors"]]
-ENGINE_FLOORS = [["opened"], ["start", "probe", "rotary"], ["together", "turns"], ["reading", "side"],
+ENGINE_FLOORS = [["opened"], ["start", "probe", "rotary"], ["together", "turns"], ["readings"], ["reading", "side"],
                  ["generation", "replies"], ["engine", "graph", "reader", "sampling", "switch"]]  # fmt: skip
 APART = [("eval.config", "eval.plots"), ("eval.plots", "eval.config")]  # neighbours that know nothing of one another
 LIGHT = {"d2o.errors", "d2o.budget", "d2o.engine.sampling"}  # what all of eval may know; nothing heavy is in it

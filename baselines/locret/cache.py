@@ -149,7 +149,7 @@ class Locret(KVLayer):
     ) -> contextlib.AbstractContextManager[object]:
         """Hooks on the projections while tokens are fed that will be scored."""
         starts = self.seen or [0] * len(feed.lengths)
-        if not feed.prefill or not any(
+        if not any(
             m and start < plan.scored for plan, start, m in zip(self.plans, starts, feed.lengths, strict=True)
         ):
             return contextlib.nullcontext()

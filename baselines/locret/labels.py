@@ -56,7 +56,7 @@ class Recorder(KeepAll):
         def take(layer: int, qkv: Tensor) -> None:
             layers[layer].inputs.append(qkv[0].to("cpu", copy=True))
 
-        return capture(model, take) if feed.prefill else contextlib.nullcontext()
+        return capture(model, take)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, feed: Feed) -> Tensor:
         """As of the full cache; what is fed after the prefill rates the prompt. Shapes as in KVLayer.attend."""

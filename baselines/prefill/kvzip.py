@@ -67,7 +67,7 @@ class KVzip(RaggedLayer):
     @contextlib.contextmanager
     def around_forward(self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
         """Note what is fed; after the last of it, repeat it."""
-        if not feed.prefill or self.unlimited:
+        if self.unlimited:
             yield
             return
         fed: list[Tensor] = []

@@ -51,7 +51,7 @@ class SirLLM(KVLayer):
     @contextlib.contextmanager
     def around_forward(self, model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
         """Take the hidden states behind the last layer, and from them what each token's probability was."""
-        if not feed.prefill or self.unlimited:
+        if self.unlimited:
             yield
             return
         fed: list[tuple[Tensor, Tensor]] = []

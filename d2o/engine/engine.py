@@ -84,7 +84,7 @@ class Engine:
     def forward(self, cache: KVCache, ids: Tensor, feed: Feed, keep: int) -> Tensor:
         """Logits `[B, keep, vocab]` of the last `keep` columns of `ids [B, n]`."""
         cache.feed = feed
-        around = cache.lead.around_forward(self.model, cache.layers, feed)
+        around = cache.hooks(self.model, feed)
         with forward_context(self.model), self.turning(cache), around:
             out = self.model(
                 input_ids=ids,

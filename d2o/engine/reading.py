@@ -27,13 +27,16 @@ from d2o.layer import KVLayer
 from d2o.models.support import unusual_logits
 
 
-def shares_prefill(engine: Engine) -> bool:
-    """Whether the engine's method can follow a prefill that is done once for many. None does where that is unknown of
+def answers_beside(engine: Engine) -> bool:
+    """Whether the rows of the engine's caches may be rows of a batch with those of others. Not where that is unknown of
     the model's attention: layers that slide, a rotation that depends on the text, logits that are more than products;
     nor where steps are replayed from a graph."""
-    if engine.graph or engine.switch or any(engine.windows) or unusual_logits(engine.model.config):
-        return False
-    return engine.new_cache().lead.shares_prefill
+    return not (engine.graph or engine.switch or any(engine.windows) or unusual_logits(engine.model.config))
+
+
+def shares_prefill(engine: Engine) -> bool:
+    """Whether the engine's method can follow a prefill that is done once for many."""
+    return answers_beside(engine) and engine.new_cache().lead.shares_prefill
 
 
 class Reading:
@@ -127,10 +130,15 @@ class Prefilled:
     seconds: float
 
 
-def prefill_timed(engine: Engine, prompts: Sequence[Sequence[int]], reserve: int) -> Prefilled:
-    """One engine's prefill, by itself. Raises InputError."""
+def prefill_timed(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    reserve: int,
+    begun: Callable[[KVCache], None] | None = None,
+) -> Prefilled:
+    """One engine's prefill, by itself; `begun` as Engine.prefill says. Raises InputError."""
     began = engine.clock()
-    cache, logits = engine.prefill(prompts, reserve)
+    cache, logits = engine.prefill(prompts, reserve, begun=begun)
     return Prefilled(cache, logits, engine.clock() - began)
 
 
@@ -175,6 +183,15 @@ def alike(engines: Sequence[Engine]) -> list[list[int]]:
     for i, engine in enumerate(engines):
         key = (id(engine.model), engine.chunk) if shares_prefill(engine) else (i,)
         groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def beside(engines: Sequence[Engine]) -> list[list[int]]:
+    """Places of the engines whose rows can be rows of one batch, however each has read its prompts; the others are
+    alone."""
+    groups: dict[tuple, list[int]] = {}
+    for i, engine in enumerate(engines):
+        groups.setdefault((id(engine.model),) if answers_beside(engine) else (-1, i), []).append(i)
     return list(groups.values())
 
 

@@ -1,13 +1,14 @@
 """Answers of many methods and budgets to one batch of prompts, for little more than the price of one.
 
 The prompts are read once (d2o/engine/reading.py), each follower is cut in its own way, and all of them answer as rows
-of one batch (d2o/engine/side.py). What each answers is what `generate` gives alone; a batch of other rows may move a
-logit by what rounding moves it.
+of one batch (d2o/engine/side.py), with those whose methods read a prompt in a way of their own beside them. What each
+answers is what `generate` gives alone; a batch of other rows may move a logit by what rounding moves it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from d2o.cache import KVCache
 from d2o.engine.engine import Engine
 from d2o.engine.generation import Ids, by_question, respond
-from d2o.engine.reading import Reading, alike
+from d2o.engine.reading import beside
+from d2o.engine.readings import Readings
 from d2o.engine.replies import Asked, Generation, Replies, Watch, joined
 from d2o.engine.side import Part, SideBySide
 from d2o.errors import InputError, NotFinite
@@ -39,9 +41,10 @@ def generate_together(
     that is refused does not stop the others, while a NotFinite, which names the row, stops them all. The words are
     those of `generate`; each engine has a watch of its own, and may have an `again` of its own.
 
-    Engines that read a prompt alike (same model, same chunk, `KVLayer.shares_prefill`) read it once; others are asked
-    one by one. `most`: how many caches are cut and answer at once, all by default. With fewer than all the prompt
-    stays until the last were cut; the memory is the keys and values of the prompt and of `most` caches.
+    Engines that read a prompt alike (same model, same chunk, `KVLayer.shares_prefill`) read it once, others each for
+    itself; all of one model answer together where its attention allows that. `most`: how many caches are cut and answer
+    at once, all by default. With fewer than all the prompt stays until the last were cut; the memory is the keys and
+    values of the prompt and of `most` caches.
 
     Seconds: what was done for all is divided by the rows of all of them.
     """
@@ -63,7 +66,7 @@ def respond_together(
     """As generate_together; `asked`: of each engine, the same but `again` and the watch. A row's samples are given one
     after the other, each by all engines at once."""
     found: dict[int, Answers] = {}
-    for group in alike(engines):
+    for group in beside(engines):
         some = [engines[i] for i in group]
         if len(group) > 1:
             batch = Batch(some, [asked[i] for i in group], most or len(group))
@@ -86,8 +89,19 @@ def _show_empty(asked: Sequence[Asked], i: int, cache: KVCache) -> None:
     asked[i].show("empty", cache)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What an engine answers, with no tokens yet: from `logits [B, vocab]` of its last tokens, `last [B][1]`; `read_s`:
+    seconds of a row so far."""
+
+    replies: Replies
+    logits: Tensor
+    last: list[Ids]
+    read_s: float
+
+
 class Batch:
-    """Followers that read and answer together. `asked`: for each the same, but `again` and the watch; `most`: see
+    """Engines that answer together. `asked`: for each the same, but `again` and the watch; `most`: see
     `generate_together`."""
 
     def __init__(self, engines: list[Engine], asked: list[Asked], most: int) -> None:
@@ -110,60 +124,63 @@ class Batch:
         self, prompts: list[Ids], questions: list[Ids], asked: list[Asked], refused: dict[int, InputError]
     ) -> dict[int, list[Generation]]:
         """One batch whose questions are of one length; what is `refused` is written down."""
-        clock, count = self.engines[0].clock, len(self.engines)
-        began = clock()
-        reserve = asked[0].most + len(questions[0])
-        begun = partial(_show_empty, asked)
-        reading = Reading(self.engines, prompts, reserve, self.most < count, begun)
-        shared = (clock() - began) / count
+        clock, count, reserve = self.engines[0].clock, len(self.engines), asked[0].most + len(questions[0])
+        shown = partial(_show_empty, asked)
+        readings = Readings(self.engines, prompts, questions, reserve, self.most < count, shown)
         found: dict[int, list[Generation]] = {}
         for start in range(0, count, self.most):
-            began, replies = clock(), self._cut(reading, range(start, min(start + self.most, count)), asked, refused)
-            if replies:
-                first = self._question(list(replies.values()), prompts, questions, reading.logits)
-                share = shared + (clock() - began) / len(replies)
-                told = self._samples(list(replies.values()), first, share / len(prompts))
-                found |= zip(replies, told, strict=True)
-            replies = None  # the caches go before the next are cut
+            some = self._cut(readings, range(start, min(start + self.most, count)), asked, refused)
+            if some:
+                began, begun = clock(), list(some.values())
+                first = self._question(begun, questions)
+                asked_s = (clock() - began) / len(first)
+                replies, seconds = [one.replies for one in begun], [one.read_s + asked_s for one in begun]
+                found |= zip(some, self._samples(replies, first, seconds), strict=True)
+            some = begun = replies = None  # the caches go before the next are cut
         return found
 
     def _cut(
-        self, reading: Reading, some: range, asked: list[Asked], refused: dict[int, InputError]
-    ) -> dict[int, Replies]:
-        """The caches of `some` followers, with no answers yet."""
-        replies: dict[int, Replies] = {}
+        self, readings: Readings, some: range, asked: list[Asked], refused: dict[int, InputError]
+    ) -> dict[int, Begun]:
+        """The caches of `some` engines, with no answers yet."""
+        begun: dict[int, Begun] = {}
         for i in some:
             try:
-                replies[i] = Replies(self.engines[i].model, reading.cut(i), asked[i])
-                asked[i].show("prefill", replies[i].cache)
+                read = readings.cut(i)
+                replies = Replies(self.engines[i].model, read.cache, asked[i])
+                asked[i].show("prefill", read.cache)
+                texts = readings.texts(i)
+                begun[i] = Begun(replies, read.logits, [p[-1:] for p in texts], read.seconds / len(texts))
+            except NotFinite:
+                raise  # the model's, whoever asks
             except InputError as error:
                 refused[i] = error
-        return replies
+        return begun
 
-    def _samples(self, replies: list[Replies], first: Tensor, prefill_s: float) -> list[list[Generation]]:
-        """For every follower its rows' answers, further samples with them; `first [sum of rows, vocab]` are the logits
-        of the first tokens, `prefill_s` the seconds of a row so far."""
+    def _samples(self, replies: list[Replies], first: Tensor, prefill_s: list[float]) -> list[list[Generation]]:
+        """For every engine its rows' answers, further samples with them; `first [sum of rows, vocab]` are the logits of
+        the first tokens, `prefill_s` the seconds of a row of each so far."""
         clock, found = self.engines[0].clock, []
         for some in zip(*(one.each() for one in replies), strict=True):
             began = clock()
             self._decode(list(some), first)
             decode_s = (clock() - began) / len(first)
-            found.append([one.done(prefill_s, decode_s) for one in some])
+            found.append([one.done(read_s, decode_s) for one, read_s in zip(some, prefill_s, strict=True)])
         return [joined(samples) for samples in zip(*found, strict=True)]
 
-    def _question(self, replies: list[Replies], prompts: list[Ids], questions: list[Ids], logits: Tensor) -> Tensor:
-        """Logits `[sum of rows, vocab]` of the first tokens of the answers; `logits [B, vocab]` came of the prompts."""
-        device, parts = logits.device, [Part(one.cache, one.open) for one in replies]
+    def _question(self, begun: list[Begun], questions: list[Ids]) -> Tensor:
+        """Logits `[sum of rows, vocab]` of the first tokens of the answers."""
+        device, parts = begun[0].logits.device, [Part(one.replies.cache, one.replies.open) for one in begun]
         if len(questions[0]):
             logits = self.side.extend(parts, torch.tensor(questions * len(parts), device=device))
-            for one in replies:
-                one.asked.show("question", one.cache)
+            for one in begun:
+                one.replies.asked.show("question", one.replies.cache)
             return logits
-        firsts, anew = [logits] * len(parts), [i for i, one in enumerate(replies) if one.asked.again]
+        firsts, anew = [one.logits for one in begun], [i for i, one in enumerate(begun) if one.replies.asked.again]
         if anew:
-            last = torch.tensor([p[-1:] for p in prompts] * len(anew), device=device)
+            last = torch.tensor([token for i in anew for token in begun[i].last], device=device)
             read = self.side.extend([parts[i] for i in anew], last, again=True)
-            for i, rows in zip(anew, read.split(len(prompts)), strict=True):
+            for i, rows in zip(anew, read.split(len(questions)), strict=True):
                 firsts[i] = rows
         return torch.cat(firsts)
 

@@ -3,8 +3,9 @@ all labs, before the first of them is asked. The rows come as they would one bat
 
 A step of a small model is mostly the calling of operations, whose number hangs on no rows; and operations so small gain
 nothing from several threads, while whole prompts do. So prompts lie side by side in one batch, and each of a few
-threads has a batch of its own. Only in float32 on a CPU, where company moves no prediction, and only as many prompts as
-take little memory: for a larger model that is one, and all is as without this.
+threads has a batch of its own; but labs whose methods read a prompt in a way of their own may hook into the model that
+all threads read with, so they answer afterwards, batch by batch. Only in float32 on a CPU, where company moves no
+prediction, and only as many prompts as take little memory: for a larger model that is one, and all is as without this.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from d2o.attention import calls_sdpa_itself
 from d2o.cache import KVCache
 from d2o.engine.probe import token_bytes
-from d2o.engine.reading import shares_prefill
+from d2o.engine.reading import answers_beside, shares_prefill
 from d2o.engine.replies import Asked, Watch
 from d2o.errors import InputError
 from d2o.lab.answer import Completion
@@ -61,7 +62,20 @@ def answer_ahead(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> list
     batches = -(-len(same) // (threads * size)) * threads
     size = -(-len(same) // batches)  # alike, so that no thread waits for another
     parts = [same[start : start + size] for start in range(0, min(len(same), threads * size), size)]
-    return _in_threads(partial(_answer, labs, most, len(parts)), parts)
+    alike = [lab for lab in labs if shares_prefill(lab.engine)]
+    others = [lab for lab in labs if lab not in alike]
+    told = [{} for part in parts for _ in part]
+    if alike:
+        _note(told, alike, _in_threads(partial(_answer, alike, most, len(parts)), parts))
+    if others:
+        _note(told, others, [batch for part in parts for batch in _answer(others, most, 1, None, part)])
+    return [[batch[id(lab)] for lab in labs] for batch in told]
+
+
+def _note(told: list[dict[int, Any]], labs: Sequence[Lab], found: list[list[Any]]) -> None:
+    """Write into every batch of `told` what was found for each of `labs`, by its id."""
+    for batch, answers in zip(told, found, strict=True):
+        batch |= zip(map(id, labs), answers, strict=True)
 
 
 def _in_threads(work: Callable[[Watch | None, Sequence[Next]], list[T]], parts: Sequence[Sequence[Next]]) -> list[T]:
@@ -90,7 +104,7 @@ def can_answer_ahead(lab: Lab) -> bool:
     engine = lab.engine
     weights = next(engine.model.parameters())
     plain = weights.device.type == "cpu" and weights.dtype == torch.float32 and engine.chunk is None
-    return plain and shares_prefill(engine) and not calls_sdpa_itself(engine.model)
+    return plain and answers_beside(engine) and not calls_sdpa_itself(engine.model)
 
 
 def _threads() -> int:

@@ -96,8 +96,9 @@ class Sharing:
         except Exception:  # what is wrong is said when each batch is found by itself, as are all that follow
             return
         self.coming = coming[max(1, len(told)) :]
+        readers = _readers(labs)
         for one, each in zip(coming, told, strict=False):
-            found = {id(lab): (answer, len(labs)) for lab, answer in zip(labs, each, strict=True)}
+            found = {id(lab): (answer, readers[id(lab)]) for lab, answer in zip(labs, each, strict=True)}
             self.early.append(Kept(("answers", *one.asked), found))
 
     def text(self, make: Callable[..., Any], *words: Any) -> Any:
@@ -123,8 +124,8 @@ class Sharing:
                 what = str(error).strip().split("\n")[0]
                 print(f"note: {len(labs)} cells read apart: {type(error).__name__}: {what}", file=sys.stderr)
             return {}
-        sizes = {place: len(group) for group in alike([lab.engine for lab in labs]) for place in group}
-        return {id(lab): (one, sizes[place]) for place, (lab, one) in enumerate(zip(labs, told, strict=True))}
+        readers = _readers(labs)
+        return {id(lab): (one, readers[id(lab)]) for lab, one in zip(labs, told, strict=True)}
 
     def _told(self, labs: Sequence[Lab], asked: tuple[Any, ...]) -> list[Any]:
         """What the verb gives for each, with as many caches at once as there is memory for."""
@@ -189,6 +190,11 @@ class SharedLab(Lab):
     def force(self, ids: Ids, prefill: int, piece: int, reference: bool) -> Forced:
         """As Lab.force."""
         return self.sharing.ask(self, "force", ids, prefill, piece, reference)
+
+
+def _readers(labs: Sequence[Lab]) -> dict[int, int]:
+    """By the ids of the labs: how many of them read a prompt with it."""
+    return {id(labs[i]): len(group) for group in alike([lab.engine for lab in labs]) for i in group}
 
 
 def _opens(lab: Lab) -> bool:

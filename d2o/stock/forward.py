@@ -82,7 +82,7 @@ class Reading:
             raise InputError(what, "keep the conversation on one side of it, one row at a time")
 
     def _forward(self, cache: StockCache, ids: Tensor, feed: Feed, options: dict[str, Any]) -> Any:
-        around = cache.lead.around_forward(self.engine.model, cache.layers, feed)
+        around = cache.hooks(self.engine.model, feed)
         positions = self.engine.position_ids(cache, ids, feed)
         cache.feed = feed
         try:

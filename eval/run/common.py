@@ -5,7 +5,7 @@ A table has hundreds of cells, and no GPU, no data or no model is known as soon 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from d2o.errors import InputError
@@ -14,7 +14,8 @@ from eval.cells.names import GROUPS
 from eval.config.build import build
 from eval.config.compose import compose_cell
 from eval.config.words import Words
-from eval.run.models import check_device, check_place
+from eval.run.models import check_device, check_place, check_system
+from eval.run.progress import walk
 from eval.tasks.turns.task import with_turns
 
 Check = Callable[[Composed], None]
@@ -25,14 +26,18 @@ MODEL = ("model", "model.")
 
 def check_common(jobs: Sequence[Words], config_dir: Path, here: bool) -> None:
     """Raises InputError for what keeps every job from starting. `here`: they run on this machine, with its devices."""
-    checks: list[tuple[Check, tuple[str, ...]]] = [(check_place, METHOD + TASK), (_check_task, METHOD)]
+    checks: list[tuple[Check, tuple[str, ...]]] = [(one, METHOD + TASK) for one in (check_place, check_system)]
+    checks.append((_check_task, METHOD))
     if here:
         checks.append((check_device, METHOD + TASK + MODEL))
     if len(jobs) < 2:
         return
+    asked = [(check, {job.without(*others): job for job in jobs}.values()) for check, others in checks]
+    steps = iter(walk(range(1 + sum(len(some) for _, some in asked)), "checking", len(jobs)))
+    next(steps)  # said before the first of them is composed
     _check_words(jobs, config_dir)
-    for check, others in checks:
-        fault = _fault_of_all(check, {job.without(*others): job for job in jobs}.values(), config_dir)
+    for check, some in asked:
+        fault = _fault_of_all(check, some, config_dir, steps)
         if fault is not None:
             raise fault
 
@@ -47,10 +52,13 @@ def _check_words(jobs: Sequence[Words], config_dir: Path) -> None:
             raise
 
 
-def _fault_of_all(check: Check, jobs: Iterable[Words], config_dir: Path) -> InputError | None:
-    """What the check says of each of them; None where it lets one pass, or says different things."""
+def _fault_of_all(
+    check: Check, jobs: Iterable[Words], config_dir: Path, steps: Iterator[int]
+) -> InputError | None:
+    """What the check says of each of them, the first of several with their number; None where it lets one pass."""
     found: dict[str, InputError] = {}
     for job in jobs:
+        next(steps, None)
         try:
             cell = compose_cell(job, config_dir)
         except InputError:  # of its words, which is said where all are composed
@@ -62,9 +70,10 @@ def _fault_of_all(check: Check, jobs: Iterable[Words], config_dir: Path) -> Inpu
             found[str(fault)] = fault
         except Exception:  # a fault of the program, shown where the cell runs
             return None
-        if len(found) > 1:
-            return None
-    return next(iter(found.values()), None)
+    if len(found) < 2:
+        return next(iter(found.values()), None)
+    (what, fault), count = next(iter(found.items())), len(found) - 1
+    return InputError(f"{what}; what others need, {count} in all, is not there either", fault.hint)
 
 
 def _check_task(cell: Composed) -> None:

@@ -106,7 +106,10 @@ def size_cell(planned: Plan) -> Size:
         prompts, new = [task.longest or found.loaded.window] * len(missing), None
     else:
         prompts, new = _prompt_tokens(planned, found, missing), task.max_new_tokens
-    slots = budget_of(cfg, found.token_bytes or 0).slots(max(prompts))
+    budget = budget_of(cfg, found.token_bytes or 0)
+    slots = min(budget.slots(max(prompts)), max(prompts))
+    if budget.packing and found.token_bytes:
+        slots = budget.packing.whole_slots(slots, *found.channels)
     return Size(prompts, new, found.token_bytes, slots, _shares(planned, found))
 
 
@@ -138,6 +141,12 @@ def check_place(composed: Composed) -> None:
     place = composed.cfg.model.get("path")
     if place is not None:
         (gguf_file if is_file(str(place)) else check_folder)(str(place))
+
+
+def check_system(composed: Composed) -> None:
+    """Raises InputError for a system text that the model has no template for; tokenizer and shape are read."""
+    if composed.cfg.model.get("system"):
+        outline_of(composed.cfg)
 
 
 def check_device(composed: Composed) -> None:

@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 EVERY = 30.0  # seconds between two lines
-MANY = 100  # cells that take a while to compose or to plan
+MANY = 30  # cells that take a while to compose or to plan
 T = TypeVar("T")
 
 
-def walk(cells: Sequence[T], doing: str) -> tqdm[T]:
+def walk(cells: Sequence[T], doing: str, of: int = 0) -> tqdm[T]:
     """The cells one after the other, with a bar on a terminal where they take more than half a second; anywhere else
-    many of them are announced in a line."""
+    many of them are announced in a line. `of`: how many cells those of a part stand for."""
     from tqdm import tqdm
 
     options = {"leave": False, "dynamic_ncols": True, "delay": 0.5}
     bar = tqdm(cells, desc=doing, unit="cell", disable=None, **options)
-    if bar.disable and len(cells) >= MANY:
-        print(f"{doing} {len(cells)} cells", file=sys.stderr, flush=True)
+    if bar.disable and max(of, len(cells)) >= MANY:
+        print(f"{doing} {of or len(cells)} cells", file=sys.stderr, flush=True)
     return bar
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import run_pred
+from d2o.errors import InputError
 from eval.cli import main
+from eval.run import common
 from eval.tasks.lm_eval import load
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -25,6 +27,7 @@ def no_cell(cell):
         ("model=path model.path=/nowhere task=mini_single,mini_code", "model.path=/nowhere is not a folder"),
         ("model=path model.path=/nowhere.gguf task=mini_single", "there is no file /nowhere.gguf"),
         ("task=longbench_trec,longbench_lcc", "no prompt file"),
+        ("model.system=short task=mini_single,mini_code", "the tokenizer has no chat template"),
         ("task=ppl task.text=/nowhere.txt", "task.text=/nowhere.txt does not exist"),
         ("task=lm_eval task.tasks=[gsm8k]", "this task needs the package lm-eval"),
     ],
@@ -37,6 +40,17 @@ def test_a_fault_of_all_cells_is_said_once(words, what, capsys, monkeypatch, tmp
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and not list(tmp_path.iterdir()), err
     assert what in err.splitlines()[0] and [line[:5] for line in err.splitlines()] == ["error", "hint:"], err
+
+
+def test_what_each_lacks_for_itself_is_said_once(capsys, monkeypatch, tmp_path):
+    def lacking(cell):
+        raise InputError(f"no file {cell.names['task']}", "fetch it")
+
+    monkeypatch.setattr(common, "_check_task", lacking)
+    words = [*SWEEP, "task=mini_single,mini_code,mini_twohop", f"results_dir={tmp_path / 'r'}"]
+    assert main(words, no_cell, CONFIGS) == 2
+    said = "error: no file mini_single; what others need, 2 in all, is not there either\nhint: fetch it\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_fault_of_some_cells_leaves_the_others(capsys, monkeypatch, tmp_path):
