@@ -58,6 +58,8 @@ class CaM(Over):
     """A layer over a method, `chooser`, which says what leaves, and merges what does. `merge`: how many values share
     what leaves; `received [B, Hkv, C]`: the attention that each slot got."""
 
+    packs = False  # it merges from the first step on
+
     def __init__(self, chooser: KVLayer, merge: int, variant: str) -> None:
         super().__init__(chooser)
         self.merge, self.variant = merge, variant

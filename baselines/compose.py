@@ -72,6 +72,16 @@ class Over(KVLayer):
         """The chooser's."""
         return self.shown().shares_prefill
 
+    @property
+    def packs(self) -> bool:
+        """Where both leave what is held as it is."""
+        return super().packs and self.chooser.packs
+
+    def put_away(self) -> None:
+        """Also of what the chooser was shown."""
+        super().put_away()
+        self.shown()
+
     @classmethod
     def allocate(cls, layers: list[Over], budget: Budget, lengths: list[int]) -> list[list[int]]:
         """Slots per layer and row, `[L][B]`: the chooser's."""

@@ -47,6 +47,7 @@ class PyramidInfer(KVLayer):
     `interval`-th layer."""
 
     rows, decode_eviction = "last", False
+    packs = False  # positions are put in behind the cut
     plain_attention = True
 
     def __init__(

@@ -52,6 +52,11 @@ class StreamingLLM(KVLayer):
         """With `stream`, every chunk is cut at the budget."""
         return self.slots if self.stream else None
 
+    @property
+    def packs(self) -> bool:
+        """Sinks that count as slots are turned in place."""
+        return not self.slot_positions
+
     def importance(self) -> Tensor:
         """`[B, Hkv, C]`: the later, the more important."""
         return self.positions.to(torch.float32)

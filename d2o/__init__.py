@@ -12,7 +12,7 @@ from typing import Any
 
 MODULES = {"prompt": "d2o.models.prompt", "random_model": "d2o.models.random", "selfcheck": "d2o.lab.selfcheck"}
 NAMES = {"evict": "d2o.stock.evict", "kept": "d2o.stock.kept", "show": "d2o.stock.show",
-         "Budget": "d2o.budget"}  # fmt: skip
+         "Budget": "d2o.budget", "Packing": "d2o.packed.packing"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2o.errors import InputError
+from d2o.packed.packing import Packing
 
 UNLIMITED = 1 << 62  # "no eviction", comparable with any number of slots
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -31,13 +32,14 @@ class Budget:
     """A requested budget: `value` <= 1 is a fraction of the prompt, > 1 a number of slots per layer and KV head, a text
     a size in bytes; `token_bytes`: what one token takes in all layers, which a size needs before it can be slots.
     `generated`, written alike: the slots of tokens behind the prompt, which the prompt's do not give way to (SCOPE,
-    arXiv 2412.13649); None: all tokens are under one budget. `every`: new tokens between two evictions. Raises
-    InputError."""
+    arXiv 2412.13649); None: all tokens are under one budget. `every`: new tokens between two evictions. `packing`: in
+    how few bits slots are held, None: as the model makes them. Raises InputError."""
 
     value: float | str
     token_bytes: int = 0
     generated: float | str | None = None
     every: int = 1
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         read_budget(self.value)
@@ -45,6 +47,9 @@ class Budget:
             read_budget(self.generated, f"budget_generated={self.generated}")
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise InputError(f"evict_every={self.every} is no number of tokens", "evict_every=1, or after how many")
+        if self.packing and self.sized:
+            what = f"budget={self.value} and kv_bits={self.packing.bits}: slots differ in what they take"
+            raise InputError(what, "write the budget as a fraction or as slots, and read the bytes off the rows")
 
     @property
     def size(self) -> float | None:
@@ -86,6 +91,7 @@ class Budget:
         """InputError for evictions at intervals, and for slots of generated tokens, where the method of `layer`, a
         KVLayer, evicts none of those, begins with them or has times of its own; and where all steps have to be alike,
         for a `graph`."""
+        self._check_packing(layer, graph)
         if self.generated is None and self.every == 1 or not layer.budgeted:
             return
         name = type(layer).__name__.lower()
@@ -102,6 +108,16 @@ class Budget:
         if self.generated is not None and layer.compress_at != "prefill":
             what = f"{asked[-1]} with {name} that cuts the prompt at the first step, when a token is generated already"
             raise InputError(what, "method.compress_at=prefill, or leave budget_generated out")
+
+    def _check_packing(self, layer: Any, graph: bool) -> None:
+        if self.packing is None:
+            return
+        name, asked = type(layer).__name__.lower(), f"kv_bits={self.packing.bits}"
+        if not layer.packs:
+            what = f"{asked} with {name}, which changes what it holds or has slots of its own kind"
+            raise InputError(what, "take a method that only drops slots, such as h2o or snapkv, or leave kv_bits out")
+        if graph:
+            raise InputError(f"{asked} with engine.graph=true, whose slots lie still", "leave one of them out")
 
     def _sized(self) -> int:
         if not self.token_bytes:

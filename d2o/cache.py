@@ -49,7 +49,7 @@ class KVCache(Cache):
             layer.budget = self.budget
             layer.unlimited = budget.unlimited
         for layer in self.budgeted:
-            layer.every = budget.every
+            layer.every, layer.packing = budget.every, budget.packing
         self.prompt: list[int] = []
         self.far: bool | Tensor = False  # rows beyond the switch of the model's rotation: d2o/engine/switch.py
         self.warm = False  # whether a step at the budget was taken operation by operation

@@ -14,6 +14,7 @@ once gives what it gives token by token, while the rest of the model still runs 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,7 +52,14 @@ class KVLayer(Method):
             return self._prefill(q, k, v, scale, feed)
         if not self.is_initialized:
             raise RuntimeError("a cache starts with a prefill")
-        return self.follow(q, k, v, scale, feed)
+        if self.packing is None:
+            return self.follow(q, k, v, scale, feed)
+        outs = []
+        for part, lengths in self.spans(q.shape[2], feed):
+            self.unpack()
+            outs.append(self.follow(*(x[:, :, part] for x in (q, k, v)), scale, replace(feed, lengths=lengths)))
+            self.pack()
+        return torch.cat(outs, dim=2)
 
     def follow(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """As `attend`, of tokens behind the prompt."""
@@ -114,6 +122,8 @@ class KVLayer(Method):
             self.compress(reserve)
         if self.slots:
             self.arm()
+        if self.cuts_at_once:
+            self.pack()
 
     def finish_prefill(self, reserve: int) -> None:
         """The whole model has seen the prompt: cut now, if that had to wait, or mark that the first step will."""
@@ -123,6 +133,7 @@ class KVLayer(Method):
         elif not self.cuts_at_once:
             self.compress(reserve)
             self.arm()
+            self.pack()
 
     def _first_capacity(self, feed: Feed) -> int:
         if self.cut_late:

@@ -91,7 +91,7 @@ class Ledger:
 
     def _more(self) -> dict[str, Any]:
         """Of a budget that is more than one number."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"kv_bits": self.budget.packing.bits} if self.budget.packing else {}
         if self.budget.generated is not None:
             found["budget_generated"] = self.budget.generated
             found |= {"requested_generated": self.requested_generated, "held_generated": self.held_generated}

@@ -14,16 +14,17 @@ from d2o.budget import Budget
 from d2o.feed import Feed, chunks
 from d2o.kernels.told import Merging
 from d2o.models.about import About
+from d2o.packed.slots import PackedSlots
 from d2o.rows import LastRows, PromptRows
-from d2o.slots.decoding import Decoding
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
 LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
-         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim"}  # fmt: skip
+         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "packs",
+         "put_away"}  # fmt: skip
 
 
-class Method(Decoding):
+class Method(PackedSlots):
     """Settings and answers of a method. Subclasses of KVLayer set:
 
     state            names of the per-slot tensors `[B, Hkv, C]` that they keep

@@ -137,7 +137,7 @@ class HeadRuns:
 class RaggedLayer(KVLayer):
     """For methods that evict once, after the prefill; `split` says how many slots each head of a row gets."""
 
-    decode_eviction = False
+    decode_eviction, packs = False, False
     runs: HeadRuns | None = None  # None: equal heads, ordinary storage
 
     def split(self, scores: Tensor, row: int) -> list[int]:

@@ -84,7 +84,7 @@ class SlotStorage(CacheLayerMixin):
     @property
     def capacity(self) -> int:
         """Slots per head that there is storage for."""
-        return self.keys.shape[2]
+        return self.positions.shape[2]
 
     @property
     def used(self) -> int:

@@ -39,7 +39,7 @@ Predict what is missing of one cell (model x method x task) and print its score.
   seed=         of whatever is drawn at random
   results_dir=  where the cells lie; the same command goes on where it stopped
   scorer=       official | fixed
-  engine.*      chunk, dtype, device, evict_every
+  engine.*      chunk, dtype, device, evict_every, kv_bits
   sampling.*    temperature (0: greedy), top_p, top_k, min_p, samples: answers of a row
   plugins=      [mypackage.mymodule]: modules of your own that a _target_ may name
   wandb.*       mode (disabled | offline | online), project, group, entity, job_type, tags, notes

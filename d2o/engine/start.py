@@ -57,7 +57,7 @@ def open_engine(
         probe.check(engine, expected)
     probe.check_rotation(engine, longest)
     if not engine.prototype.budgeted:
-        engine.budget = FULL
+        engine.budget = replace(FULL, packing=wanted.packing)
     elif wanted.sized:
         engine.budget = replace(wanted, token_bytes=probe.token_bytes(engine))
     if engine.prototype.slot_positions or engine.prototype.turns:

@@ -23,6 +23,13 @@ class Outline:
     loaded: LoadedModel
     token_bytes: int | None
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of a key, and the bytes of one, where `token_bytes` is known."""
+        text = self.loaded.model.config.get_text_config()
+        width = _width(text)
+        return width, self.token_bytes // (2 * text.num_hidden_layers * text.num_key_value_heads * width)
+
 
 def outline(node: Mapping[str, Any], dtype: str = "auto", device: str = "cpu") -> Outline | None:
     """Of a model's config node. Nothing is downloaded: None for a hub model that is not in the cache.
@@ -97,5 +104,8 @@ def _bytes(config: Any, size: int) -> int | None:
     heads, layers = getattr(text, "num_key_value_heads", None), getattr(text, "num_hidden_layers", None)
     if not heads or not layers or mixes(text):
         return None
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * layers * heads * width * size
+    return 2 * layers * heads * _width(text) * size
+
+
+def _width(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

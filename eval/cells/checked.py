@@ -85,7 +85,7 @@ CONFIG = {
     "command": TEXT, "cwd": TEXT, "host": TEXT, "git": OBJECT, "versions": NAMED,
 }  # fmt: skip
 CELL = {"model": TEXT, "method": TEXT, "variant": TEXT, "budget": BUDGET, "task": TEXT, "seed": SEED,
-        "scorer_task": TEXT}  # fmt: skip
+        "scorer_task": TEXT, "kv_bits": COUNT}  # fmt: skip
 PROTOCOL = {"metric": TEXT, "figures": TEXT, "first_line": TRUTH, "over_answers": WAY, "buckets": EDGES,
             "question": TEXT}  # fmt: skip
 NEEDED = {"cell": ("model", "method", "budget", "task")}
@@ -95,7 +95,7 @@ STATUS = {
 }  # fmt: skip
 ROW = {
     "length": COUNT, "prompt_tokens": COUNT, "question_tokens": COUNT, "new_tokens": COUNT, "truncated": TRUTH,
-    "budget": BUDGET, "budget_generated": BUDGET, "evict_every": COUNT, "held_between": AMOUNTS,
+    "budget": BUDGET, "budget_generated": BUDGET, "evict_every": COUNT, "held_between": AMOUNTS, "kv_bits": COUNT,
     "requested_generated": AMOUNTS, "held_generated": AMOUNTS,
     "budget_realised": AMOUNT, "requested_slots": AMOUNTS, "held_prefill": AMOUNTS, "held_decode": AMOUNTS,
     "kv_bytes_prefill": COUNT, "kv_bytes_decode": COUNT, "prefill_s": AMOUNT, "decode_s": AMOUNT, "prompt_hash": TEXT,

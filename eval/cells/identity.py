@@ -26,6 +26,7 @@ ADDED = {"model.chat_options": None, "model.strip_thinking": True, "model.quanti
          "method.merge_into": "all", "method.decoding": "grow", "method.value_norm": False,
          "method.sink_tokens": 0, "method.plus": False, "method.recursive": False, "method.last_rows": None,
          "budget_generated": None, "engine.evict_every": 1,
+         "engine.kv_bits": None, "engine.kv_group": 32, "engine.kv_window": 32,
          "sampling.temperature": 0.0, "sampling.top_p": 1.0, "sampling.top_k": 0, "sampling.min_p": 0.0,
          "sampling.samples": 1}  # fmt: skip
 TASKS = ("longbench_", "mini_")  # the tasks of these names have further settings of that kind
@@ -96,6 +97,7 @@ def describe(composed: Composed) -> dict[str, Any]:
         "budget": cfg.budget,
         "task": cfg.task.get("cell") or names["task"],
         "seed": cfg.seed,
+        **({"kv_bits": cfg.engine.kv_bits} if cfg.engine.kv_bits else {}),
     }
 
 

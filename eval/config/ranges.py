@@ -31,6 +31,8 @@ RANGES = {  # least and most; the most is a slip of the hand that would show as 
     "model.weights_seed": (0, MOST_SEED),
     **{f"model.{key}": (1, 1 << 24) for key in SHAPE},
     "engine.evict_every": (1, MOST_SLOTS),
+    "engine.kv_group": (1, MOST_SLOTS),
+    "engine.kv_window": (0, MOST_SLOTS),
 }
 LONGEST_NAME = 100  # characters of a part of a folder's name; a file system takes 255 bytes
 

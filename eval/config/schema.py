@@ -10,13 +10,16 @@ from omegaconf import MISSING
 
 @dataclass
 class EngineConfig:
-    """How the engine runs: rows of a prompt at a time, number format, device, captured steps, evictions."""
+    """How the engine runs: rows of a prompt at a time, number format, device, captured steps, evictions, bits."""
 
     chunk: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     graph: bool = False
     evict_every: int = 1
+    kv_bits: int | None = None
+    kv_group: int = 32
+    kv_window: int = 32
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from eval.cells.baseline import is_baseline
 from eval.plots.atlas_file import NAMES, largest_targets, shares
 from eval.plots.report_items import Item, Table, budget_item, compared, difference, footnotes, held, num
 from eval.scores.bootstrap import means_interval, paired
@@ -88,9 +89,9 @@ def point_tables(cells: Sequence[CellData]) -> list[Table]:
 def _scores(title: str, cells: Sequence[CellData]) -> Table:
     cells = sorted(cells, key=lambda cell: task_order(cell.task))
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    full = {cell.task: cell.result.by_id for cell in cells if cell.method == "full"}
+    full = {cell.task: cell.result.by_id for cell in cells if is_baseline(cell.result.cell)}
     lines: dict[tuple[str, float], dict[str, CellData]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.method != "full"):
+    for cell in sorted(cells, key=lambda cell: not is_baseline(cell.result.cell)):
         lines.setdefault((cell.label, cell.budget), {})[cell.task] = cell
     several, over = len(tasks) > 1, _of_mean([set(found) for found in lines.values()], tasks)
     mean_of = "mean" if over == tasks else f"mean of {len(over)}"
@@ -103,7 +104,7 @@ def _scores(title: str, cells: Sequence[CellData]) -> Table:
         whole = set(over) <= set(found)
         mean = means_interval([found[task].result.score.per_row for task in over]) if whole else None
         pairs = [paired(found[task].result.by_id, full.get(task, {})) for task in over] if whole else []
-        is_full = next(iter(found.values())).method == "full"
+        is_full = is_baseline(next(iter(found.values())).result.cell)
         there = [cell.result for cell in found.values()]
         row = [Item(label), budget_item(next(iter(found.values()))), held(mean_realised(there), *there)]
         row += [num(mean.value if mean else None)] if several else []

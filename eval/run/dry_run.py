@@ -29,8 +29,8 @@ SAME = ("model", "method", "variant", "budget")
 @dataclass(frozen=True)
 class Size:
     """Of the missing rows of a cell: tokens of each prompt, most new tokens of each, bytes of keys and values of one
-    token, slots kept of the longest prompt; None where they cannot be known. `shares`: whether it can read
-    its prompts with others."""
+    token, slots kept of the longest prompt, or as many as take what those do in few bits; None where they cannot be
+    known. `shares`: whether it can read its prompts with others."""
 
     prompts: list[int] | None = None
     new: int | None = None

@@ -106,7 +106,10 @@ def size_cell(planned: Plan) -> Size:
         prompts, new = [task.longest or found.loaded.window] * len(missing), None
     else:
         prompts, new = _prompt_tokens(planned, found, missing), task.max_new_tokens
-    slots = budget_of(cfg, found.token_bytes or 0).slots(max(prompts))
+    budget = budget_of(cfg, found.token_bytes or 0)
+    slots = min(budget.slots(max(prompts)), max(prompts))
+    if budget.packing and found.token_bytes:
+        slots = budget.packing.whole_slots(slots, *found.channels)
     return Size(prompts, new, found.token_bytes, slots, _shares(planned, found))
 
 

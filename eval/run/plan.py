@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2o.budget import Budget
+from d2o.budget import Budget, Packing
 from d2o.engine.sampling import Sampling
 from d2o.errors import InputError
 from eval.cells import shards
@@ -19,6 +19,7 @@ from eval.cells.identity import folder, model_protocol
 from eval.cells.rows import read_rows
 from eval.cells.shards import Shard
 from eval.config.build import build, text_of
+from eval.config.schema import EngineConfig
 from eval.tasks.sample import Sample
 from eval.tasks.task import Task, prompt_hash
 from eval.tasks.turns.task import with_turns
@@ -103,6 +104,8 @@ def settle(composed: Composed, known: Known, graph: bool = False) -> Callable[..
     layer = known[asked]()
     if not layer.budgeted:
         cfg.budget, cfg.budget_generated, cfg.engine.evict_every = 1.0, None, 1
+    if cfg.engine.kv_bits is None:  # nothing that a group or a window would be of
+        cfg.engine.kv_group, cfg.engine.kv_window = EngineConfig.kv_group, EngineConfig.kv_window
     budget_of(cfg).check_method(layer, graph)
     return known[asked]
 
@@ -120,8 +123,10 @@ def replays(cfg: Any, task: Task) -> bool:
 
 
 def budget_of(cfg: Any, token_bytes: int = 0) -> Budget:
-    """All that a config says of how many slots are held, and when. Raises InputError."""
-    return Budget(cfg.budget, token_bytes, cfg.budget_generated, cfg.engine.evict_every)
+    """All that a config says of how many slots are held, when, and in how many bits. Raises InputError."""
+    bits, engine = cfg.engine.kv_bits, cfg.engine
+    packing = None if bits is None else Packing(bits, engine.kv_group, engine.kv_window)
+    return Budget(cfg.budget, token_bytes, cfg.budget_generated, engine.evict_every, packing)
 
 
 def dataset_hash(samples: Sequence[Sample]) -> str:

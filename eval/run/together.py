@@ -31,7 +31,7 @@ from eval.track.tracker import Tracker
 Left = Callable[[Composed, Exception], None]
 T = TypeVar("T")
 PROMPTS = ("model", "task", "sampling", "limit", "shard", "batch_size", "results_dir")  # of what is read
-LATER = ("evict_every",)  # settings of the engine that say nothing of how a prompt is read
+LATER = ("evict_every", "kv_bits", "kv_group", "kv_window")  # settings of the engine: nothing of how prompts are read
 MOST = 64  # caches that are held and answer at once; more are cut in turns while the prompt stays
 
 

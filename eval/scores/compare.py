@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from d2o.budget import kind, read_budget
 from d2o.errors import InputError
+from eval.cells.baseline import is_baseline
 from eval.scores.bootstrap import mean_interval, paired
 from eval.scores.result import CellResult
 
 
 def compare_with_full(results: Sequence[CellResult]) -> None:
-    """Set `against` and `pairs` where a cell of method `full` has the same model, task, seed and protocol."""
-    full = {_peers(r): r.by_id for r in sorted(results, key=order) if r.cell.get("method") == "full"}
+    """Set `against` and `pairs` where a cell of the full cache has the same model, task, seed and protocol."""
+    full = {_peers(r): r.by_id for r in sorted(results, key=order) if is_baseline(r.cell)}
     for result in results:
-        if result.cell.get("method") != "full" and _peers(result) in full:
+        if not is_baseline(result.cell) and _peers(result) in full:
             result.pairs = paired(result.by_id, full[_peers(result)])
             result.against = mean_interval(result.pairs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eval.cells.baseline import is_baseline
 from eval.scores.compare import compare_with_full
 from eval.scores.holds_more import footnote, mark_holds_more
 from eval.scores.labels import name_results
@@ -37,7 +38,7 @@ def _table(model: str, results: Sequence[CellResult]) -> str:
     lines: dict[tuple[str, ...], dict[str, CellResult]] = {}
     for result in results:
         name, variant, budget = cell_names(result)[1:]
-        key = (name, "" if name == "full" else variant, "" if name == "full" else budget)
+        key = (name, "" if is_baseline(result.cell) else variant, "" if name == "full" else budget)
         lines.setdefault(key, {})[result.title] = result
     groups = _categories(tasks)
     average = ["average"] if len(tasks) > 1 else []

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eval.cells.baseline import is_baseline
 from eval.scores.bootstrap import means_interval, paired
 from eval.scores.compare import compare_with_full
 from eval.scores.holds_more import footnote, mark_holds_more
@@ -48,13 +49,13 @@ def group_table(folders: Sequence[Path], scorer: str, note: Callable[[str], None
 
 def _mean_columns(cells: Sequence[CellResult], results: Sequence[CellResult]) -> list[str]:
     """Realised budget, rows and score over the tasks, and the difference with its interval where all have one."""
-    full = {result.task: result.by_id for result in results if result.cell.get("method") == "full"}
+    full = {result.task: result.by_id for result in results if is_baseline(result.cell)}
     shown = [
         realised(mean_realised(cells), *cells),
         str(sum(cell.score.n for cell in cells)),
         number(average([cell.score.value for cell in cells])),
     ]
-    if cells[0].cell.get("method") == "full" or any(cell.task not in full for cell in cells):
+    if is_baseline(cells[0].cell) or any(cell.task not in full for cell in cells):
         return [*shown, "", ""]
     pairs = [paired(cell.by_id, full[cell.task]) for cell in cells]
     return [*shown, *interval(means_interval(pairs), "+")]

@@ -19,7 +19,7 @@ from eval.cells.identity import ADDED, model_name, settled
 from eval.tables.spec import Part, Slot, TableSpec, is_full
 
 ASKED = ("method.", "model.", "task.", "engine.", "sampling.", "seed", "budget_generated")
-OWN = ("method.", "sampling.", "engine.evict_every", "budget_generated")  # where a table is silent it has the default
+OWN = ("method.", "sampling.", "engine.evict_every", "engine.kv_", "budget_generated")  # a silent table has defaults
 KEYED = ("seed=", "budget_generated=")  # settings of an identity that are in no group
 PLACES = ("model.path", "model.id", "model.revision", "model.name")  # where a model lies; its name tells which it is
 
