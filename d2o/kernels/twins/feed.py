@@ -74,10 +74,11 @@ def _token(
 
 
 @part
-def _ordered(order, line, positions, base, used, head, heads, word, first, second):
+def _ordered(told, line, positions, base, used, head, heads):
     """Fill `line` with what says how important the slots of a head are, where no state does. `heads`: all that the
     newest row was summed over."""
-    for j in range(np.uint64(used)):
+    order, word, first, second = told[20], told[21], told[22], told[23]
+    for j in range(np.uint64(used if order else 0)):
         if order == NEWEST:
             line[j] = line[j] / np.float32(heads) if head == 0 else line[j]
         elif order == POSITION:
@@ -121,10 +122,7 @@ def _layer(
                 continue
             low, high = guard(sinks, recent, per_row, b, newest[b])
             for h in range(pair, pair + heads):
-                if order:
-                    _ordered(
-                        order, line, at, h * capacity, used, h - pair, heads * groups, told[21], told[22], told[23]
-                    )
+                _ordered(told, line, at, h * capacity, used, h - pair, heads * groups)
                 own = line if order else floats(scores + 4 * h * capacity, used)
                 victims[h], leaving[h] = leave_head(own, at, empty, h, h * capacity, used, low, high, most)
             if merges:
