@@ -210,3 +210,15 @@ def test_what_makes_no_sense_is_refused(make, what):
     with pytest.raises(InputError, match=what):
         make()
     open_engine(MODEL, D2O, Budget(0.5))
+
+
+def test_what_a_dry_run_expects_is_what_is_held():
+    run = opened(KeepAll, 1)
+    cache, _ = run.prefill(PROMPTS[:1], STEPS)
+    heads, dim, packing = (
+        cache.layers[0].positions.shape[1],
+        cache.layers[0].packed[0].keys.shape[1],
+        Packing(4, **SMALL),
+    )
+    expected = packing.whole_slots(LENGTHS[0], dim, 4) * 2 * 4 * dim * heads * len(cache.layers)
+    assert expected == pytest.approx(cache.ledgers[0].kv_bytes_prefill, rel=0.02)
