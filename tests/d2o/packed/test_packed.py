@@ -161,7 +161,7 @@ def test_what_is_evicted_goes_with_its_codes_and_an_empty_group_with_its_scale()
     assert not torch.equal(before.starts, after.starts)
 
 
-def test_followers_samples_turns_chunks_and_intervals():
+def test_followers_turns_chunks_and_intervals():
     some = {"packing": Packing(4, **SMALL)}
     engines = [open_engine(MODEL, method, budget) for method, budget in (
         (KeepAll, FULL), (H2O, Budget(0.4, **some)), (SnapKV, Budget(0.4, **some)), (H2O, Budget(0.4)),
