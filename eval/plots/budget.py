@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW = 7  # lines that a legend can tell apart
+NAME = 0.122  # inches of height for a name at the end of a line
 GREY = "#b4b4b4"
 AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes of keys and values"}
 
@@ -97,7 +98,8 @@ def budget_figure(all_curves: Sequence[BudgetCurves], labels: Sequence[str], col
 def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
     """Many methods in one panel: D2O, the full cache, a random choice and the best of each family in colour, the others
     grey, each named at the end of its line."""
-    figure, (ax,) = panels(1, 1, 5.0, 4.2)
+    ends = _ends(curves)
+    figure, (ax,) = panels(1, 1, 5.0, max(4.2, 0.72 + NAME * len(ends)))
     left, bottom, width, height = ax.get_position().bounds
     ax.set_position((left, bottom, 0.66 - left, height))
     first = in_front(curves)
@@ -116,7 +118,7 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
     _limits(ax, curves)
     budget_axis(ax, budgets)
     colours = {label: line_style(label, labels)["color"] for label in (*first, FULL)}
-    name_ends(ax, _ends(curves), colours, budgets[-1])
+    name_ends(ax, ends, colours, budgets[-1])
     write_title(ax, f"{curves.title}; dashed: the full cache")
     ax.set_ylabel("score")
     return figure

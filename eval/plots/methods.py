@@ -18,21 +18,14 @@ FIXED = {
 OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#999933", "#AA4499", "#661100", "#6699CC", "#88CCEE")
 MARKERS = "p*h<>8d"
 FAMILIES = {  # of which a crowded figure shows the best one in colour
-    "every step": ("h2o", "tova", "cam", "morphkv", "rkv", "keepkv"),
-    "after the prefill": (
-        "snapkv",
-        "pyramidkv",
-        "adakv",
-        "cake",
-        "lava",
-        "chunkkv",
-        "criticalkv",
-        "headwise",
-        "layerwise",
-    ),
-    "without attention": ("streaming_llm", "knorm", "keydiff", "lagkv", "qfilter"),
+    "every step": ("h2o", "tova", "cam", "morphkv", "rkv", "triattention", "headwise", "layerwise"),
+    "merging": ("keepkv", "d2o_counted"),
+    "after the prefill": ("snapkv", "chunkkv", "criticalkv", "pyramidkv", "cake"),
+    "heads apart": ("adakv", "lava", "headkv", "duo_attention"),
+    "without attention": ("streaming_llm", "knorm", "keydiff", "lagkv", "qfilter", "sirllm", "compactor",
+                          "expected_attention"),
     "in the prefill": ("pyramidinfer", "locret", "kvzip"),
-}
+}  # fmt: skip
 PALER = 0.38  # towards white, for each further knob
 
 
