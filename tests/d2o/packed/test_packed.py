@@ -161,7 +161,7 @@ def test_what_is_evicted_goes_with_its_codes_and_an_empty_group_with_its_scale()
     assert not torch.equal(before.starts, after.starts)
 
 
-def test_followers_samples_turns_chunks_and_intervals():
+def test_followers_turns_chunks_and_intervals():
     some = {"packing": Packing(4, **SMALL)}
     engines = [open_engine(MODEL, method, budget) for method, budget in (
         (KeepAll, FULL), (H2O, Budget(0.4, **some)), (SnapKV, Budget(0.4, **some)), (H2O, Budget(0.4)),
@@ -190,13 +190,14 @@ def test_a_copy_goes_on_by_itself():
 
 
 def test_methods_that_change_what_they_hold_are_refused():
-    for name, method in METHODS.items():
-        budget = Budget(SLOTS, packing=Packing(4))
-        if name not in REFUSED:
-            budget.check_method(method())
+    budget, made = Budget(SLOTS, packing=Packing(4)), {name: method() for name, method in METHODS.items()}
+    assert {name for name, one in made.items() if not one.packs} >= REFUSED
+    for one in made.values():
+        if one.packs:
+            budget.check_method(one)
             continue
         with pytest.raises(InputError, match="kv_bits=4 with .*, which changes what it holds or has slots of its own"):
-            budget.check_method(method())
+            budget.check_method(one)
 
 
 @pytest.mark.parametrize(
@@ -209,3 +210,15 @@ def test_what_makes_no_sense_is_refused(make, what):
     with pytest.raises(InputError, match=what):
         make()
     open_engine(MODEL, D2O, Budget(0.5))
+
+
+def test_what_a_dry_run_expects_is_what_is_held():
+    run = opened(KeepAll, 1)
+    cache, _ = run.prefill(PROMPTS[:1], STEPS)
+    heads, dim, packing = (
+        cache.layers[0].positions.shape[1],
+        cache.layers[0].packed[0].keys.shape[1],
+        Packing(4, **SMALL),
+    )
+    expected = packing.whole_slots(LENGTHS[0], dim, 4) * 2 * 4 * dim * heads * len(cache.layers)
+    assert expected == pytest.approx(cache.ledgers[0].kv_bytes_prefill, rel=0.02)

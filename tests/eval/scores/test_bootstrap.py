@@ -86,7 +86,10 @@ def cell(method: str, per_row: list[float], seed: int = 0, protocol: str = "p", 
 def test_cells_are_compared_with_the_full_cache_of_the_same_rows():
     full, h2o = cell("full", [1.0] * 50), cell("h2o", [0.0] * 10 + [1.0] * 40)
     others = [cell("h2o", [1.0] * 5, 1), cell("h2o", [1.0] * 5, protocol="q"), cell("h2o", [1.0] * 5, model="big")]
-    compare_with_full([h2o, *others, full])
+    packed = cell("full", [0.5] * 50)
+    packed.cell["kv_bits"], packed.folder = 2, "tiny/full-later/mini_single"
+    compare_with_full([h2o, *others, full, packed])
+    assert packed.against.value == -50.0, "the full cache in few bits is none to compare with"
     assert h2o.against.value == -20.0 and h2o.against.low < -20 < h2o.against.high < 0
     assert full.against is None and [r.against for r in others] == [None] * 3
     assert against(h2o)[0] == "-20.00" and against(h2o)[1].startswith("-") and against(full) == ["", ""]
