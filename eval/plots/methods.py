@@ -14,6 +14,8 @@ FULL, RANDOM, OURS = "full", "random", "d2o"
 FIXED = {
     OURS: ("#D55E00", "o"), "h2o": ("#0072B2", "s"), "snapkv": ("#009E73", "D"), "streaming_llm": ("#E69F00", "^"),
     "tova": ("#56B4E9", "v"), "pyramidkv": ("#CC79A7", "P"), "adakv": ("#8C6D31", "X"), RANDOM: ("#777777", "."),
+    "keepkv": ("#882255", "D"), "headkv": ("#661100", "H"), "rkv": ("#332288", "X"), "locret": ("#999933", "P"),
+    "compactor": ("#44AA99", "H"),
 }  # fmt: skip
 OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#999933", "#AA4499", "#661100", "#6699CC", "#88CCEE")
 MARKERS = "p*h<>8d"

@@ -102,8 +102,8 @@ def name_ends(ax: Axes, ends: Mapping[str, float], colours: Mapping[str, str], l
     """The names of lines that end at `last`, right of the axes at the heights where they end, moved apart where they
     would touch; grey where `colours` has none. A thin line leads from an end to its name."""
     low, high = ax.get_ylim()
-    step = (high - low) * 0.118 / (ax.get_position().height * ax.figure.get_figheight())
-    places = apart(ends, step, low, high + 0.06 * (high - low))
+    inch = (high - low) / (ax.get_position().height * ax.figure.get_figheight())
+    places = apart(ends, 0.118 * inch, low, high + 0.18 * inch)
     for name, value in ends.items():
         parts = name.split(" = ")
         colour = next((colours[one] for one in parts if one in colours), "#8a8a8a")
@@ -117,7 +117,7 @@ def apart(ends: Mapping[str, float], step: float, low: float, high: float) -> di
     """{name: place} near its end, `step` from the next one at least, between `low` and `high` where there is room."""
     names = sorted(ends, key=lambda name: ends[name])
     places = [ends[name] for name in names]
-    for _ in range(400):
+    for _ in range(100 * len(places)):  # many names in a heap push each other a long way
         for i in range(len(places) - 1):
             lacking = step - (places[i + 1] - places[i])
             if lacking > 0:
