@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW = 7  # lines that a legend can tell apart
-NAME = 0.122  # inches of height for a name at the end of a line
+NAME, LETTER = 0.122, 0.0625  # inches of height for a name at the end of a line, of width for a letter of it
 GREY = "#b4b4b4"
 AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes of keys and values"}
 
@@ -101,7 +101,8 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
     ends = _ends(curves)
     figure, (ax,) = panels(1, 1, 5.0, max(4.2, 0.72 + NAME * len(ends)))
     left, bottom, width, height = ax.get_position().bounds
-    ax.set_position((left, bottom, 0.66 - left, height))
+    longest = max(map(len, ends), default=0)
+    ax.set_position((left, bottom, min(0.66, 1 - (0.2 + LETTER * longest) / 5.0) - left, height))
     first = in_front(curves)
     for label in sorted(curves.lines, key=lambda label: label in first):
         points, look = sorted(curves.lines[label].items()), line_style(label, labels)
