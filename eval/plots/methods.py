@@ -17,7 +17,7 @@ FIXED = {
     "keepkv": ("#882255", "D"), "headkv": ("#661100", "H"), "rkv": ("#332288", "X"), "locret": ("#999933", "P"),
     "compactor": ("#44AA99", "H"),
 }  # fmt: skip
-OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#999933", "#AA4499", "#661100", "#6699CC", "#88CCEE")
+OTHERS = ("#117733", "#AA4499", "#6699CC", "#88CCEE", "#DDCC77", "#CC6677")
 MARKERS = "p*h<>8d"
 FAMILIES = {  # of which a crowded figure shows the best one in colour
     "every step": ("h2o", "tova", "cam", "morphkv", "rkv", "triattention", "headwise", "layerwise"),
