@@ -73,7 +73,7 @@ def _fault_of_all(
     if len(found) < 2:
         return next(iter(found.values()), None)
     (what, fault), count = next(iter(found.items())), len(found) - 1
-    return InputError(f"{what}; what others need, {count} in all, is not there either", fault.hint)
+    return InputError(f"{what}; {count} more of this command cannot start either", fault.hint)
 
 
 def _check_task(cell: Composed) -> None:

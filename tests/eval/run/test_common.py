@@ -49,7 +49,7 @@ def test_what_each_lacks_for_itself_is_said_once(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(common, "_check_task", lacking)
     words = [*SWEEP, "task=mini_single,mini_code,mini_twohop", f"results_dir={tmp_path / 'r'}"]
     assert main(words, no_cell, CONFIGS) == 2
-    said = "error: no file mini_single; what others need, 2 in all, is not there either\nhint: fetch it\n"
+    said = "error: no file mini_single; 2 more of this command cannot start either\nhint: fetch it\n"
     assert capsys.readouterr().err == said
 
 

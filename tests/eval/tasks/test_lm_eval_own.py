@@ -111,6 +111,6 @@ def test_a_hub_that_is_away_is_named_and_asked_once(monkeypatch, capsys, tmp_pat
     monkeypatch.setattr(datasets, "load_dataset", away)
     code, _, err = run(["-m", "table=d2o_reasoning"], tmp_path, capsys)
     assert code == 2 and err.count("error: ") == err.count("hint: ") == 1 and "Traceback" not in err, err
-    assert "what others need, 2 in all, is not there either" in err
+    assert "2 more of this command cannot start either" in err
     assert "Couldn't reach 'openai/gsm8k'" in err and "HF_HOME" in err and "include_path" in err
     assert asked == ["openai/gsm8k", "EleutherAI/coqa", "truthfulqa/truthful_qa"]
