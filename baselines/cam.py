@@ -28,11 +28,12 @@ from torch import Tensor
 from d2o.errors import InputError, choice
 from d2o.eviction import Entries
 from d2o.kernels import launch
+from d2o.kernels.told import Sharing
 from d2o.layer import KVLayer
 from d2o.rows import LastRows, PromptRows, group_sum
 
 from .compose import Over, chosen
-from .random import uniform
+from .random import drawing, uniform
 
 NOWHERE = torch.iinfo(torch.int32).max
 SALT = 0x51ED270B  # draws must not be those of `random`, whose priorities they would follow
@@ -58,6 +59,7 @@ class CaM(Over):
     """A layer over a method, `chooser`, which says what leaves, and merges what does. `merge`: how many values share
     what leaves; `received [B, Hkv, C]`: the attention that each slot got."""
 
+    counted = "received"
     packs = False  # it merges from the first step on
 
     def __init__(self, chooser: KVLayer, merge: int, variant: str) -> None:
@@ -70,6 +72,12 @@ class CaM(Over):
         """As for every method; merging begins with the first step: the cut before it merges nothing."""
         super().arm()
         self.merges = True
+
+    def sharing(self) -> Sharing | None:
+        """What `absorb` does of one slot a head, by `draw` and `probability`; hh_mask looks at others."""
+        if self.variant != "streaming":
+            return None
+        return Sharing(self.merge, drawing(self.index, self.seed + SALT))
 
     def observe(self, attn: PromptRows | LastRows) -> None:
         """Note what every slot received, and show the chooser the rows that it asked for."""

@@ -67,6 +67,10 @@ class Over(KVLayer):
         self.chooser.about = self.about
         return self.chooser
 
+    def asked(self) -> KVLayer:
+        """The chooser."""
+        return self.shown()
+
     @property
     def shares_prefill(self) -> bool:
         """The chooser's."""

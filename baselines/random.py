@@ -37,20 +37,22 @@ class Random(KVLayer):
 
     def drawn(self) -> tuple[int, int, int]:
         """Those of `uniform`."""
-        return _start(self.index, self.seed), *FACTORS
+        return drawing(self.index, self.seed)
 
 
-def _start(layer: int, seed: int) -> int:
-    return layer * 0xC2B2AE3D + seed + 1
+def drawing(layer: int, seed: int) -> tuple[int, int, int]:
+    """Where the hash of `uniform` begins, and its two factors."""
+    return layer * 0xC2B2AE3D + seed + 1, *FACTORS
 
 
 def uniform(positions: Tensor, layer: int, seed: int) -> Tensor:
     """Numbers in [0, 1) for `positions [B, Hkv, n]`, a hash of (seed, layer, head, position)."""
     if launch.has_twin("victim", positions) and positions.dtype is torch.int32:
         hashed = launch.kernels("draw", positions).uniform
-        return hashed(positions, _start(layer, seed), FACTORS)
+        start, *factors = drawing(layer, seed)
+        return hashed(positions, start, tuple(factors))
     head = torch.arange(positions.shape[1], device=positions.device).view(1, -1, 1)
-    x = positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + _start(layer, seed)
+    x = positions.to(torch.int64) * 0x9E3779B1 + head * 0x85EBCA77 + drawing(layer, seed)[0]
     x = x & 0xFFFFFFFF
     for shift, factor in ((16, FACTORS[0]), (15, FACTORS[1]), (16, 1)):  # an integer hash of 32 bits
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from d2o.budget import Budget
 from d2o.feed import Feed, chunks
-from d2o.kernels.told import Merging
+from d2o.kernels.told import Merging, Sharing
 from d2o.models.about import About
 from d2o.packed.slots import PackedSlots
 from d2o.rows import LastRows, PromptRows
+
+if TYPE_CHECKING:
+    from d2o.kernels.twins.fed import Told
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
 LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
          "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "packs", "put_away", "drawn",
-         "ahead"}  # fmt: skip
+         "ahead", "asked", "sharing", "told", "passed"}  # fmt: skip
 
 
 class Method(PackedSlots):
@@ -66,6 +71,23 @@ class Method(PackedSlots):
     def merging(self) -> Merging | None:
         """How D2O's kernels merge what leaves in a step; None where they do not, though the method `merges`."""
         return None
+
+    def asked(self) -> Method:
+        """The method that says what leaves: this one, or the one that it works over."""
+        return self
+
+    def sharing(self) -> Sharing | None:
+        """Of a method over another: how it shares out what leaves in a step, where that and counting what each slot
+        received, in the state `counted`, is all that it does; such steps are one call on a CPU."""
+        return None
+
+    def told(self, kind: torch.dtype) -> Told | None:
+        """Of a layer whose `follow` is its own: what a call of one token of the type `kind` is told of it, with room
+        for that; None where it takes none."""
+        return None
+
+    def passed(self) -> None:
+        """Count the token of a call that was `told` of this layer."""
 
     def written(self, key: Tensor) -> None:
         """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""

@@ -10,15 +10,21 @@ Until the cut a layer is an ordinary one, and it stays one where nothing has to 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from d2o.decode.steps import serves
 from d2o.feed import Feed
 from d2o.kernels.attend import attend_row
 from d2o.kernels.block import causal
 from d2o.kernels.logits import Scale, of_heads
+from d2o.kernels.told import Written
 from d2o.layer import KVLayer
+
+if TYPE_CHECKING:
+    from d2o.kernels.twins.fed import FedRuns
 
 
 class HeadRuns:
@@ -66,29 +72,47 @@ class HeadRuns:
         self._arm()
 
     def _arm(self) -> None:
-        """`free`: where the next key of every head goes; `place`: where its position goes; `now`: the newest."""
+        """`free`: where the next key of every head goes; `place`: how far behind that its position goes in the table;
+        `now`: the newest."""
         device = self.keys.device
-        ends = [[s + n for s, n in zip(*rows, strict=True)] for rows in zip(self.starts, self.counts, strict=True)]
-        self.free = torch.tensor(ends, device=device).view(-1)
-        filled = torch.tensor(self.counts, device=device).view(-1)
-        self.place = torch.arange(filled.shape[0], device=device) * self.positions.shape[2] + filled
+        self.first = torch.tensor(self.starts, device=device).view(-1)
+        self.free = self.first + torch.tensor(self.counts, device=device).view(-1)
+        self.place = torch.arange(self.first.shape[0], device=device) * self.positions.shape[2] - self.first
+        self.fed: FedRuns | None = None
         self.now = torch.tensor(self.seen, dtype=torch.int32, device=device).view(-1, 1, 1) - 1
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """Write one token per row, `k, v [B, Hkv, 1, D]`, and attend: `[B, Hq, 1, D]` of `q [B, Hq, 1, D]`."""
+        if serves((q, k, v), scale) and (fed := self.told(q.dtype)):
+            out = fed.tokens(q, k, v, scale)
+            self.count([1] * q.shape[0])
+            return out
         self._spare([1] * q.shape[0])
-        self.now = self.now + 1
+        self.now.add_(1)
         self.keys.index_copy_(0, self.free, k.reshape(-1, k.shape[3]))
         self.values.index_copy_(0, self.free, v.reshape(-1, v.shape[3]))
         new = self.now.expand(-1, k.shape[1], 1).reshape(-1)
-        self.positions.view(-1).index_copy_(0, self.place, new)
-        self.free, self.place = self.free + 1, self.place + 1
-        self._count([1] * q.shape[0])
+        self.positions.view(-1).index_copy_(0, self.free + self.place, new)
+        self.free.add_(1)
+        self.count([1] * q.shape[0])
         out, groups = q.new_empty(*q.shape[:3], v.shape[3]), q.shape[1] // k.shape[1]
         for b, h, run in self._runs():
             heads = slice(h * groups, (h + 1) * groups)
             out[b : b + 1, heads] = attend_row(q[b : b + 1, heads], *self._run(run), of_heads(scale, heads), None)
         return out
+
+    def told(self, kind: torch.dtype) -> FedRuns | None:
+        """What a compiled call of one token a row is told, with room for that; None where the slots are of another type
+        than `kind`."""
+        if self.keys.dtype is not kind:
+            return None
+        self._spare([1] * len(self.seen))
+        if self.fed is None or not self.fed.holds(self.keys, self.free, self.now):
+            from d2o.kernels.twins.fed import FedRuns
+
+            to = Written(self.keys, self.values, self.positions, [], None, self.free, self.now)
+            self.fed = FedRuns(to, self.first)
+        return self.fed
 
     def again(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """The newest token once more, over the other slots and itself; shapes as in `step`, nothing is written."""
@@ -116,11 +140,12 @@ class HeadRuns:
             self.keys[run.stop : run.stop + m], self.values[run.stop : run.stop + m] = key[0, 0], value[0, 0]
             filled, seen = self.counts[b][h], self.seen[b]
             self.positions[b, h, filled : filled + m] = torch.arange(seen, seen + m, device=k.device)
-        self._count(lengths)
+        self.count(lengths)
         self._arm()
         return out
 
-    def _count(self, lengths: list[int]) -> None:
+    def count(self, lengths: list[int]) -> None:
+        """`lengths[b]` tokens of row b were written."""
         self.counts = [[n + m for n in row] for row, m in zip(self.counts, lengths, strict=True)]
         self.seen = [s + m for s, m in zip(self.seen, lengths, strict=True)]
 
@@ -192,6 +217,16 @@ class RaggedLayer(KVLayer):
         out = runs.step(q, k, v, scale) if q.shape[2] == 1 else runs.block(q, k, v, scale, feed.lengths)
         self._show(runs)
         return out
+
+    def told(self, kind: torch.dtype) -> FedRuns | None:
+        """That of heads with runs of their own."""
+        kept = type(self).follow is RaggedLayer.follow and type(self).attend is KVLayer.attend
+        return self.runs.told(kind) if self.runs is not None and kept else None
+
+    def passed(self) -> None:
+        """A token a row."""
+        self.runs.count([1] * len(self.seen))
+        self._show(self.runs)
 
     def _show(self, runs: HeadRuns) -> None:
         """What the cache, the ledger and the engine read of a layer."""

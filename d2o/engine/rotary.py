@@ -18,6 +18,7 @@ from d2o.engine.engine import Engine
 from d2o.errors import InputError
 from d2o.feed import Feed
 from d2o.kernels import launch
+from d2o.kernels.told import Turning
 from d2o.layer import KeepAll
 from d2o.models.window import rope_type, rotations
 
@@ -49,17 +50,19 @@ class Rotation:
     def __call__(self, keys: Tensor, delta: Tensor) -> Tensor:
         slots = keys.dim() == 4 and not delta.is_floating_point() and keys.shape[:3] == delta.shape
         if slots and keys.dtype is torch.float32 and launch.has_twin("attend", keys):
-            cos, sin = self._angles(delta)
+            cos, sin = self._angles(int(delta.max()) + 1 if delta.numel() else 1)
             found = launch.kernels("turn", keys).turned(keys, delta, cos, sin, self.interleaved)
             if found is not None:
                 return found
         angle = delta.unsqueeze(-1).to(torch.float32) * self.inv_freq.to(delta.device)  # a layer may lie elsewhere
         return self.turned(keys, angle.cos(), angle.sin())
 
+    def turning(self, turns: int) -> Turning | None:
+        """What a kernel needs that turns keys by up to `turns - 1` positions; None for more than are looked up."""
+        return Turning(*self._angles(turns), self.interleaved) if turns <= MOST else None
 
-    def _angles(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin `[n, R / 2]` of turns by 0 to n - 1 positions, as many as `delta` needs and MOST allows."""
-        needed = int(delta.max()) + 1 if delta.numel() else 1
+    def _angles(self, needed: int) -> tuple[Tensor, Tensor]:
+        """cos and sin `[n, R / 2]` of turns by 0 to n - 1 positions, as many as are `needed` and MOST allows."""
         if self.angles is None or MOST >= needed > self.angles[0].shape[0]:
             turns = torch.arange(min(MOST, max(1024, 2 * needed)), dtype=torch.float32)
             angle = turns.unsqueeze(-1) * self.inv_freq.cpu()

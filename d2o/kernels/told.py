@@ -54,3 +54,23 @@ class Merging:
     own: float
     fixed: float | None
     weights: tuple[float, float, float]
+
+
+@dataclass
+class Sharing:
+    """How CaM merges: a value that leaves is added, divided by `count`, to those of the next `count` positions, where a
+    number is below what it received over what they did; `drawn`: where the hash of the number begins, and its two
+    factors."""
+
+    count: int
+    drawn: tuple[int, int, int]
+
+
+@dataclass
+class Turning:
+    """How keys turn where slots count as positions: `cos, sin [n, R / 2]` float32 of turns by 0 to n - 1 positions;
+    `interleaved`: the two channels of a pair lie side by side."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool

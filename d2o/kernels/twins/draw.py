@@ -28,6 +28,38 @@ def _uniform(positions, found, batch, heads, n, p_b, p_h, p_n, base, first, seco
                 floats(found + 4 * ((b * heads + h) * n + j), 1)[0] = drawn(position, h, base, first, second)
 
 
+@part
+def share_out(values, filled, received, used, new, start, gone, own, draw, wide, count, slots):
+    """Add 1 / `count` of what left a head, the value `new[start : start + wide]` at position `gone`, to the `values` of
+    the next `count` positions behind it, where `draw` is below what it received, `own`, over their mean. `slots
+    [count]` is room."""
+    last = -1
+    for j in range(used):
+        last = max(last, filled[j])
+    if gone < 0 or last <= gone:
+        return
+    place = np.empty(last - gone, np.int32)
+    for p in range(last - gone):
+        place[p] = -1
+    for j in range(used):
+        if filled[j] > gone:
+            place[filled[j] - gone - 1] = j
+    found, total = 0, ZERO
+    for p in range(last - gone):
+        if place[p] >= 0 and found < count:
+            slots[found] = place[p]
+            total += received[place[p]]
+            found += 1
+    mean = total / np.float32(found)
+    if mean == 0 or not draw < own / mean:
+        return
+    share = np.float32(1.0 / count)
+    for i in range(found):
+        to = np.uint64(slots[i] * wide)
+        for d in range(np.uint64(wide)):
+            values[to + d] += share * new[np.uint64(start) + d]
+
+
 @kernel
 def _spread(
     values, value, positions, at, received, own, draws, batch, heads, used, wide, count, v_b, v_h, p_b, p_h, r_b, r_h
@@ -36,31 +68,12 @@ def _spread(
     for b in range(batch):
         for h in range(heads):
             pair, filled = b * heads + h, ints(positions + 4 * (b * p_b + h * p_h), used)
-            gone, last = ints(at, batch * heads)[pair], -1
-            for j in range(used):
-                last = max(last, filled[j])
-            if gone < 0 or last <= gone:
-                continue
-            place = np.empty(last - gone, np.int32)
-            for p in range(last - gone):
-                place[p] = -1
-            for j in range(used):
-                if filled[j] > gone:
-                    place[filled[j] - gone - 1] = j
-            found, total, scores = 0, ZERO, floats(received + 4 * (b * r_b + h * r_h), used)
-            for p in range(last - gone):
-                if place[p] >= 0 and found < count:
-                    slots[found] = place[p]
-                    total += scores[place[p]]
-                    found += 1
-            mean = total / np.float32(found)
-            if mean == 0 or not floats(draws, batch * heads)[pair] < floats(own, batch * heads)[pair] / mean:
-                continue
-            share, new = np.float32(1.0 / count), floats(value + 4 * pair * wide, wide)
-            for i in range(found):
-                to = floats(values + 4 * (b * v_b + h * v_h + slots[i] * wide), wide)
-                for d in range(np.uint64(wide)):
-                    to[d] += share * new[d]
+            share_out(
+                floats(values + 4 * (b * v_b + h * v_h), used * wide), filled,
+                floats(received + 4 * (b * r_b + h * r_h), used), used, floats(value + 4 * pair * wide, wide), 0,
+                ints(at, batch * heads)[pair], floats(own, batch * heads)[pair], floats(draws, batch * heads)[pair],
+                wide, count, slots,
+            )  # fmt: skip
 
 
 def uniform(positions: Tensor, base: int, factors: tuple[int, int]) -> Tensor:

@@ -1,24 +1,29 @@
 """Compiled for a CPU: tokens fed one by one to a layer in one call. Each is written and attends; where its rows are
-counted they are added to the scores; then the least important slot of every head leaves and D2O merges it. A row never
-meets another, so that rows come one after the other, each with all of its tokens; and so do the rows of several caches,
-whose layers are told of one after the other, all in one call."""
+counted they are added to the scores; then the least important slot of every head leaves and D2O merges it, or CaM
+shares it out. A row never meets another, so that rows come one after the other, each with all of its tokens; and so do
+the rows of several caches, whose layers are told of one after the other, all in one call. What a line tells: FIELDS."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
-from d2o.kernels.told import ORDERS, Leaving, Merging, Written
+from d2o.kernels.told import ORDERS
 from d2o.kernels.twins.base import RUN, ZERO, floats, ints, kernel, longs, part
-from d2o.kernels.twins.draw import drawn
-from d2o.kernels.twins.head import attend_head, known_width
-from d2o.kernels.twins.leave import guard, guards, ways
+from d2o.kernels.twins.draw import drawn, share_out
+from d2o.kernels.twins.head import attend_head
+from d2o.kernels.twins.leave import guard
 from d2o.kernels.twins.slots import copy, leave_head, merge_row, put
+from d2o.kernels.twins.turn import moves_of, turn_key
 
-FIELDS = 24  # numbers of a line of the table: a layer of one cache
+# Numbers of a line, which tells of a layer of one cache. 0 to 10 addresses: keys, values, positions, scores, norms,
+# free, now, slots, sinks, recent, tau; 11 rows, 12 slots of a head; 13 to 15 whether guards are per row, slots leave,
+# D2O merges; 16 to 19 how it does; 20 the place in ORDERS, 21 to 23 what is drawn for it; 24 the address of five
+# float32 of the merge; 25 that of where each head's run starts, where heads have their own; 26 by how many CaM shares
+# out, 27 to 29 what is drawn for it; 30, 31 the addresses of cos and sin, where slots count as positions, 32 their
+# turns, 33 their angles, 34, 35 from pair to pair of channels and within one.
+FIELDS = 36
 NEWEST, POSITION, DRAWN = (ORDERS.index(name) for name in ("newest", "position", "drawn"))
 
 
@@ -41,15 +46,27 @@ def _added(scores, base, rows, used, groups, run):
 
 
 @part
+def _turned(told, keys, start, at, used, newest, dim, room):
+    """The keys of a head as its queries see them where slots count as positions: `keys` from `start` on, turned."""
+    turned, move, place = room
+    moves_of(at, used, newest, place, move)
+    half, cosines, sines = told[33], floats(told[30], told[32] * told[33]), floats(told[31], told[32] * told[33])
+    for j in range(used):
+        turn_key(keys, start + j * dim, move[j], cosines, sines, half, told[34], told[35], turned, j * dim, dim)
+    return turned
+
+
+@part
 def _token(
-    q, k, v, out, q_h, k_h, v_h, keys, values, positions, scores, norms, free, line, first, heads, groups, capacity,
-    used, position, dim, wide, known, scale, size, query, rows,
+    told, q, k, v, out, q_h, k_h, v_h, line, first, heads, groups, used, position, dim, wide, known, scale, query, rows,
+    room,
 ):  # fmt: skip
     """One token of one row, whose heads begin with pair `first`: written, attended, counted; `line`: over all heads."""
-    run = (used + RUN - 1) // RUN * RUN
+    keys, values, positions, scores, norms, capacity = told[0], told[1], told[2], told[3], told[4], told[12]
+    size, run = told[11] * heads * capacity, (used + RUN - 1) // RUN * RUN
     stored, worth, at = floats(keys, size * dim), floats(values, size * wide), ints(positions, size)
-    score, length = floats(scores, size), floats(norms, size)
-    for j in range(np.uint64(used if len(line) else 0)):
+    score, length, free = floats(scores, size), floats(norms, size), longs(told[5], told[11] * heads)
+    for j in range(np.uint64(0 if scores else used if len(line) else 0)):
         line[j] = ZERO
     for h in range(heads):
         base, slot = (first + h) * capacity, free[first + h]
@@ -62,10 +79,12 @@ def _token(
             length[slot] = np.float32(math.sqrt(squares))
         for g in range(groups):
             copy(floats(q + 4 * (h * groups + g) * q_h, dim), 0, query, g * dim, dim)
+        filled, seen = ints(positions + 4 * base, used), floats(keys + 4 * base * dim, used * dim)
+        if told[30]:
+            seen = _turned(told, stored, base * dim, filled, used, position, dim, room)
         attend_head(
-            query, floats(keys + 4 * base * dim, used * dim), floats(values + 4 * base * wide, used * wide),
-            ints(positions + 4 * base, used), used, groups, dim, wide, known, scale, rows, run,
-            floats(out + 4 * h * groups * wide, groups * wide),
+            query, seen, floats(values + 4 * base * wide, used * wide), filled, used, groups, dim, wide, known, scale,
+            rows, run, floats(out + 4 * h * groups * wide, groups * wide),
         )  # fmt: skip
         if scores:
             _added(score, base, rows, used, groups, run)
@@ -88,119 +107,111 @@ def _ordered(told, line, positions, base, used, head, heads):
 
 
 @part
+def _leave(told, line, b, heads, groups, used, newest, most, victims, leaving):
+    """The least important slot of every head of row b leaves; the last position that might."""
+    positions, capacity, pairs = told[2], told[12], told[11] * heads
+    at, free = ints(positions, pairs * capacity), longs(told[5], pairs)
+    low, high = guard(told[8], told[9], told[13] != 0, b, newest)
+    for h in range(b * heads, b * heads + heads):
+        _ordered(told, line, at, h * capacity, used, h - b * heads, heads * groups)
+        own = line if told[20] else floats(told[3] + 4 * h * capacity, used)
+        victims[h], leaving[h] = leave_head(own, at, free, h, h * capacity, used, low, high, most)
+    return high
+
+
+@part
+def _share_out(told, pair, heads, used, victims, leaving, wide, slots):
+    """Share out what left the heads of one row, the first of which is `pair`."""
+    capacity, size = told[12], told[11] * heads * told[12]
+    worth, received = floats(told[1], size * wide), floats(told[3], size)
+    for h in range(pair, pair + heads):
+        draw = drawn(leaving[h], h - pair, told[27], told[28], told[29])
+        share_out(
+            floats(told[1] + 4 * h * capacity * wide, used * wide), ints(told[2] + 4 * h * capacity, used),
+            floats(told[3] + 4 * h * capacity, used), used, worth, victims[h] * wide, leaving[h], received[victims[h]],
+            draw, wide, told[26], slots,
+        )  # fmt: skip
+
+
+@part
 def _layer(
-    told, numbers, q, k, v, out, heads, groups, tokens, dim, wide, known, scale, q_h, q_n, k_h, k_n, v_h, v_n, q_b, k_b,
-    v_b,
+    told, q, k, v, out, heads, groups, tokens, dim, wide, known, scale, q_h, q_n, k_h, k_n, v_h, v_n, q_b, k_b, v_b,
 ):  # fmt: skip
     """All rows of one cache's layer, that a line of the table is `told` of."""
-    keys, values, positions, scores, norms = told[0], told[1], told[2], told[3], told[4]
-    slots, sinks, recent, tau, batch, capacity = told[7], told[8], told[9], told[10], told[11], told[12]
-    per_row, evicts, merges, older, order = told[13] != 0, told[14], told[15], told[16], told[20]
+    slots, tau, batch, capacity, evicts = told[7], told[10], told[11], told[12], told[14]
     pairs, size = batch * heads, batch * heads * capacity
-    stored, worth, at = floats(keys, size * dim), floats(values, size * wide), ints(positions, size)
-    length, empty, newest = floats(norms, size), longs(told[5], pairs), ints(told[6], batch)
+    stored, worth, at = floats(told[0], size * dim), floats(told[1], size * wide), ints(told[2], size)
+    length, free, newest = floats(told[4], size), longs(told[5], pairs), ints(told[6], batch)
     query, rows = np.empty(groups * dim, np.float32), np.empty(groups * (capacity + RUN), np.float32)
-    unit, cosines = np.empty(dim, np.float32), np.empty(heads, np.float32)
+    unit, cosines, shared = np.empty(dim, np.float32), np.empty(heads, np.float32), np.empty(told[26], np.int64)
     targets, gone = np.empty(heads, np.int64), np.empty(heads, np.bool_)
     victims, leaving = np.empty(pairs, np.int64), np.empty(pairs, np.int32)
-    line = np.empty(capacity + RUN if order else 0, np.float32)
+    line = np.empty(capacity + RUN if told[20] else 0, np.float32)
+    turned, numbers = capacity if told[30] else 0, floats(told[24], 5)
+    room = np.empty(turned * dim, np.float32), np.empty(turned, np.int32), np.empty(told[32], np.int32)
     for b in range(batch):
         held, pair = _held(at, b * heads * capacity, capacity), b * heads
         most = longs(slots, batch)[b] if evicts else held + tokens
         for i in range(tokens):
             used, newest[b] = held + 1, newest[b] + 1
             _token(
-                q + 4 * (b * q_b + i * q_n), k + 4 * (b * k_b + i * k_n), v + 4 * (b * v_b + i * v_n),
-                out + 4 * (b * tokens + i) * heads * groups * wide, q_h, k_h, v_h, keys, values, positions, scores,
-                norms, empty, line, pair, heads, groups, capacity, used, newest[b], dim, wide, known, scale, size,
-                query, rows,
+                told, q + 4 * (b * q_b + i * q_n), k + 4 * (b * k_b + i * k_n), v + 4 * (b * v_b + i * v_n),
+                out + 4 * (b * tokens + i) * heads * groups * wide, q_h, k_h, v_h, line, pair, heads, groups, used,
+                newest[b], dim, wide, known, scale, query, rows, room,
             )  # fmt: skip
             if used <= most:
                 held = used
                 for h in range(pair, pair + heads):
-                    empty[h] += 1
+                    free[h] += 1
                 continue
-            low, high = guard(sinks, recent, per_row, b, newest[b])
-            for h in range(pair, pair + heads):
-                _ordered(told, line, at, h * capacity, used, h - pair, heads * groups)
-                own = line if order else floats(scores + 4 * h * capacity, used)
-                victims[h], leaving[h] = leave_head(own, at, empty, h, h * capacity, used, low, high, most)
-            if merges:
+            high = _leave(told, line, b, heads, groups, used, newest[b], most, victims, leaving)
+            if told[26]:
+                _share_out(told, pair, heads, used, victims, leaving, wide, shared)
+            if told[15]:
                 floats(tau, batch)[b] = merge_row(
                     stored, worth, length, at, victims, leaving, pair, heads, capacity, used,
-                    high if older else np.int64(newest[b]), dim, wide, floats(tau, batch)[b], told[17] != 0,
+                    high if told[16] else np.int64(newest[b]), dim, wide, floats(tau, batch)[b], told[17] != 0,
                     told[18] != 0, told[19] != 0, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], unit,
                     cosines, targets, gone,
                 )  # fmt: skip
 
 
+@part
+def _runs(told, q, k, v, out, heads, groups, dim, wide, known, scale, q_h, k_h, v_h, q_b, k_b, v_b):
+    """One token of all rows of a cache's layer whose heads have runs of their own: written and attended."""
+    batch, capacity = told[11], told[12]
+    free, starts, newest = longs(told[5], batch * heads), longs(told[25], batch * heads), ints(told[6], batch)
+    query, rows = np.empty(groups * dim, np.float32), np.empty(groups * (capacity + RUN), np.float32)
+    for b in range(batch):
+        newest[b] += 1
+        for h in range(heads):
+            pair = b * heads + h
+            slot, start, used = free[pair], starts[pair], free[pair] + 1 - starts[pair]
+            put(floats(k + 4 * (b * k_b + h * k_h), dim), 0, floats(told[0] + 4 * slot * dim, dim), 0, dim)
+            put(floats(v + 4 * (b * v_b + h * v_h), wide), 0, floats(told[1] + 4 * slot * wide, wide), 0, wide)
+            filled = ints(told[2] + 4 * pair * capacity, used)
+            filled[used - 1], free[pair] = newest[b], slot + 1
+            for g in range(groups):
+                copy(floats(q + 4 * (b * q_b + (h * groups + g) * q_h), dim), 0, query, g * dim, dim)
+            attend_head(
+                query, floats(told[0] + 4 * start * dim, used * dim), floats(told[1] + 4 * start * wide, used * wide),
+                filled, used, groups, dim, wide, known, scale, rows, (used + RUN - 1) // RUN * RUN,
+                floats(out + 4 * pair * groups * wide, groups * wide),
+            )  # fmt: skip
+
+
 @kernel
-def _feed(
-    table, numbers, first, count, q, k, v, out, heads, groups, tokens, dim, wide, known, scale, q_b, q_h, q_n, k_b, k_h,
-    k_n, v_b, v_h, v_n,
+def feed_lines(
+    lines, count, q, k, v, out, heads, groups, tokens, dim, wide, known, scale, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h,
+    v_n,
 ):  # fmt: skip
+    """`lines [2 * count]`: addresses of lines, each with the row of the batch at which that cache's begin."""
     for i in range(count):
-        told, row = longs(table + 8 * FIELDS * i, FIELDS), longs(first, count)[i]
-        _layer(
-            told, floats(numbers + 20 * i, 5), q + 4 * row * q_b, k + 4 * row * k_b, v + 4 * row * v_b,
-            out + 4 * row * tokens * heads * groups * wide, heads, groups, tokens, dim, wide, known, scale, q_h, q_n,
-            k_h, k_n, v_h, v_n, q_b, k_b, v_b,
-        )  # fmt: skip
-
-
-class Fed:
-    """The slots of a layer that tokens are fed to, dense and wide enough: what a call is told of them, put together
-    once. The one state of `to`, if it has one, is the scores: what each slot received. `of` (None: nothing leaves) with
-    the slots of every row; what leaves is merged as `merging` says, with its tau `[B, 1, 1]`. `order`: a place in
-    ORDERS, and the three numbers of what is drawn."""
-
-    def __init__(
-        self,
-        to: Written,
-        of: Leaving | None,
-        merging: tuple[Merging, Tensor] | None,
-        order: tuple[int, int, int, int] = (0, 0, 0, 0),
-    ) -> None:
-        self.told = to, of, merging  # nobody lets go of this memory meanwhile
-        (batch, self.heads, capacity, self.dim), self.wide = to.keys.shape, to.values.shape[3]
-        scores, norms = to.state[0].data_ptr() if to.state else 0, 0 if to.norms is None else to.norms.data_ptr()
-        slots, low, high = (0, 0, 0) if of is None else (of.slots.data_ptr(), *guards(of))
-        how, tau = (PLAIN, 0) if merging is None else (ways(merging[0]), merging[1].data_ptr())
-        stored = to.keys.data_ptr(), to.values.data_ptr(), to.positions.data_ptr()
-        places = *stored, scores, norms, to.free.data_ptr(), to.now.data_ptr(), slots, low, high, tau
-        self.evicts, per_row = of is not None, of is not None and isinstance(of.recent, Tensor)
-        said = per_row, self.evicts, merging is not None, *how[:4]
-        self.line = np.array([*places, batch, capacity, *said, *order], np.int64)
-        self.numbers = np.array(how[4:], np.float32)
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """None: a copy of the layer, in this process or another, has memory of its own."""
-        return type(None), ()
-
-    def holds(self, keys: Tensor, free: Tensor, now: Tensor) -> bool:
-        """Whether these, `keys [B, Hkv, C, D]` and the rest, are the ones that it was told of."""
-        to = self.told[0]
-        return to.keys is keys and to.free is free and to.now is now
-
-    def tokens(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attention `[B, Hq, n, D]` of the tokens q `[B, Hq, n, D]`, k, v `[B, Hkv, n, D]`, fed one by one."""
-        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], self.wide)
-        feed([(0, self)], (q, k, v), scale, out)
-        return out.transpose(1, 2)
-
-
-def feed(layers: Sequence[tuple[int, Fed]], new: Sequence[Tensor], scale: float, out: Tensor) -> None:
-    """Feed the tokens `new`, q `[B, Hq, n, D]`, k, v `[B, Hkv, n, D]`, one by one to layers of several caches, each
-    with the row of the batch at which its own begin, and write their attention to `out [B, n, Hq, D]`."""
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in new)
-    one, heads = layers[0][1], k.shape[1]
-    table, numbers = (np.stack([getattr(fed, name) for _, fed in layers]) for name in ("line", "numbers"))
-    first = np.array([row for row, _ in layers], np.int64)
-    _feed(
-        table.ctypes.data, numbers.ctypes.data, first.ctypes.data, len(layers), q.data_ptr(), k.data_ptr(),
-        v.data_ptr(), out.data_ptr(), heads, q.shape[1] // heads, q.shape[2], one.dim, one.wide,
-        known_width(one.dim, one.wide), np.float32(scale), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-    )  # fmt: skip
-
-
-PLAIN = ways(Merging(False, False, False, 1.0, None, (0.0, 0.0, 0.0)))
+        told, row = longs(longs(lines, 2 * count)[2 * i], FIELDS), longs(lines, 2 * count)[2 * i + 1]
+        new = q + 4 * row * q_b, k + 4 * row * k_b, v + 4 * row * v_b, out + 4 * row * tokens * heads * groups * wide
+        if told[25]:
+            _runs(told, *new, heads, groups, dim, wide, known, scale, q_h, k_h, v_h, q_b, k_b, v_b)
+        else:
+            _layer(
+                told, *new, heads, groups, tokens, dim, wide, known, scale, q_h, q_n, k_h, k_n, v_h, v_n, q_b, k_b, v_b,
+            )  # fmt: skip

@@ -5,7 +5,37 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from d2o.kernels.twins.base import floats, ints, kernel
+from d2o.kernels.twins.base import floats, ints, kernel, part
+
+
+@part
+def moves_of(at, used, newest, place, move):
+    """Write to `move [used]` how far the key of each slot of a head moves: what is held at the positions `at` stands
+    without a gap before `newest`. `place [newest + 1]` is room."""
+    for p in range(newest + 1):
+        place[p] = -1
+    for j in range(used):
+        move[j] = 0
+        if at[j] >= 0:
+            place[at[j]] = j
+    behind = 0
+    for p in range(newest, -1, -1):
+        if place[p] >= 0:
+            move[place[p]] = newest - p - behind
+            behind += 1
+
+
+@part
+def turn_key(key, start, move, cosines, sines, half, step, apart, turned, to, dim):
+    """Write the key `key[start : start + dim]`, turned by `move` positions, to `turned` from `to` on."""
+    base, key_at, new_at = np.uint64(move * half), np.uint64(start), np.uint64(to)
+    for i in range(np.uint64(half)):
+        c, s, first = cosines[base + i], sines[base + i], i * np.uint64(step)
+        x, y = key[key_at + first], key[key_at + first + np.uint64(apart)]
+        turned[new_at + first] = x * c - y * s
+        turned[new_at + first + np.uint64(apart)] = y * c + x * s
+    for i in range(np.uint64(2 * half), np.uint64(dim)):
+        turned[new_at + i] = key[key_at + i]
 
 
 @kernel
@@ -18,17 +48,7 @@ def _moves(positions, now, found, batch, heads, used, p_b, p_h):
         newest = ints(now, batch)[b]
         for h in range(heads):
             at, move = ints(positions + 4 * (b * p_b + h * p_h), used), ints(found + 4 * (b * heads + h) * used, used)
-            for p in range(newest + 1):
-                place[p] = -1
-            for j in range(used):
-                move[j] = 0
-                if at[j] >= 0:
-                    place[at[j]] = j
-            behind = 0
-            for p in range(newest, -1, -1):
-                if place[p] >= 0:
-                    move[place[p]] = newest - p - behind
-                    behind += 1
+            moves_of(at, used, newest, place, move)
 
 
 @kernel
@@ -43,15 +63,9 @@ def _turn(
                 move = ints(delta + 4 * (b * d_b + h * d_h + j * d_n), 1)[0]
                 if move < 0 or move >= size:
                     return False
-                key, base = floats(keys + 4 * (b * k_b + h * k_h + j * k_n), dim), np.uint64(move * half)
+                key = floats(keys + 4 * (b * k_b + h * k_h + j * k_n), dim)
                 turned = floats(out + 4 * ((b * heads + h) * n + j) * dim, dim)
-                for i in range(np.uint64(half)):
-                    c, s, first = cosines[base + i], sines[base + i], i * np.uint64(step)
-                    x, y = key[first], key[first + np.uint64(apart)]
-                    turned[first] = x * c - y * s
-                    turned[first + np.uint64(apart)] = y * c + x * s
-                for i in range(np.uint64(2 * half), np.uint64(dim)):
-                    turned[i] = key[i]
+                turn_key(key, 0, move, cosines, sines, half, step, apart, turned, 0, dim)
     return True
 
 

@@ -21,7 +21,6 @@ NAMES = ("d2o", "d2o_older", "h2o", "h2o_slot", "tova", "streaming_slot", "rando
 TAKEN = {name: METHODS[name] for name in NAMES}
 TAKEN["d2o_official"] = functools.partial(METHODS["d2o"], variant="official", protected_layers=[])
 TAKEN["d2o_drop"] = functools.partial(METHODS["d2o"], merge=False)
-AT_ONCE = {*TAKEN} - {"h2o_slot", "cam"}
 MIXED = [(name, (40, 7)) for name in TAKEN]
 
 
@@ -46,7 +45,7 @@ def same(found, wanted) -> None:
             torch.testing.assert_close(one.tau, other.tau, equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "lengths"), [("d2o", (90,)), ("streaming_slot", (40,)), *MIXED])
+@pytest.mark.parametrize(("name", "lengths"), [("d2o", (90,)), ("streaming_slot", (40,)), ("cam", (40,)), *MIXED])
 def test_a_generation_is_the_same(name, lengths, monkeypatch) -> None:
     monkeypatch.setenv("D2O_STEP", "0")
     wanted, expected = generated(name, lengths)
@@ -54,8 +53,8 @@ def test_a_generation_is_the_same(name, lengths, monkeypatch) -> None:
     calls, fed = [], whole._fed
     monkeypatch.setattr(whole, "_fed", lambda *words: calls.append(words) or fed(*words))
     found, logits = generated(name, lengths)
-    alone = name != "streaming_slot" or len(lengths) == 1  # sinks that are still to come are looked for
-    assert bool(calls) == (name in AT_ONCE and alone)
+    alone = name not in ("streaming_slot", "cam") or len(lengths) == 1  # sinks that are still to come are looked for
+    assert bool(calls) == alone
     same(found, wanted)
     for one, other in zip(logits, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
