@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
 LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
          "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "packs", "put_away", "drawn",
-         "ahead", "asked", "sharing", "told", "passed"}  # fmt: skip
+         "ahead", "asked", "sharing", "one_call", "called"}  # fmt: skip
 
 
 class Method(PackedSlots):
@@ -81,13 +81,13 @@ class Method(PackedSlots):
         received, in the state `counted`, is all that it does; such steps are one call on a CPU."""
         return None
 
-    def told(self, kind: torch.dtype) -> Told | None:
+    def one_call(self, kind: torch.dtype) -> Told | None:
         """Of a layer whose `follow` is its own: what a call of one token of the type `kind` is told of it, with room
         for that; None where it takes none."""
         return None
 
-    def passed(self) -> None:
-        """Count the token of a call that was `told` of this layer."""
+    def called(self) -> None:
+        """Count the token of a call that was told what `one_call` gave."""
 
     def written(self, key: Tensor) -> None:
         """A decode step wrote `key [B, Hkv, 1, D]` into `self.free`."""

@@ -83,7 +83,7 @@ class HeadRuns:
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale) -> Tensor:
         """Write one token per row, `k, v [B, Hkv, 1, D]`, and attend: `[B, Hq, 1, D]` of `q [B, Hq, 1, D]`."""
-        if serves((q, k, v), scale) and (fed := self.told(q.dtype)):
+        if serves((q, k, v), scale) and (fed := self.one_call(q.dtype)):
             out = fed.tokens(q, k, v, scale)
             self.count([1] * q.shape[0])
             return out
@@ -101,7 +101,7 @@ class HeadRuns:
             out[b : b + 1, heads] = attend_row(q[b : b + 1, heads], *self._run(run), of_heads(scale, heads), None)
         return out
 
-    def told(self, kind: torch.dtype) -> FedRuns | None:
+    def one_call(self, kind: torch.dtype) -> FedRuns | None:
         """What a compiled call of one token a row is told, with room for that; None where the slots are of another type
         than `kind`."""
         if self.keys.dtype is not kind:
@@ -218,12 +218,12 @@ class RaggedLayer(KVLayer):
         self._show(runs)
         return out
 
-    def told(self, kind: torch.dtype) -> FedRuns | None:
+    def one_call(self, kind: torch.dtype) -> FedRuns | None:
         """That of heads with runs of their own."""
         kept = type(self).follow is RaggedLayer.follow and type(self).attend is KVLayer.attend
-        return self.runs.told(kind) if self.runs is not None and kept else None
+        return self.runs.one_call(kind) if self.runs is not None and kept else None
 
-    def passed(self) -> None:
+    def called(self) -> None:
         """A token a row."""
         self.runs.count([1] * len(self.seen))
         self._show(self.runs)

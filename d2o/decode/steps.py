@@ -3,7 +3,7 @@
 It serves methods that do in a step what `KVLayer` does, and of which is known what they count and by what they evict:
 `counted` names the state that a step's row is added to, and that `importance` gives; or `ordered` says what that is
 made of. It serves a method over another where `sharing` says how what leaves is shared out; and a layer that is fed in
-a way of its own where it is `told` what a call is. All others, and whatever else is asked of a step, go by
+a way of its own where it says what `one_call` is told. All others, and whatever else is asked of a step, go by
 `KVLayer._step`, operation by operation, with the same result.
 """
 
@@ -61,7 +61,7 @@ def side_by_side(
         if told is layer.step_slots:
             _passed(layer, told, 1)
         else:
-            layer.passed()
+            layer.called()
     return {row for row, _, _ in found}
 
 
@@ -78,7 +78,7 @@ def _told(layer: Method, base: type[Method], kind: torch.dtype) -> Told | None:
     are unpacked for it."""
     if not layer.is_initialized or layer.packing is not None:
         return None
-    return _ready(layer, base, kind, 1) if _alike(type(layer), base, FEEDS) else layer.told(kind)
+    return _ready(layer, base, kind, 1) if _alike(type(layer), base, FEEDS) else layer.one_call(kind)
 
 
 def _ready(layer: Method, base: type[Method], kind: torch.dtype, n: int) -> Fed | None:
