@@ -108,21 +108,36 @@ def _named(cfg: DictConfig) -> str:
 
 def model_name(node: Mapping[str, Any], choice: str) -> str:
     """The name a config gives itself, else the last part of its path, else its hub id, else the config file's name."""
-    path = node.get("path")
-    name = node.get("name") or (path and os.path.basename(os.path.realpath(str(path)))) or node.get("id") or choice
+    name = node.get("name") or _last_part(node.get("path")) or node.get("id") or choice
     return re.sub(r"[^\w.\-]", "_", str(name).replace("/", "--"))
+
+
+def _last_part(path: object) -> str:
+    return os.path.basename(os.path.realpath(str(path))) if path else ""
 
 
 def folder(composed: Composed) -> Path:
     """<results_dir>/<model>/<method>-<variant>-b<budget>[-<hash>]/<task>; the hash where another knob was turned."""
     cell, cfg = describe(composed), composed.cfg
-    whole = OmegaConf.to_container(cfg, resolve=True)
-    asked, bare = _flat(whole, composed.names), f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
+    asked, targets = _asked(cfg, composed.names)
+    bare = f"{cell['method']}-{cell['variant']}-b{short_name(cfg.budget)}"
     run = Path(cfg.results_dir) / cell["model"]
     if asked == _with_defaults(composed):
         return run / bare / cell["task"]
-    first = run / f"{bare}-{digest(first_identity(asked, whole))[:8]}" / cell["task"]
+    first = run / f"{bare}-{digest(first_identity(asked, targets))[:8]}" / cell["task"]
     return first if first.is_dir() else run / f"{bare}-{digest(first_identity(asked))[:8]}" / cell["task"]
+
+
+def _asked(cfg: DictConfig, names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The cell's identity, and {group: {"_target_": ...}}. What stands in ${} is filled in where one of them holds it:
+    that takes longer than all the rest, and as a rule only a path does, which is no part of an identity."""
+    for resolve in (False, True):
+        whole = OmegaConf.to_container(cfg, resolve=resolve)
+        found = _flat(whole, names)
+        targets = {group: {"_target_": whole[group].get("_target_")} for group in GROUPS}
+        if not any("${" in str(value) for value in (*found.values(), *targets.values())):
+            break
+    return found, targets
 
 
 def _with_defaults(composed: Composed) -> dict[str, Any]:

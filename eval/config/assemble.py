@@ -1,8 +1,9 @@
 """The config of a cell, put together from parts that are composed once each.
 
 Hydra takes a third of a second for a config, whatever was asked, and a table has hundreds of cells of a few dozen
-models, methods and tasks. So every choice is composed once, in place of every combination, and a word that sets a key
-is set as Hydra sets it. What cannot be told apart so is composed by Hydra, whole: `tests/eval/config/test_assemble.py`
+models, methods and tasks. So the base is composed once, and a choice is the part that its own YAML file says. Where
+that draws on other files, Hydra composes each choice once, in place of every combination. A word that sets a key is set
+as Hydra sets it. What cannot be told apart so is composed by Hydra, whole: `tests/eval/config/test_assemble.py`
 compares the two.
 """
 
@@ -10,21 +11,42 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from hydra import compose
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from eval.cells.names import GROUPS
 
-Choices = tuple[tuple[str, str], ...]  # (group, word): ("method", "method=d2o")
+OF_HYDRA = re.compile(r"^defaults\s*:|@package", re.MULTILINE)
 
 
-def choices_of(overrides: Sequence[Override]) -> Choices:
+class Choice(NamedTuple):
+    """`method=d2o`: the group, the word, and the YAML file that it names."""
+
+    group: str
+    word: str
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """What the group was chosen to be."""
+        return self.file.stem
+
+
+Choices = tuple[Choice, ...]
+
+
+def choices_of(overrides: Sequence[Override], config_dir: Path) -> Choices:
     """The words that choose a group, in their order."""
-    return tuple((o.key_or_group, o.input_line) for o in overrides if o.key_or_group in GROUPS)
+    chosen = [o for o in overrides if o.key_or_group in GROUPS]
+    return tuple(Choice(o.key_or_group, o.input_line, _file(config_dir, o.key_or_group, o.value())) for o in chosen)
 
 
 @functools.cache
@@ -33,17 +55,13 @@ def plain(choices: Choices) -> tuple[DictConfig, dict[str, str]]:
 
     Raises what Hydra raises.
     """
-    if len(choices) < 2:
-        return _composed(choices)
-    base, names = _composed(())
-    found, names = base.copy(), dict(names)
+    found, names = pickle.loads(_packed_base()), dict(_composed(())[1])
     OmegaConf.set_struct(found, False)
-    for group, word in choices:
-        one, chosen = _composed(((group, word),))
-        if not _changes_its_own(group, word):
+    for choice in choices:
+        part = _part(choice)
+        if part is None:
             return _composed(choices)
-        found[group] = one._get_node(group)
-        names[group] = chosen[group]
+        found[choice.group], names[choice.group] = part, choice.name
     OmegaConf.set_struct(found, True)
     return found, names
 
@@ -87,8 +105,13 @@ def _packed(choices: Choices) -> bytes:
 
 
 @functools.cache
+def _packed_base() -> bytes:
+    return pickle.dumps(_composed(())[0])
+
+
+@functools.cache
 def _composed(choices: Choices) -> tuple[DictConfig, dict[str, str]]:
-    found = compose("config", [word for _, word in choices], return_hydra_config=True)
+    found = compose("config", [choice.word for choice in choices], return_hydra_config=True)
     names = {group: found.hydra.runtime.choices[group] for group in GROUPS}
     with_hydra = OmegaConf.is_struct(found)
     OmegaConf.set_struct(found, False)
@@ -98,20 +121,50 @@ def _composed(choices: Choices) -> tuple[DictConfig, dict[str, str]]:
 
 
 @functools.cache
-def _changes_its_own(group: str, word: str) -> bool:
-    """Whether a choice changes nothing but its group's part of the config."""
-    base, one = (_rest(_composed(made)[0], group) for made in ((), ((group, word),)))
-    return base == one
+def _part(choice: Choice) -> DictConfig | None:
+    """The group's part of the config, as its file says it or as Hydra makes it of several; None where the choice
+    changes more than that part."""
+    own = _own(choice.file)
+    if own is not None and _is_the_file(choice.group, choice.file.parent):
+        return own
+    base, one = (_rest(_composed(made)[0], choice.group) for made in ((), (choice,)))
+    return _composed((choice,))[0]._get_node(choice.group) if base == one else None
+
+
+@functools.cache
+def _is_the_file(group: str, folder: Path) -> bool:
+    """Whether the group's part of the base is what stands in the file it names, and nothing from elsewhere."""
+    base, names = _composed(())
+    own = _own(_file(folder.parent, group, names[group]))
+    return own is not None and _values(own) == _values(base._get_node(group))
+
+
+def _own(file: Path) -> DictConfig | None:
+    """What stands in a file that draws on no other and says nothing of where it belongs; None for others, and for what
+    cannot be read, which Hydra says better."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = None if OF_HYDRA.search(text) else OmegaConf.create(text)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
+    return found if isinstance(found, DictConfig) else None
+
+
+def _file(config_dir: Path, group: str, name: object) -> Path:
+    return config_dir / group / f"{name}.yaml"
 
 
 def _rest(config: DictConfig, group: str) -> dict:
-    found = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in found.items() if key != group}
+    return {key: value for key, value in _values(config).items() if key != group}
+
+
+def _values(config: DictConfig) -> dict:
+    return OmegaConf.to_container(config, resolve=False)
 
 
 def forget() -> None:
     """Of another folder of YAML files."""
-    for cached in (plain, open_plain, keys_of, _packed, _composed, _changes_its_own):
+    for cached in (plain, open_plain, keys_of, _packed, _packed_base, _composed, _part, _is_the_file):
         cached.cache_clear()
 
 

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from d2o.errors import InputError
 from eval.config.targets import find_target
 
+PLACE = re.compile(r"\$\{repo:[^${}]*\}")  # the same whatever else a config says (eval/config/compose.py)
+_places: dict[str, Any] = {}
+
 
 def text_of(*nodes: Any) -> str:
     """The same for configs, or plain values, that say the same once what stands in ${} is filled in."""
-    return repr([OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node for node in nodes])
+    return repr([_filled(node) if OmegaConf.is_config(node) else node for node in nodes])
+
+
+def _filled(node: Container) -> Any:
+    """`node` as plain values, what stands in ${} filled in. Places in the repository, which every cell of a command
+    names, are looked up once."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    if "${" not in (text := repr(plain)):
+        return plain
+    if "${" in PLACE.sub("", text):
+        return OmegaConf.to_container(node, resolve=True)
+    if text not in _places:
+        _places[text] = OmegaConf.to_container(node, resolve=True)
+    return _places[text]
+
+
+def forget_places() -> None:
+    """Of another folder of YAML files."""
+    _places.clear()
 
 
 def check_given(node: DictConfig, group: str) -> None:

@@ -23,6 +23,7 @@ from eval.cells.identity import Composed
 from eval.cells.names import GROUPS
 from eval.config import ranges, schema, targets
 from eval.config.assemble import Choices, changed, choices_of, forget, keys_of, open_plain
+from eval.config.build import forget_places
 from eval.config.habits import check_hydra
 from eval.config.overlay import root
 from eval.config.words import Words
@@ -41,8 +42,15 @@ def configs(config_dir: Path) -> Iterator[None]:
     OmegaConf.register_new_resolver("stem", lambda place: Path(str(place)).stem, replace=True)
     forget()
     _override.cache_clear()
+    _options.cache_clear()
+    forget_places()
     with initialize_config_dir(config_dir=str(config_dir.resolve()), job_name="run_pred", version_base="1.3"):
         yield
+
+
+@functools.cache
+def _options(config_dir: Path, group: str) -> list[str]:
+    return options(config_dir, group)
 
 
 def options(config_dir: Path, group: str) -> list[str]:
@@ -68,7 +76,7 @@ def compose_cell(words: Sequence[str], config_dir: Path) -> Composed:
         _check_form(override)
     for override in choices:
         _check_choice(override, config_dir)
-    asked = choices_of(overrides)
+    asked = choices_of(overrides, config_dir)
     plain, names = _plain(asked)
     named = {o.key_or_group.split(".")[0] for o in overrides if o.key_or_group.endswith("._target_")}
     for override in overrides:
@@ -133,7 +141,7 @@ def _check_form(override: Override) -> None:
 
 def _check_choice(override: Override, config_dir: Path) -> None:
     group, value = override.key_or_group, override.value()
-    known = options(config_dir, group)
+    known = _options(config_dir, group)
     if value not in known:
         names = ", ".join(known) if len(known) <= FEW_NAMES else f"the {len(known)} that --help lists"
         names += "; or a folder, or ORG/NAME of the hub" if group == "model" else ""
@@ -172,7 +180,7 @@ def _compose(words: list[str]) -> DictConfig:
 
 
 def _plain(choices: Choices) -> tuple[DictConfig, dict[str, str]]:
-    with _named([word for _, word in choices]):
+    with _named([choice.word for choice in choices]):
         return open_plain(choices)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,14 +48,17 @@ def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
 
     for key in ("budget", "budget_generated"):
         if cfg[key] is not None or key == "budget":
-            cfg[key] = _one_form(cfg[key], shown(key))
+            cfg[key] = _one_form(cfg[key], typed.get(key) or f"{key}={cfg[key]}")
     shards.parse(cfg.shard)
     options = cfg.model.get("chat_options")
     if options is not None and not isinstance(options, Mapping):
         hint = "write 'model.chat_options={enable_thinking: false}'"
         raise InputError(f"{shown('model.chat_options')} is not a mapping", hint)
+    written = OmegaConf.to_container(cfg, resolve=False)
     for key, (least, most) in RANGES.items():
-        value = OmegaConf.select(cfg, key)
+        value = functools.reduce(_part, key.split("."), written)
+        if isinstance(value, str) and "${" in value:
+            value = OmegaConf.select(cfg, key)
         if not isinstance(value, int | float):
             continue
         if value < least:
@@ -73,6 +77,10 @@ def check_ranges(cfg: Any, typed: Mapping[str, str]) -> None:
         if not str(OmegaConf.select(cfg, key)).strip():
             raise InputError(f"{shown(key)} is empty", f"give {key}= a name, or leave it out")
     _check_shape(cfg.model)
+
+
+def _part(values: Any, key: str) -> Any:
+    return values.get(key) if isinstance(values, dict) else None
 
 
 def _one_form(value: Any, shown: str) -> float | str:
