@@ -4,16 +4,17 @@ Several chains of people are walked by turns. A text says of the first of each w
 goes on, and who comes next:
 
     story: ... kel keeps amber. ... kel = dov. ... dov wants mar. ... mar = tam. ...
-    ? kel keeps
+    ? kel =
 
 What is to be written has a line for every step of the walk:
 
-     amber, kel = dov, dov keeps amber, dov wants mar.
-    ? mar keeps linen, mar = tam, tam keeps linen, tam wants dov.
-    ? dov keeps amber, dov = ...
+     dov. kel keeps amber. dov keeps amber. dov wants mar.
+    ? mar = tam. mar keeps linen. tam keeps linen. tam wants dov.
+    ? dov = sol. dov keeps amber. ...
 
 What dov keeps stands in no sentence of the text: when dov's turn comes, it is to be read off what was written before.
-The names share no syllable, since look-alikes are another difficulty.
+The names share no syllable, since look-alikes are another difficulty. The value is said anew three words behind where
+it was said: the bundled model's heads look back that far, and a copy over half a line it did not learn (results/LOG.md).
 """
 
 from __future__ import annotations
@@ -89,10 +90,10 @@ def walk(rng: random.Random, split: str, steps: int, roots: int, least: int) -> 
         wanted = END if then is None else f" {then}"
         facts += [f" {giver} = {who}.", f" {who} wants{wanted}."]
         keeps.append(f"{who} keeps {value[who]}")
-        told = f" {value[who]}, {giver} = {who}, {keeps[-1]}, {who} wants{wanted}"
-        lines.append(told if then is None else f"{told}.\n?{wanted} keeps")
+        told = f" {who}. {giver} keeps {value[who]}. {keeps[-1]}. {who} wants{wanted}"
+        lines.append(told if then is None else f"{told}.\n?{wanted} =")
     rng.shuffle(facts)
-    return Walk("story:", facts, f"\n? {givers[0]} keeps", lines, keeps, back)
+    return Walk("story:", facts, f"\n? {givers[0]} =", lines, keeps, back)
 
 
 def turns(rng: random.Random, steps: int, roots: int, least: int) -> list[int]:

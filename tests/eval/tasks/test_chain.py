@@ -38,9 +38,9 @@ def followed_by_hand(made):
     while at != "print":
         to = facts["="][at]
         known[to] = known[at]
-        said += f" {known[at]}, {at} = {to}, {to} keeps {known[to]}, {to} wants {facts['wants'][to]}"
+        said += f" {to}. {at} keeps {known[at]}. {to} keeps {known[to]}. {to} wants {facts['wants'][to]}"
         at = facts["wants"][to]
-        said += "" if at == "print" else f".\n? {at} keeps"
+        said += "" if at == "print" else f".\n? {at} ="
     return said
 
 
@@ -67,12 +67,12 @@ def test_names_of_a_chain_share_no_syllable():
 
 
 def test_metrics():
-    said = " amber, kel = dov, dov keeps amber, dov wants mar.\n? mar keeps linen, mar = tam, tam keeps linen, tam"
+    said = " dov. kel keeps amber. dov keeps amber. dov wants mar.\n? mar = tam. mar keeps linen. tam keeps linen. tam"
     assert metrics.closing(said, "tam keeps linen") == 1 and metrics.closing(said, "dov keeps amber") == 0
     assert metrics.closing("", "tam keeps linen") == 0
     assert metrics.said(said, "dov keeps amber") == 1 and metrics.said(said, "dov keeps linen") == 0
     assert metrics.said(f"{said} dov keeps linen", "dov keeps amber") == 0, "what is said last counts"
-    lines = [" amber, kel = dov, dov keeps amber, dov wants mar.\n? mar keeps", " linen, mar = dov"]
+    lines = [" dov. kel keeps amber. dov keeps amber. dov wants mar.\n? mar =", " dov. mar keeps linen"]
     assert metrics.followed(said, lines) == 0.5 and metrics.followed(said.strip(), lines[:1]) == 1
     assert metrics.followed("", lines) == 0
 
