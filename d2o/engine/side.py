@@ -90,14 +90,14 @@ class SplitLayer(KVLayer):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, row by row in its own cache."""
         widths = [len(part.rows) for part in self.parts]
-        starts = [0, *itertools.accumulate(widths)]
+        starts = [0, *itertools.accumulate(widths[:-1])]
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         done: set[int] = set()
         if q.shape[2] == 1 and not feed.again:
-            whole = zip(starts, self.parts, widths, strict=False)
+            whole = zip(starts, self.parts, widths, strict=True)
             layers = [(row, part.cache.layers[self.index]) for row, part, n in whole if n == part.batch]
             done = side_by_side(layers, KVLayer, (q, k, v), scale, out)
-        for row, part, n in zip(starts, self.parts, widths, strict=False):
+        for row, part, n in zip(starts, self.parts, widths, strict=True):
             if row not in done:
                 new = [x[row : row + n] for x in (q, k, v)]
                 out[row : row + n] = part.attend(self.index, new, scale, feed.again).transpose(1, 2)

@@ -64,7 +64,8 @@ class PackedSlots(Decoding):
         if feed.again:
             return [(slice(0, tokens), feed.lengths)]
         ends = {1, tokens} if self.pending else {tokens}
-        for row, seen, m in zip(self.packed, self.seen, feed.lengths, strict=False):
+        rows = zip(self.packed, self.seen, feed.lengths, strict=True) if self.packed else ()
+        for row, seen, m in rows:
             ends |= {tokens - m + end for end in self.packing.ends(row.until, seen, m)}
         found, start = [], 0
         for end in sorted(ends):

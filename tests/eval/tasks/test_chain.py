@@ -109,10 +109,10 @@ def test_slots_are_counted_while_an_answer_is_written(method):
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    """Two cells of two rows, whose prompts were read once; in so short a chain nothing is told."""
+    """Two cells of two rows, whose prompts were read once, of a model that follows with the full cache."""
     folder = tmp_path_factory.mktemp("chains")
     small = ["task.steps=4", "task.roots=3", "task.least=2", "task.n=2", "task.every=10", "batch_size=2"]
-    words = ["-m", "model=tiny", "task=mini_chain", "method=full,h2o", "budget=.5", *small, f"results_dir={folder}"]
+    words = ["-m", "model=tiny_chain", "task=mini_chain", "method=full,h2o", "budget=.5", *small, f"results_dir={folder}"]
     assert main(words, run_pred.run_cell, ROOT_DIR / "configs", share=True) == 0
     return load_cells(score_cells(folder, "official", print, keep=True), folder)
 
@@ -124,6 +124,7 @@ def test_the_task_from_its_command_to_its_figure(cells):
         slots = row["held_prefill"][0]
         assert row["held"] == [slots] * (row["new_tokens"] // 10)
     shown = by_method["full"].result.readings
+    assert shown["followed"] == shown["told"] == 100 > by_method["h2o"].result.readings["followed"]
     tokens = [row["prompt_tokens"] for row in by_method["full"].rows]
     assert shown["held_most"] >= sum(tokens) / 2 + 9
     assert set(shown) >= {"followed", "told", "answer_tokens", "held_last"}
