@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2o.kernels import launch
 from d2o.kernels.attend import triton_serves
 
 SIMILARITIES = 1 << 19  # cosines computed at once: 2 MB, so that no [H, E, C] tensor is ever built
@@ -78,6 +79,8 @@ def _largest(cosines: Tensor) -> tuple[Tensor, Tensor]:
     if cosines.shape[2] < LONG:
         return tuple(cosines.max(dim=-1))
     runs = cosines.unflatten(2, (-1, RUN))
+    if runs.is_contiguous() and launch.has_twin("merge", runs):
+        return launch.kernels("nearest", runs).largest(runs)
     best, run = runs.amax(dim=-1).max(dim=-1)
     index = run[..., None, None].expand(-1, -1, 1, RUN)
     return best, runs.gather(2, index).squeeze(2).argmax(dim=-1) + run * RUN

@@ -1,8 +1,9 @@
 """Heads of one layer that hold different numbers of slots, without a rectangle up to the largest.
 
 `positions [B, Hkv, C]` stays the table of what is held (4 bytes a slot). Keys and values are one flat run of slots per
-head, `[N, D]`: N is what all heads hold and the tokens that are to come. Attention is a loop over the heads: 1.3x of
-the time of equal heads on a CPU, where a rectangle with a mask took 6.6x.
+head, `[N, D]`: N is what all heads hold and the tokens that are to come. A step on a CPU is one compiled call where
+that serves (d2o/kernels/twins/feed.py); else attention is a loop over the heads, 1.3x of the time of equal heads on a
+CPU, where a rectangle with a mask took 6.6x.
 
 Until the cut a layer is an ordinary one, and it stays one where nothing has to leave.
 """

@@ -67,7 +67,7 @@ def has_twin(part: str, x: Tensor) -> bool:
 
 
 def kernels(name: str, keys: Tensor) -> ModuleType:
-    """The module `name`, row or leave (turn and draw on a CPU), whose kernels take slots `keys [B, Hkv, C, D]`."""
+    """The module `name`, row or leave, whose kernels take slots `keys [B, Hkv, C, D]`; on a CPU turn, draw, nearest."""
     return _module(f"d2o.kernels.twins.{name}" if keys.is_cpu else f"d2o.kernels.{name}")
 
 

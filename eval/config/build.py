@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ def build(node: DictConfig, group: str, plugins: Sequence[str] | None = None, **
         made = instantiate(node, **more)
         if node.get("_partial_"):
             made()  # a factory is tried once, so that a value it does not like shows now
+            made = functools.partial(made.func, *made.args, **made.keywords)  # Hydra's own checks its target every time
         return made
     except InstantiationException as error:
         raise error.__cause__ or error from None

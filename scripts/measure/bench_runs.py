@@ -58,9 +58,10 @@ class Point:
 
 
 def build_method(config: str, knobs: dict):
-    """A method's factory from its YAML, with knobs of its own."""
+    """A method's factory from its YAML, with knobs of its own; as eval/config/build.py makes one."""
     node = OmegaConf.load(ROOT / "configs/method" / f"{config}.yaml")
-    return instantiate(OmegaConf.merge(node, knobs))
+    made = instantiate(OmegaConf.merge(node, knobs))
+    return functools.partial(made.func, *made.args, **made.keywords)
 
 
 def build_model(name: str | None, longest: int):

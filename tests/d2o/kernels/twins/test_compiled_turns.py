@@ -1,4 +1,4 @@
-"""What else is compiled for a step on a CPU equals torch's operations: moves, turns, draws, CaM's merge."""
+"""What else is compiled for a CPU equals torch's operations: moves, turns, draws, parts of CaM's and D2O's merge."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from baselines.random import uniform
 from baselines.streaming_llm import StreamingLLM
 from d2o.engine.rotary import Rotation
 from d2o.eviction import Entries
+from d2o.merge import _largest
 from d2o.storage import moves
 
 pytest.importorskip("numba")
@@ -47,6 +48,16 @@ def test_turns(interleaved, monkeypatch) -> None:
     for delta in (torch.randint(0, 50, (2, 3, 4)), torch.tensor([3000]).expand(2, 3, 4), -torch.ones(2, 3, 4).int()):
         wanted, found = by_both(lambda delta=delta: rotation(keys, delta), monkeypatch)
         torch.testing.assert_close(wanted, found, atol=1e-5, rtol=1e-5)
+
+
+def test_the_nearest(monkeypatch) -> None:
+    """Of equals the first, whatever run they are in; one row sees nothing."""
+    cosines = torch.randint(0, 300, (2, 40, 5 * 64)).float()
+    cosines[1, 7], cosines[0, 3, 5], cosines[0, 3, 300], cosines[0, 4, 319] = float("-inf"), 500.0, 500.0, 500.0
+    cosines[0, 5, [69, 130]] = 500.0
+    (wanted, at), (found, slot) = by_both(lambda: _largest(cosines), monkeypatch)
+    assert torch.equal(wanted, found) and torch.equal(at, slot)
+    assert slot[0, 3:6].tolist() == [5, 319, 69]
 
 
 def test_draws(monkeypatch) -> None:
