@@ -13,8 +13,9 @@ What is to be written has a line for every step of the walk:
     ? dov = sol. dov keeps amber. ...
 
 What dov keeps stands in no sentence of the text: when dov's turn comes, it is to be read off what was written before.
-The names share no syllable, since look-alikes are another difficulty. The value is said anew three words behind where
-it was said: the bundled model's heads look back that far, and a copy over half a line it did not learn (results/LOG.md).
+The names share no syllable, since look-alikes are another difficulty. The value is said anew a few tokens behind where
+it was said: the bundled model's heads look back that far, and a copy over half a line they did not learn
+(models/tiny_chain/README.md).
 """
 
 from __future__ import annotations

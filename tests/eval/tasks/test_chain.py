@@ -112,8 +112,8 @@ def cells(tmp_path_factory):
     """Two cells of two rows, whose prompts were read once, of a model that follows with the full cache."""
     folder = tmp_path_factory.mktemp("chains")
     small = ["task.steps=4", "task.roots=3", "task.least=2", "task.n=2", "task.every=10", "batch_size=2"]
-    words = ["-m", "model=tiny_chain", "task=mini_chain", "method=full,h2o", "budget=.5", *small, f"results_dir={folder}"]
-    assert main(words, run_pred.run_cell, ROOT_DIR / "configs", share=True) == 0
+    words = ["-m", "model=tiny_chain", "task=mini_chain", "method=full,h2o", "budget=.5", *small]
+    assert main([*words, f"results_dir={folder}"], run_pred.run_cell, ROOT_DIR / "configs", share=True) == 0
     return load_cells(score_cells(folder, "official", print, keep=True), folder)
 
 
