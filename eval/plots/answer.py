@@ -41,11 +41,13 @@ def answer_figure(curves: HeldCurves, labels: Sequence[str]) -> Figure:
     method has one colour in every figure."""
     figure, (ax,) = panels(1, 1, 5.0, 3.2)
     left, bottom, _, height = ax.get_position().bounds
-    ax.set_position((left, bottom, 0.68 - left, height))
+    ax.set_position((left, bottom, 0.6 - left, height))
     last = max(line[-1][0] for line in curves.lines.values())
+    first = sorted(curves.lines, key=lambda label: (label != FULL, label))  # of lines on one another it is seen
     names: dict[tuple[float, ...], list[str]] = {}
-    for label, line in sorted(curves.lines.items()):
-        look = line_style(label, labels) | {"markersize": 3 if len(line) <= 20 else 0}
+    for i, label in enumerate(first):
+        line = curves.lines[label]
+        look = line_style(label, labels) | {"markersize": 3 if len(line) <= 20 else 0, "zorder": 3 - i / len(first)}
         ax.plot([at for at, _ in line], [held for _, held in line], **look)
         names.setdefault(tuple(round(held) for _, held in line), []).append(label)
     ax.set_xlim(0, last * 1.02)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from d2o.budget import budget_name, kind
 from eval.plots.methods import FULL, OURS, RANDOM, family_of
-from eval.plots.style import legend_below, line_style, name_ends, panels, write_title
+from eval.plots.style import end_lines, legend_below, line_style, name_ends, panels, write_title
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData
 from eval.tasks.order import task_order
@@ -99,9 +99,10 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
     """Many methods in one panel: D2O, the full cache, a random choice and the best of each family in colour, the others
     grey, each named at the end of its line."""
     ends = _ends(curves)
-    figure, (ax,) = panels(1, 1, 5.0, max(4.2, 0.72 + NAME * len(ends)))
+    lines = [line for name in ends for line in end_lines(name)]
+    figure, (ax,) = panels(1, 1, 5.0, max(4.2, 0.72 + NAME * len(lines)))
     left, bottom, width, height = ax.get_position().bounds
-    longest = max(map(len, ends), default=0)
+    longest = max(map(len, lines), default=0)
     ax.set_position((left, bottom, min(0.66, 1 - (0.2 + LETTER * longest) / 5.0) - left, height))
     first = in_front(curves)
     for label in sorted(curves.lines, key=lambda label: label in first):

@@ -24,6 +24,7 @@ INK, LINE = "#222222", "#dddddd"
 PAGE_INK, PAGE_LINE = "#010203", "#040506"
 MAP = "cividis"
 LETTERS = 16  # of a legend, in an inch
+END = 26  # letters of a line of names at the end of a curve
 
 
 @contextmanager
@@ -100,26 +101,42 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def name_ends(ax: Axes, ends: Mapping[str, float], colours: Mapping[str, str], last: float) -> None:
     """The names of lines that end at `last`, right of the axes at the heights where they end, moved apart where they
-    would touch; grey where `colours` has none. A thin line leads from an end to its name."""
+    would touch; grey where `colours` has none. A thin line leads from an end to its name; many names of one line stand
+    below each other."""
     low, high = ax.get_ylim()
     inch = (high - low) / (ax.get_position().height * ax.figure.get_figheight())
-    places = apart(ends, 0.118 * inch, low, high + 0.18 * inch)
+    shown = {name: "\n".join(end_lines(name)) for name in ends}
+    tall = {name: 0.118 * inch * (1 + text.count("\n")) for name, text in shown.items()}
+    places = apart(ends, tall, low, high + 0.18 * inch)
     for name, value in ends.items():
         parts = name.split(" = ")
         colour = next((colours[one] for one in parts if one in colours), "#8a8a8a")
         lead = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
-        ax.annotate(name, (last, value), (1.07, places[name]), "data", ("axes fraction", "data"), color=colour,
+        ax.annotate(shown[name], (last, value), (1.07, places[name]), "data", ("axes fraction", "data"), color=colour,
                     fontsize=8, va="center", weight="bold" if {"d2o", FULL} & set(parts) else "normal",
                     annotation_clip=False, arrowprops=lead)  # fmt: skip
 
 
-def apart(ends: Mapping[str, float], step: float, low: float, high: float) -> dict[str, float]:
-    """{name: place} near its end, `step` from the next one at least, between `low` and `high` where there is room."""
+def end_lines(name: str) -> list[str]:
+    """A name beside the axes: names of one line that are too long together go on below."""
+    lines = [""]
+    for i, one in enumerate(name.split(" = ")):
+        one = f" = {one}" if i else one
+        if i and len(lines[-1] + one) > END:
+            lines.append("")
+            one = one.lstrip()
+        lines[-1] += one
+    return lines
+
+
+def apart(ends: Mapping[str, float], tall: Mapping[str, float], low: float, high: float) -> dict[str, float]:
+    """{name: place} near its end, half of what both are `tall` from the next one at least, between `low` and `high`
+    where there is room."""
     names = sorted(ends, key=lambda name: ends[name])
     places = [ends[name] for name in names]
     for _ in range(100 * len(places)):  # many names in a heap push each other a long way
         for i in range(len(places) - 1):
-            lacking = step - (places[i + 1] - places[i])
+            lacking = (tall[names[i]] + tall[names[i + 1]]) / 2 - (places[i + 1] - places[i])
             if lacking > 0:
                 places[i], places[i + 1] = places[i] - lacking / 2, places[i + 1] + lacking / 2
         places[-1:] = [min(place, high) for place in places[-1:]]
