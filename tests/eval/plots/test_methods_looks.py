@@ -1,5 +1,6 @@
 """One colour per method in every figure, and a crowded figure that can be read."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from eval.plots.budget import BudgetCurves, budget_figure, in_front
 from eval.plots.held import held_figure, together
 from eval.plots.methods import FIXED, look_of
-from eval.plots.style import apart, style
+from eval.plots.style import apart, end_lines, style
 from eval.scores.bootstrap import Interval
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "method"
@@ -53,9 +54,18 @@ def test_a_crowded_figure_names_its_lines_and_greys_the_most(crowded):
 
 
 def test_names_are_moved_apart():
-    places = apart({"a": 50.0, "b": 50.0, "c": 51.0, "d": 0.0}, 5.0, 0.0, 100.0)
+    ends = {"a": 50.0, "b": 50.0, "c": 51.0, "d": 0.0}
+    places = apart(ends, dict.fromkeys(ends, 5.0), 0.0, 100.0)
     heights = sorted(places.values())
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 4.9 and places["d"] == 0.0
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 4.9 and places["d"] == 0.0
+    places = apart(ends, {"a": 5.0, "b": 15.0, "c": 5.0, "d": 5.0}, 0.0, 100.0)
+    assert places["b"] - places["a"] > 9.9 and places["c"] - places["b"] > 9.9, "a name of three lines"
+
+
+def test_many_names_of_one_line_go_on_below():
+    assert end_lines("d2o") == ["d2o"] and end_lines("h2o = tova") == ["h2o = tova"]
+    shown = end_lines("h2o = keepkv = morphkv = random = streaming_llm = tova")
+    assert shown == ["h2o = keepkv = morphkv", "= random = streaming_llm", "= tova"]
 
 
 def test_lines_that_lie_on_one_another_are_one_line_with_both_names():
