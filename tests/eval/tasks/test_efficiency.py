@@ -158,11 +158,12 @@ def test_bisection_finds_the_largest_batch(limit, most):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="limits and peaks are read from /proc")
 def test_the_largest_batch_under_a_limit_on_a_cpu():
-    """1,000 tokens of this model's full cache are 1 MiB a row; whatever a forward pass needs comes on top."""
+    """1,000 tokens of this model's full cache are 1 MiB a row; whatever a forward pass needs comes on top. What earlier
+    tests left free in this process's heap is not counted, so the ends are far apart."""
     loaded = random_llama()
-    rows = rows_of(Efficiency(1, 1000, 2, largest=True, memory_gb=0.06, most_batch=64))
+    rows = rows_of(Efficiency(1, 1000, 2, largest=True, memory_gb=0.06, most_batch=128))
     (search,) = [row for row in rows if row["kind"] == "largest"]
-    assert 1 <= search["full_largest_batch"] < 60 and 1 <= search["largest_batch"] < 60
+    assert 1 <= search["full_largest_batch"] < 128 and 1 <= search["largest_batch"] < 128
     assert not search["largest_capped"] and {fits for _, fits in search["tried"]} == {True, False}
     assert "largest batch of 1000 + 2 tokens in 0.06 GiB" in report(rows)
     ended = search | {"largest_batch": 64, "largest_capped": True, "full_largest_batch": 5}
