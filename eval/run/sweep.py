@@ -15,6 +15,7 @@ from eval.cells.identity import Composed, digest, folder
 from eval.cells.provenance import command
 from eval.config.compose import compose_cell
 from eval.config.launcher import Launcher
+from eval.config.targets import importing
 from eval.config.words import Words
 from eval.exits import report
 from eval.run.board import SWEEPS
@@ -28,7 +29,8 @@ from eval.run.together import can_share, run_together, runs, same_prompts
 
 def compose_all(jobs: Sequence[Words], config_dir: Path) -> tuple[list[Composed], list[int]]:
     """Every job that can be composed, and the exit codes of the others; what is wrong with many is said once."""
-    return _each(jobs, lambda words: compose_cell(words, config_dir), "composing")
+    with importing():  # configs stay as modules do: the search for garbage among them takes a third of the time
+        return _each(jobs, lambda words: compose_cell(words, config_dir), "composing")
 
 
 def run_all(
@@ -96,17 +98,18 @@ def remember(composed: Sequence[Composed]) -> None:
     be built is left out: its error comes when it is run."""
     cells: dict[str, list[dict[str, Any]]] = {}
     known: Known = {}
-    for cell in walk(composed, "listing"):
-        asked = cell.cfg.budget
-        try:
-            settle(cell, known)
-        except InputError:
-            continue
-        place, words = cell.cfg.results_dir, command(cell.words)
-        path = str(folder(cell).relative_to(place))
-        cell.cfg.budget = asked  # the run settles it again
-        found = {"path": path, "shard": cell.cfg.shard, "command": words, "cwd": os.getcwd()}
-        cells.setdefault(place, []).append(found)
+    with importing():
+        for cell in walk(composed, "listing"):
+            asked = cell.cfg.budget
+            try:
+                settle(cell, known)
+            except InputError:
+                continue
+            place, words = cell.cfg.results_dir, command(cell.words)
+            path = str(folder(cell).relative_to(place))
+            cell.cfg.budget = asked  # the run settles it again
+            found = {"path": path, "shard": cell.cfg.shard, "command": words, "cwd": os.getcwd()}
+            cells.setdefault(place, []).append(found)
     for place, found in cells.items():
         target = Path(place) / SWEEPS
         try:
@@ -119,7 +122,8 @@ def remember(composed: Sequence[Composed]) -> None:
 
 def _planned(composed: Sequence[Composed]) -> tuple[list[Plan], list[int]]:
     known: Known = {}
-    return _each(composed, lambda cell: plan(cell, known), "planning")
+    with importing():
+        return _each(composed, lambda cell: plan(cell, known), "planning")
 
 
 def _each(items: Sequence[Any], make: Callable[[Any], Any], doing: str = "") -> tuple[list[Any], list[int]]:
