@@ -10,6 +10,7 @@ prediction, and only as many prompts as take little memory: for a larger model t
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,5 +137,5 @@ def _answer(
     starts = [sum(len(one.prompts) for one in part[:i]) for i in range(len(part) + 1)]
     return [
         [one[start:end] if isinstance(one, list) else one for one in told]
-        for start, end in zip(starts, starts[1:], strict=False)
+        for start, end in itertools.pairwise(starts)
     ]

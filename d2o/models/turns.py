@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from d2o.errors import InputError
@@ -18,10 +19,10 @@ def later_turns(loaded: LoadedModel, turns: Sequence[tuple[str, str]], chat: boo
     another way once others follow.
     """
     if not (chat and loaded.tokenizer.chat_template):
-        texts = [said + asked for (_, said), (asked, _) in zip(turns, turns[1:], strict=False)]
+        texts = [said + asked for (_, said), (asked, _) in itertools.pairwise(turns)]
     else:
         written = [_written(loaded, turns[: count + 1]) for count in range(len(turns))]
-        pairs = list(zip(written, written[1:], strict=False))
+        pairs = list(itertools.pairwise(written))
         if not all(later.startswith(earlier) for earlier, later in pairs):
             what = "the chat template writes earlier turns in another way once others follow"
             raise InputError(what, "write task.chat=false")

@@ -3,7 +3,7 @@ the 95 % interval of its mean over the segments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,18 @@ def _nll_curves(title: str, cells: Sequence[CellData]) -> NllCurves:
     return curves
 
 
+def _buckets(row: dict[str, Any], key: str) -> Iterator[tuple[float, int, float]]:
+    """(middle, tokens, mean) of every bucket of a row; none where the row has no such mean."""
+    for first, n, nll in zip(row["bucket_from"], row["bucket_n"], row[key], strict=True) if row[key] else ():
+        yield first + n / 2, n, nll
+
+
 def nll_curve(rows: Sequence[dict[str, Any]], key: str) -> Curve:
     """Mean over the rows' tokens, bucket by bucket."""
     sums: dict[float, list[float]] = {}
     for row in rows:
-        for first, n, nll in zip(row["bucket_from"], row["bucket_n"], row[key] or (), strict=False):
-            total = sums.setdefault(first + n / 2, [0.0, 0.0])
+        for at, n, nll in _buckets(row, key):
+            total = sums.setdefault(at, [0.0, 0.0])
             total[0] += n * nll
             total[1] += n
     return [(at, total / n) for at, (total, n) in sorted(sums.items()) if n]
@@ -76,8 +82,8 @@ def nll_band(rows: Sequence[dict[str, Any]], key: str) -> Band:
     """The interval of the mean over segments, around the mean over their tokens, of the buckets that several have."""
     values: dict[float, list[float]] = {}
     for row in rows:
-        for first, n, nll in zip(row["bucket_from"], row["bucket_n"], row[key] or (), strict=False):
-            values.setdefault(first + n / 2, []).append(nll)
+        for at, _, nll in _buckets(row, key):
+            values.setdefault(at, []).append(nll)
     found, curve = [], dict(nll_curve(rows, key))
     for at, interval in ((at, mean_interval(values[at])) for at in sorted(values)):
         if interval.low is not None and at in curve:

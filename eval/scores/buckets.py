@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from d2o.errors import InputError
@@ -32,4 +33,4 @@ def by_bucket(score: Score, edges: Sequence[int]) -> dict[str, Score]:
 def bucket_labels(edges: Sequence[int]) -> list[str]:
     """(4000, 8000) -> 0-4k, 4-8k, 8k+."""
     names = [f"{edge / 1000:g}" for edge in (0, *edges)]
-    return [f"{low}-{high}k" for low, high in zip(names, names[1:], strict=False)] + [f"{names[-1]}k+"]
+    return [f"{low}-{high}k" for low, high in itertools.pairwise(names)] + [f"{names[-1]}k+"]
