@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,18 +35,22 @@ class Part:
         """Rows of the cache."""
         return len(self.cache.prompt)
 
+    @cached_property
+    def index(self) -> Tensor:
+        """`rows`, `[b]`, on the cache's device: copied once a step for all layers, since each copy waits there."""
+        return torch.tensor(self.rows, device=self.cache.layers[0].now.device)
+
     def own(self, x: Tensor) -> Tensor:
         """Of `x [B, ...]` those that take part, `[b, ...]`; nothing is copied to the device where all do."""
-        return x if len(self.rows) == self.batch else x[self.rows]
+        return x if len(self.rows) == self.batch else x.index_select(0, self.index)
 
     def attend(self, layer_idx: int, new: Sequence[Tensor], scale: Scale, again: bool) -> Tensor:
         """Attention `[b, Hq, n, D]` of `new`: q `[b, Hq, n, D]`, k, v `[b, Hkv, n, D]` of the rows that take part."""
         layer, feed = self.cache.layers[layer_idx], Feed([new[0].shape[2]] * self.batch, again=again)
         if len(self.rows) == self.batch:
             return layer.attend(*new, scale, feed)
-        index = torch.tensor(self.rows, device=new[0].device)
-        spread = (x.new_zeros(self.batch, *x.shape[1:]).index_copy_(0, index, x) for x in new)
-        return layer.attend(*spread, scale, feed).index_select(0, index)
+        spread = (x.new_zeros(self.batch, *x.shape[1:]).index_copy_(0, self.index.to(x.device), x) for x in new)
+        return layer.attend(*spread, scale, feed).index_select(0, self.index.to(new[0].device))
 
 
 class SideBySide:
