@@ -4,7 +4,8 @@
   python scripts/compare_kvpress.py python=VENV/bin/python tasks=longbench_hotpotqa,longbench_trec,mini_single
 
 model=smollm2        what `model=` takes, float32 on the CPU
-rows=2 window=1024   prompts of each task, and tokens that one may have: it loses its middle
+rows=2 window=1024   prompts of each task, and tokens that one may have: it loses its middle; tasks=needle: a fact of
+                     the bundled grammar at so many depths of a text of so many tokens
 new=24 budget=0.2    tokens of an answer; share of the slots
 methods=h2o,snapkv   some of the methods that both have, by default all
 data=DIR prompts=DIR of LongBench
@@ -20,6 +21,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2o.errors import InputError
 from scripts.command import ROOT, read, run
+from scripts.measure.press_jobs import PAIRS, prompts
 
 KEYS = {
     "python": None,
@@ -40,21 +44,6 @@ KEYS = {
     "data": str,
     "prompts": str,
     "out": "results/kvpress.jsonl",
-}
-SNAP = {"window": 64, "kernel": 5, "pooling": "avg"}  # kvpress's defaults; a mean over the heads of a group is ours too
-OVER = {"base": "snapkv", "base_args": SNAP}
-PAIRS: dict[str, tuple[dict[str, Any], str, str | None]] = {  # ours with its settings; their press, and the one inside
-    "streaming_llm": ({"positions": "original"}, "StreamingLLMPress", None),
-    "knorm": ({"skip_layers": 0}, "KnormPress", None),
-    "snapkv": (SNAP, "SnapKVPress", None),
-    "tova": ({}, "TOVAPress", None),
-    "pyramidkv": (SNAP, "PyramidKVPress", None),
-    "adakv": (SNAP, "AdaKVPress", "SnapKVPress"),
-    "expected_attention": ({}, "ExpectedAttentionPress", None),
-    "keydiff": ({}, "KeyDiffPress", None),
-    "chunkkv": (OVER, "ChunkKVPress", "SnapKVPress"),
-    "criticalkv": (OVER, "CriticalKVPress", "SnapKVPress"),
-    "h2o": ({"recent": 0.0}, "ObservedAttentionPress", None),
 }
 Row = dict[str, Any]
 
@@ -71,12 +60,13 @@ def main(words: list[str]) -> None:
     jobs = [job for job in prompts(given, loaded, names) if job["id"] not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
-        for theirs in asked(given.python, folder, jobs):
-            row = theirs | ours(loaded, theirs)
-            done[row["id"]] = row
-            file.write(json.dumps(row) + "\n")
+        for _, some in groupby(asked(given.python, folder, jobs), lambda row: (row["context"], row["question"])):
+            theirs = list(some)
+            for row in (one | mine for one, mine in zip(theirs, ours(loaded, theirs), strict=True)):
+                done[row["id"]] = row
+                file.write(json.dumps(row) + "\n")
+                print(f"{row['id']}: {row['same']:.3f} of the positions", file=sys.stderr)
             file.flush()
-            print(f"{row['id']}: {row['same']:.3f} of the positions", file=sys.stderr)
     print(agreement(list(done.values()), names))
 
 
@@ -89,39 +79,6 @@ def load_model(name: str) -> tuple[Any, str]:
     with configs(ROOT / "configs"):
         node = compose_cell([f"model={name}"], ROOT / "configs").cfg.model
     return build(node, "model", dtype="float32", device="cpu"), str(model_folder(str(node.path)))
-
-
-def prompts(given: Any, loaded: Any, names: list[str]) -> Iterator[Row]:
-    """A job for every prompt, method, and time of the question."""
-    from itertools import islice
-
-    from eval.config.build import build
-    from eval.config.compose import compose_cell, configs
-
-    for task in given.tasks.split(","):
-        places = {"data_dir": given.data, "prompts_dir": given.prompts} if task.startswith("longbench") else {}
-        words = [f"task.{key}={value}" for key, value in places.items() if value]
-        with configs(ROOT / "configs"):
-            made = build(compose_cell([f"task={task}", *words], ROOT / "configs").cfg.task, "task")
-        new = min(given.new, made.max_new_tokens)
-        for sample in islice(made.samples(), given.rows):
-            context = shortened(loaded.tokenizer, sample.context, given.window - new)
-            for name in names:
-                for when in ("before", "after"):
-                    yield {
-                        "id": f"{name} {when} {sample.id} {given.window} {given.budget}",
-                        "method": name, "when": when, "task": task, "new": new, "ratio": 1 - given.budget,
-                        "context": context + (sample.question if when == "before" else ""),
-                        "question": sample.question if when == "after" else "",
-                        "press": PAIRS[name][1], "inner": PAIRS[name][2], "args": {},
-                        "answers": sample.answers, "all_classes": sample.all_classes,
-                    }  # fmt: skip
-
-
-def shortened(tokenizer: Any, text: str, most: int) -> str:
-    """A text without its middle, `most` tokens long."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    return text if len(ids) <= most else tokenizer.decode(ids[: most // 2]) + tokenizer.decode(ids[-(most // 2) :])
 
 
 def asked(python: str, folder: str, jobs: list[Row]) -> Iterator[Row]:
@@ -147,20 +104,29 @@ def asked(python: str, folder: str, jobs: list[Row]) -> Iterator[Row]:
         process.stdin.close()
 
 
-def ours(loaded: Any, row: Row) -> Row:
-    """Our side of a row: how many positions are held alike, our answer, and that of a cache that grows as theirs."""
-    factory = method_of(row["method"])
-    slots = max(1, int(len(row["context_ids"]) * (1 - row["ratio"])))
-    held, text = answered(loaded, factory, slots, row)
-    there = [[{at for at in head if at >= 0} for head in layer.tolist()] for layer in held]
-    pairs = [(a, set(b)) for mine, other in zip(there, row["kept"], strict=True)
-             for a, b in zip(mine * (len(other) // len(mine)), other, strict=True)]  # fmt: skip
-    most = sum(max(len(a), len(b)) for a, b in pairs)
-    found = {"same": sum(len(a & b) for a, b in pairs) / most, "ours": text, "grown": text, "slots": slots}
-    found["held"] = [sum(len(a) for a, _ in pairs), sum(len(b) for _, b in pairs)]
-    if factory().decode_eviction:
-        found["grown"] = answered(loaded, lambda: growing(factory), slots, row)[1]
+def ours(loaded: Any, rows: list[Row]) -> list[Row]:
+    """Our side of the rows of one prompt, which is read once for all of them: how many positions are held alike, our
+    answer, and that of a cache that grows as theirs."""
+    factories = [method_of(row["method"]) for row in rows]
+    grown = [i for i, factory in enumerate(factories) if factory().decode_eviction]
+    told = answered(loaded, [*factories, *(partial(growing, factories[i]) for i in grown)], rows[0])
+    texts = dict(zip(grown, (text for _, text in told[len(rows) :]), strict=True))
+    found = []
+    for i, (row, (held, text)) in enumerate(zip(rows, told[: len(rows)], strict=True)):
+        there = [[{at for at in head if at >= 0} for head in layer.tolist()] for layer in held]
+        pairs = [(a, set(b)) for mine, other in zip(there, row["kept"], strict=True)
+                 for a, b in zip(mine * (len(other) // len(mine)), other, strict=True)]  # fmt: skip
+        most = sum(max(len(a), len(b)) for a, b in pairs)
+        same = sum(len(a & b) for a, b in pairs) / most
+        numbers = [sum(map(len, side)) for side in zip(*pairs, strict=True)]
+        grown_text = texts.get(i, text)
+        found.append({"same": same, "ours": text, "grown": grown_text, "slots": slots_of(row), "held": numbers})
     return found
+
+
+def slots_of(row: Row) -> int:
+    """Slots that the press of a row leaves."""
+    return max(1, int(len(row["context_ids"]) * (1 - row["ratio"])))
 
 
 def method_of(name: str) -> Callable[[], Any]:
@@ -180,17 +146,22 @@ def growing(factory: Callable[[], Any]) -> Any:
     return layer
 
 
-def answered(loaded: Any, factory: Callable[[], Any], slots: int, row: Row) -> tuple[list[Any], str]:
-    """(positions held right after the eviction, `[Hkv, C]` a layer; the answer)."""
-    from d2o.engine.generation import generate
+def answered(loaded: Any, factories: list[Callable[[], Any]], row: Row) -> list[tuple[list[Any], str]]:
+    """Per method (positions held right after the eviction, `[Hkv, C]` a layer; the answer) to the prompt of a row."""
     from d2o.engine.start import open_engine
+    from d2o.engine.together import generate_together
     from d2o.lab.answer import Survivors
     from d2o.stop import Stop
 
-    engine, seen = open_engine(loaded.model, factory, slots), Survivors()
+    engines = [open_engine(loaded.model, factory, slots_of(row)) for factory in factories]
+    seen = [Survivors() for _ in engines]
     questions = [row["question_ids"]] if row["question_ids"] else None
-    (found,) = generate(engine, [row["context_ids"]], row["new"], Stop(loaded.eos_ids), questions, watch=seen)
-    return seen.held, loaded.tokenizer.decode(found.tokens, skip_special_tokens=True)
+    stop = Stop(loaded.eos_ids)
+    told = generate_together(engines, [row["context_ids"]], row["new"], stop, questions, watches=seen)
+    if refused := [one for one in told if isinstance(one, InputError)]:
+        raise refused[0]
+    texts = [loaded.tokenizer.decode(found.tokens, skip_special_tokens=True) for (found,) in told]
+    return [(one.held, text) for one, text in zip(seen, texts, strict=True)]
 
 
 def agreement(rows: list[Row], names: list[str]) -> str:
@@ -217,7 +188,10 @@ def mean(values: list[float]) -> float:
 def score(row: Row, text: str) -> float:
     """0..100, an answer by the official metric of its task."""
     from eval.scores.score import score_rows
+    from eval.tasks.needle.task import judge
 
+    if row["task"] == "needle":
+        return 100 * judge(text, row["answers"])["recall"]
     return score_rows(row["task"], [row | {"pred": text}]).value
 
 

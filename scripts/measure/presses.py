@@ -26,7 +26,6 @@ def main() -> None:
         job = json.loads(line)
         attention = "eager" if job["press"] == "ObservedAttentionPress" else "sdpa"
         if attention not in models:
-            models.clear()
             models[attention] = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation=attention
             )
