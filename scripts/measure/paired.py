@@ -2,11 +2,13 @@
 
 python scripts/measure/paired.py table=merge base="no merge"     model=tiny  results_dir=results  where=[]
 python scripts/measure/paired.py table=merge_nll model=smollm2 base="no merge" where=[task.text=FILE]
+python scripts/measure/paired.py table=smollm2_longbench model=SmolLM2-135M base=full tasks=[Lcc,RB-P]
 
-A line per method: its mean over the tasks, in per cent or in nats a token; that less the mean of `base` over what both
-have; the 95 % bootstrap interval of the difference, and over how many rows or stretches. Stretches are of `task.width`
-tokens, and those of one segment share a good deal: for nats the last column is the standard error over the segments.
-`where` says which cells, as for eval_long_bench.py.
+A table per budget, with `base` at the same budget, the full cache at all of them; a line per method: its mean over the
+tasks, in per cent or in nats a token; that less the mean of `base` over what both have; the 95 % bootstrap interval of
+the difference, and over how many rows or stretches. Stretches are of `task.width` tokens, and those of one segment
+share a good deal: for nats the last column is the standard error over the segments. `where` says which cells, as for
+eval_long_bench.py; `tasks` which columns of the table, by default all that there are.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from eval.tables.fill import fill
 from eval.tables.read import read_table
 from scripts.command import ROOT, read, run
 
-KEYS = {"table": "merge", "model": "tiny", "base": "no merge", "results_dir": "results", "where": ""}
+KEYS = {"table": "merge", "model": "tiny", "base": "no merge", "results_dir": "results", "where": "",
+        "tasks": ""}  # fmt: skip
 Units = dict[Any, float]  # of a task: rows, or stretches of text
 
 
@@ -34,17 +37,32 @@ def main(words: list[str]) -> None:
     """Print the differences as a table."""
     given = read(words, KEYS)
     table = read_table(given.table, ROOT / "configs")
-    where = [word for word in given.where.strip("[]").split(",") if word]
+    where, tasks = ([one for one in words.strip("[]").split(",") if one] for words in (given.where, given.tasks))
+    if wrong := set(tasks) - {task.label for task in table.tasks}:
+        raise InputError(f"no {min(wrong)!r} among the tasks of table={given.table}", "tasks=[A,B] takes its columns")
     filled = fill(table, Path(given.results_dir), ROOT / "configs", "official", note, where=where)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[float | None, dict[str, dict[str, Any]]] = {}  # by budget, None: the full cache
     for slot in table.slots():
-        if slot.model.label == given.model and (result := filled.values[slot.key].result):
+        wanted = slot.model.label == given.model and (not tasks or slot.task.label in tasks)
+        if wanted and (result := filled.values[slot.key].result):
             folder = Path(given.results_dir) / result.folder
             with_rows = read_cells({folder: result.folder}, "official", note, keep=True)[folder]
-            found.setdefault(slot.method.label, {})[slot.task.label] = with_rows
-    if given.base not in found:
-        raise InputError(f"no rows of base={given.base!r} for model={given.model}", f"there are {', '.join(found)}")
-    print("\n".join(lines(found, given.base)))
+            found.setdefault(slot.budget, {}).setdefault(slot.method.label, {})[slot.task.label] = with_rows
+    print("\n\n".join(tables(found, given)))
+
+
+def tables(found: Mapping[float | None, Mapping[str, Mapping[str, Any]]], given: Any) -> list[str]:
+    """The differences of every budget, with a heading where there are several. Raises InputError."""
+    full = found.get(None, {})
+    budgets = [budget for budget in found if budget is not None] or [None]
+    told = []
+    for budget in budgets:
+        some = {**full, **found.get(budget, {})}
+        if given.base not in some:
+            raise InputError(f"no rows of base={given.base!r} for model={given.model}", f"there are {', '.join(some)}")
+        head = [f"budget {budget:g}\n"] if len(budgets) > 1 else []
+        told.append("\n".join([*head, *lines(some, given.base)]))
+    return told
 
 
 def note(line: str) -> None:

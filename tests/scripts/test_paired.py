@@ -54,6 +54,27 @@ def test_rows_are_read_from_the_disk(capsys):
     assert "nll" in head and cells(line)[0] == "tova" and 0 < float(cells(line)[1]) < 6
 
 
+def test_each_budget_has_a_table_with_the_full_cache_in_it():
+    full, some, less = text(0), text(0.3), text(0.6)
+    given = SimpleNamespace(base="full", model="m")
+    small, large = paired.tables({None: {"full": full}, 0.1: {"h2o": less}, 0.5: {"h2o": some}}, given)
+    for told, head, apart in ((small, "budget 0.1", "+0.800"), (large, "budget 0.5", "+0.400")):
+        lines = told.splitlines()
+        assert lines[0] == head and cells(lines[-2])[:2] == ["full", "3.100"] and cells(lines[-1])[2] == apart
+    (alone,) = paired.tables({None: {"full": full}, 0.5: {"h2o": some}}, given)
+    assert not alone.startswith("budget")
+    with pytest.raises(InputError, match="no rows of base='h2o'"):
+        paired.tables({0.1: {"h2o": less}, 0.5: {"cam": some}}, SimpleNamespace(base="h2o", model="m"))
+
+
+def test_some_columns_of_a_table(capsys):
+    where = f"where=[task.length=128,task.segments=1] results_dir={OLD}"
+    paired.main(["table=ppl", "base=tova", "tasks=[KL]", *where.split()])
+    assert "tova" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no 'kl' among the tasks of table=ppl"):
+        paired.main(["table=ppl", "base=tova", "tasks=[kl]", *where.split()])
+
+
 def test_a_base_without_rows(tmp_path):
     with pytest.raises(InputError, match="no rows of base='no merge' for model=tiny"):
         paired.main([f"results_dir={tmp_path}"])
