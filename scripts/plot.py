@@ -7,7 +7,9 @@ python scripts/plot.py kind=ppl|speed|memory|held|atlas out=FILE          one fi
 
 page=docs/mini.md    of budget: the means of a page that eval_long_bench.py wrote, in place of cells
 results_dir=results  task=* model=* method=* budget=*  (patterns, commas between them)  scorer=official
+label=*              the same of what stands in the figure: label="d2o paper,h2o"
 what=recall          of needle: recall, survival, "held or merged", or several of them, commas between
+                     of ppl: "above full", nats above the full cache on the same tokens
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from scripts.command import read, run
 
 KINDS = ("budget", "budget_sheet", "needle", "ppl", "speed", "memory", "held", "atlas")
 KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "model": "*", "method": "*", "budget": "*",
-        "scorer": "official", "what": "recall", "page": ""}  # fmt: skip
+        "label": "*", "scorer": "official", "what": "recall", "page": ""}  # fmt: skip
 
 
 def main(words: list[str]) -> None:
@@ -103,7 +105,8 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
         maps = [one for wanted in what.split(",") for one in every if one.what == wanted]
         return {f"{what}, {len(maps)} maps": lambda: plot_needle.needle_figure(maps, min(3, len(maps)))} if maps else {}
     if kind == "ppl":
-        return {one.title: lambda one=one: plot_ppl.nll_figure(one, labels) for one in plot_ppl.nll_curves(cells)}
+        curves = plot_ppl.nll_curves(cells, what == "above full")
+        return {one.title: lambda one=one: plot_ppl.nll_figure(one, labels) for one in curves}
     if kind in ("speed", "memory"):
         draw = plot_efficiency.speed_figure if kind == "speed" else plot_efficiency.memory_figure
         groups = plot_efficiency.groups(cells).items()
@@ -134,8 +137,9 @@ def wanted(cell: Any, given: dict[str, str]) -> bool:
     """Whether a cell fits every pattern; the full cache has no budget, and is always wanted beside the others."""
     from d2o.budget import short_name
 
-    names = {"task": cell.result.task, "model": cell.model, "method": cell.method, "budget": short_name(cell.budget)}
-    free = ("method", "budget") if cell.method == "full" else ()
+    names = {"task": cell.result.task, "budget": short_name(cell.budget)}
+    names |= {key: getattr(cell, key) for key in ("model", "method", "label")}
+    free = ("method", "budget", "label") if cell.method == "full" else ()
     return all(key in free or any(fnmatch(name, p) for p in given[key].split(",")) for key, name in names.items())
 
 

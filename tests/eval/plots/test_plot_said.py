@@ -21,6 +21,20 @@ def test_a_band_is_the_interval_over_segments_around_the_mean_over_tokens():
     assert len(ax.collections) == 1 and "95 %" in ax.get_xlabel()
 
 
+def test_nats_above_the_full_cache_are_paired_by_segment():
+    """Segments differ more than what eviction costs: the band is that of the differences."""
+    row = {"bucket_from": [0, 100], "bucket_n": [100, 50]}
+    rows = [row | {"bucket_full_nll": [float(i), 2.0], "bucket_nll": [i + 0.1, 2.3 + 0.01 * (i % 2)]} for i in range(6)]
+    cells = [cell("h2o", 0.2, "ppl", [], rows), cell("full", 1.0, "ppl", [], rows)]
+    (curves,) = plot_ppl.nll_curves(cells, above=True)
+    assert list(curves.lines) == ["h2o"] and [round(nll, 3) for _, nll in curves.lines["h2o"]] == [0.1, 0.305]
+    at, low, high = curves.bands["h2o"][-1]
+    assert at == 125 and 0.3 <= low < high <= 0.31
+    with style():
+        (ax,) = plot_ppl.nll_figure(curves, ["h2o", "full"]).axes
+    assert ax.get_ylabel() == "nats a token above the full cache"
+
+
 def test_an_atlas_names_its_row_and_every_line():
     atlas = {"layers": 1, "heads": 1, "seen": 100, "prompt_tokens": 90,
              "prefill": [[[[0, 40]]]], "decode": [[[[0, 9]]]],

@@ -1,7 +1,10 @@
 """How figures look: nothing is cut, nothing lies over another thing, nothing that was measured is invisible."""
 
+import itertools
+
 import made_cells
 import pytest
+from matplotlib.text import Text
 
 from eval.plots import efficiency as plot_efficiency
 from eval.plots import held as plot_held
@@ -12,8 +15,7 @@ from eval.scores.labels import load_cells
 from eval.scores.results import score_cells
 
 
-@pytest.mark.parametrize("labels", [["full", "h2o"],
-                                    [f"streaming_llm positions={name}" for name in ("original", "slot")],
+@pytest.mark.parametrize("labels", [[f"streaming_llm positions={name}" for name in ("original", "slot")],
                                     [f"d2o layer_budgets=variance merge={i}" for i in range(4)],
                                     [f"d2o compress_at=prefill protected_layers=[{i}]" + " hold=all stream=False" * 2
                                      for i in range(12)], [f"m{i}" for i in range(17)]])  # fmt: skip
@@ -28,6 +30,26 @@ def test_a_legend_lies_inside_its_figure(labels):
         shown = [text.get_text().split()[0] for text in figure.legends[0].texts]
         assert shown == sorted(shown, key=lambda label: (label == "full", label))
         assert box.y0 >= 0 and 0 <= gap < 0.3 * figure.dpi, "nor written over the axis, nor far below it"
+
+
+@pytest.mark.parametrize("labels", [["full", "h2o"], [f"m{i}" for i in range(12)], ["d2o layer_budgets=uniform"]])
+def test_few_lines_are_named_at_their_ends_inside_the_figure(labels):
+    with style():
+        lines = {label: [(0.0, 1.0), (1.0, 2.0 + 0.01 * i)] for i, label in enumerate(labels)}
+        figure = plot_ppl.nll_figure(plot_ppl.NllCurves("t", lines), labels)
+        figure.canvas.draw()
+        boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # the line to an end is no part of it
+        assert not figure.legends and len(boxes) == len(labels)
+        assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+        middles = sorted((box.y0 + box.y1) / 2 for box in boxes)
+        assert all(b - a > 0.1 * figure.dpi for a, b in itertools.pairwise(middles))
+
+
+def test_lines_on_one_another_have_one_name():
+    with style():
+        lines = {"cam": [(0.0, 1.0), (1.0, 2.001)], "streaming_llm": [(0.0, 1.0), (1.0, 2.0)], "full": [(0.0, 0.5)]}
+        (ax,) = plot_ppl.nll_figure(plot_ppl.NllCurves("t", lines), sorted(lines)).axes
+    assert {text.get_text() for text in ax.texts} == {"cam = streaming_llm", "full"}
 
 
 @pytest.mark.parametrize(("columns", "most"), [(1, 9.0), (3, 9.0)])
