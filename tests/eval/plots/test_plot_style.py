@@ -4,7 +4,6 @@ import itertools
 
 import made_cells
 import pytest
-from matplotlib.text import Text
 
 from eval.plots import efficiency as plot_efficiency
 from eval.plots import held as plot_held
@@ -38,10 +37,11 @@ def test_few_lines_are_named_at_their_ends_inside_the_figure(labels):
         lines = {label: [(0.0, 1.0), (1.0, 2.0 + 0.01 * i)] for i, label in enumerate(labels)}
         figure = plot_ppl.nll_figure(plot_ppl.NllCurves("t", lines), labels)
         figure.canvas.draw()
-        boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # the line to an end is no part of it
+        (ax,) = figure.axes
+        boxes = [text.get_window_extent() for text in ax.texts]
         assert not figure.legends and len(boxes) == len(labels)
         assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
-        middles = sorted((box.y0 + box.y1) / 2 for box in boxes)
+        middles = sorted(ax.transData.transform((0, text.xyann[1]))[1] for text in ax.texts)
         assert all(b - a > 0.1 * figure.dpi for a, b in itertools.pairwise(middles))
 
 
