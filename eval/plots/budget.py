@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from d2o.budget import budget_name, kind
-from eval.plots.methods import FULL, OURS, RANDOM, family_of
+from eval.plots.methods import FULL, RANDOM, family_of, is_ours
 from eval.plots.style import end_lines, legend_below, line_style, name_ends, panels, write_title
 from eval.scores.bootstrap import Interval, means_interval
 from eval.scores.cell_data import CellData
@@ -110,7 +110,8 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
         if label not in first:
             look |= {"color": GREY, "marker": "", "zorder": 1}
         at, values = [budget for budget, _ in points], [one.value for _, one in points]
-        ax.plot(at, values, label=label, **look | {"linewidth": 2.2 if label == OURS else 1.4 if label in first else 1})
+        look["linewidth"] = 2.2 if is_ours(label) else 1.4 if label in first else 1
+        ax.plot(at, values, label=label, **look)
         if label in first and all(one.low is not None for _, one in points):
             low, high = [one.low for _, one in points], [one.high for _, one in points]
             ax.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
@@ -135,7 +136,7 @@ def in_front(curves: BudgetCurves) -> list[str]:
     best: dict[str, str] = {}
     for label in sorted(at, key=lambda label: -at[label]):
         best.setdefault(family_of(label), label)
-    own = [label for label in curves.lines if label in (OURS, RANDOM)]
+    own = [label for label in curves.lines if is_ours(label) or label == RANDOM]
     return list(dict.fromkeys([*own, *best.values()]))
 
 

@@ -36,6 +36,11 @@ def method_of(label: str) -> str:
     return label.replace(",", " ").split(" ")[0]
 
 
+def is_ours(label: str) -> bool:
+    """D2O as published, with no knob turned."""
+    return label in (OURS, f"{OURS} paper")
+
+
 def family_of(label: str) -> str:
     """The family of a label's method; one that is in none is its own."""
     method = method_of(label)

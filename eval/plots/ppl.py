@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from d2o.budget import budget_name
+from eval.plots.methods import is_ours
 from eval.plots.style import END, FULL, legend_below, line_style, name_ends, panels, write_title
 from eval.scores.bootstrap import mean_interval
 from eval.scores.cell_data import CellData
@@ -118,6 +119,7 @@ def nll_figure(curves: NllCurves, labels: Sequence[str]) -> Figure:
         ax.set_position((left, bottom, 0.6 - left, height))
     for label, line in sorted(curves.lines.items(), key=lambda item: (item[0] == FULL, item[0])):
         look = line_style(label, labels) | {"markersize": 3 if len(line) <= 20 else 0}
+        look |= {"linewidth": 2.2} if is_ours(label) else {}
         ax.plot([at for at, _ in line], [nll for _, nll in line], label=label, **look)
         if _with_bands(curves) and (band := curves.bands.get(label)):
             at, low, high = zip(*band, strict=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.plots.methods import FULL, look_of
+from eval.plots.methods import FULL, is_ours, look_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,7 @@ def name_ends(ax: Axes, ends: Mapping[str, float], colours: Mapping[str, str], l
         colour = next((colours[one] for one in parts if one in colours), "#8a8a8a")
         lead = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
         ax.annotate(shown[name], (last, value), (1.07, places[name]), "data", ("axes fraction", "data"), color=colour,
-                    fontsize=8, va="center", weight="bold" if {"d2o", FULL} & set(parts) else "normal",
+                    fontsize=8, va="center", weight="bold" if FULL in parts or any(map(is_ours, parts)) else "normal",
                     annotation_clip=False, arrowprops=lead)  # fmt: skip
 
 
