@@ -105,6 +105,8 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
         maps = [one for wanted in what.split(",") for one in every if one.what == wanted]
         return {f"{what}, {len(maps)} maps": lambda: plot_needle.needle_figure(maps, min(3, len(maps)))} if maps else {}
     if kind == "ppl":
+        if what not in (KEYS["what"], "above full"):
+            raise InputError(f"kind=ppl has no what={what!r}", 'what="above full", or leave it out')
         curves = plot_ppl.nll_curves(cells, what == "above full")
         return {one.title: lambda one=one: plot_ppl.nll_figure(one, labels) for one in curves}
     if kind in ("speed", "memory"):
