@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass
@@ -22,5 +23,5 @@ def chunks(lengths: list[int], width: int) -> list[list[int]]:
     longest = max(lengths)
     ends = [min(start + width, longest) for start in range(0, longest, width)]
     fed = [[max(0, end - (longest - n)) for n in lengths] for end in ends]
-    before = [[0] * len(lengths), *fed]
-    return [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, fed, strict=False)]
+    passed = pairwise([[0] * len(lengths), *fed])
+    return [[b - a for a, b in zip(before, after, strict=True)] for before, after in passed]

@@ -28,6 +28,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -126,7 +127,7 @@ class Locret(KVLayer):
         for row, length in enumerate(lengths):
             scored = self.plans[row].scored
             ends = [*range(self.chunk, scored, self.chunk), *([scored] if scored else []), length]
-            parts = [b - a for a, b in zip([0, *ends], ends, strict=False) if b > a]
+            parts = [b - a for a, b in pairwise([0, *ends]) if b > a]
             rows.append([min(chunk, p - i) for p in parts for i in range(0, p, chunk)] if chunk else parts)
         most = max(map(len, rows))
         padded = [[0] * (most - len(row)) + row for row in rows]

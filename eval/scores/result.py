@@ -50,8 +50,10 @@ class CellResult:
 
     @property
     def by_id(self) -> dict[Any, float]:
-        """{id: 0..1} of the rows that have an id and a score."""
-        return {key: one for key, one in zip(self.ids, self.score.per_row, strict=False) if key is not None}
+        """{id: 0..1} of the rows that have an id and a score; {} where a cell's rows have no ids, or no scores."""
+        if not self.ids or not self.score.per_row:
+            return {}
+        return {key: one for key, one in zip(self.ids, self.score.per_row, strict=True) if key is not None}
 
     @property
     def task(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -68,18 +69,13 @@ def samples(task: Any, tokenizer: Any, rows: int, room: int) -> Iterator[Row]:
 
 def needles(task: Any, tokenizer: Any, rows: int, room: int) -> Iterator[Row]:
     """A fact at `rows` depths, from the beginning of a text to its end."""
-    from eval.tasks.needle.haystack import haystack, place
+    from eval.tasks.needle.haystack import filled, haystack, place
 
     for i in range(rows):
-        draw, depth, fill, sizes = f"press:{i}", 100 * i / max(1, rows - 1), [], []
+        draw, depth = f"press:{i}", 100 * i / max(1, rows - 1)
         facts = task.facts(draw)
         left = room - count(tokenizer, "".join([facts.head, *facts.needles, facts.ask]))
-        for sentence in haystack(None, draw, room, 0)[0]:
-            size = count(tokenizer, sentence)
-            if (left := left - size) < 0:
-                break
-            fill.append(sentence)
-            sizes.append(size)
+        fill, sizes = filled(haystack(None, draw, room, 0)[0], left, partial(count, tokenizer))
         context = place(facts, fill, sizes, depth)[0]
         yield {"id": f"needle-{room}-{depth:g}", "context": context, "question": facts.ask, "answers": facts.answers,
                "all_classes": None}  # fmt: skip

@@ -5,6 +5,7 @@ A document is a function of (seed, step, row), so a resumed run sees what an unb
 """
 
 import random
+from itertools import pairwise
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def name_ends(ids: list[int], seconds: frozenset[int]) -> list[bool]:
     """For each token, whether it is the second syllable of a name that the text has told before."""
     told: set[tuple[int, int]] = set()
     out = []
-    for pair in zip([-1, *ids], ids, strict=False):
+    for pair in pairwise([-1, *ids]):
         out.append(pair[1] in seconds and pair in told)
         told.add(pair)
     return out

@@ -21,6 +21,7 @@ from eval.tasks.longbench.task import SETS, SETS_E
 
 LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 MAIN = ("exact_match", "f1", "em", "acc", "score", "qa_f1_score")  # lm-eval's metrics that are shares
+NAMED = ("dataset", "data_dir", "model", "press_name", "compression_ratio")  # in the name of a folder of kvpress
 PRESS = {  # kvpress's data sets that a metric of ours scores: {data set: (metric, over answers)}
     "ruler": ("hub:contains", "mean"),
     "longbench-v2": ("hub:choice", "max"),
@@ -118,8 +119,8 @@ def _kvpress(file: File, note: Note) -> list[Part]:
 
 def _press(file: File) -> tuple[dict[str, Any], str, str]:
     """{model, method, budget}, the data set and its subset: of config.yaml, else of the folder's name."""
-    named = dict(zip(("dataset", "data_dir", "model", "press_name", "compression_ratio"),
-                     file.path.parent.name.split("__"), strict=False))  # fmt: skip
+    parts = file.path.parent.name.split("__")  # a folder that was renamed has fewer, a later kvpress's more
+    named: dict[str, Any] = dict(zip(NAMED[: len(parts)], parts[: len(NAMED)], strict=True))
     config = file.path.parent / "config.yaml"
     if config.is_file():
         from yaml import YAMLError, safe_load

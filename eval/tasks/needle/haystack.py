@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -63,6 +63,19 @@ def haystack(text: str | None, draw: str, length: int, repeat: int) -> tuple[Ite
     return islice(cycle(found), first, None), len(found)
 
 
+def filled(stream: Iterable[str], room: int, count: Callable[[str], int]) -> tuple[list[str], list[int]]:
+    """The sentences of a stream that fit in `room` tokens together, up to the first that does not, and the tokens of
+    each."""
+    fill, sizes = [], []
+    for sentence in stream:
+        room -= (size := count(sentence))
+        if room < 0:
+            break
+        fill.append(sentence)
+        sizes.append(size)
+    return fill, sizes
+
+
 def place(facts: Facts, fill: Sequence[str], sizes: Sequence[int], depth: float) -> tuple[str, list[tuple[int, int]]]:
     """The context and the needles' characters in it.
 
@@ -101,13 +114,7 @@ def build(facts: Facts, lab: Any, length: int, depth: float, chat: bool, hay: Ha
     room = length - len(spent.context) - len(spent.question)
     for _ in range(TRIES):
         stream, before_again = haystack(hay.text, hay.draw, length, hay.repeat)
-        fill, sizes, left = [], [], room
-        for sentence in stream:
-            left -= (size := lab.count(sentence))
-            if left < 0:
-                break
-            fill.append(sentence)
-            sizes.append(size)
+        fill, sizes = filled(stream, room, lab.count)
         if not fill:
             what = f"task.lengths={length} leaves {max(0, room)} tokens beside the needle and its question"
             raise InputError(what, "write longer lengths, a shorter needle, or a haystack with shorter sentences")
