@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Feed:
     prompt: list[int] | None = None  # whole prompt lengths, in the prefill
     reserve: int = 0  # tokens that will follow the prompt
     again: bool = False  # the newest token once more, at its own position, against what is held now: nothing changes
+    found: dict[Any, Any] = field(default_factory=dict)  # what a method computed that others beside it will ask too
 
 
 def chunks(lengths: list[int], width: int) -> list[list[int]]:

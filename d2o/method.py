@@ -50,6 +50,7 @@ class Method(PackedSlots):
     compress_at      "first_decode": the first decode step still attends to the whole prompt
     slot_positions   True: keys are turned to the index of their slot before attention
     turns            True: `rotation` is wanted, which turns queries and keys by a number of positions
+    looks_on         True: its `around_forward` changes nothing of the forward, and what it does is on its own layers
     plain_attention  True: cannot work beside layers that slide, nor with soft caps or sink logits
 
     `about` tells of the model: the weights behind attention, a tokenizer.
@@ -58,6 +59,7 @@ class Method(PackedSlots):
     rows, window, stride, counted, ordered = "none", 1, 1, "", ""
     needs_all_layers, budgeted, nominal = False, True, False
     compress_at, slot_positions, turns, plain_attention, own_steps = "prefill", False, False, False, False
+    looks_on = False
     about: About | None = None
 
     @property
@@ -138,9 +140,10 @@ class Method(PackedSlots):
 
 
 def reads_alike(kind: type, base: type) -> bool:
-    """Whether `kind` leaves all code of `base` as it is but what LATER names."""
+    """Whether `kind` leaves all code of `base` as it is but what LATER names, and hooks that only look on."""
     own = {name for one in kind.__mro__ if one not in base.__mro__ for name in vars(one) if not name.startswith("__")}
-    return {name for name in own if _is_code(getattr(base, name, None))} <= LATER
+    allowed = LATER | {"around_forward"} if kind.looks_on else LATER
+    return {name for name in own if _is_code(getattr(base, name, None))} <= allowed
 
 
 def _is_code(member: object) -> bool:

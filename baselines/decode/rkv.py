@@ -71,14 +71,13 @@ class RKV(QueryWindow):
         """r `[B, Hkv, n]` of `keys [B, Hkv, n, D]` in the order of the text, `filled [B, Hkv, n]` of them there are."""
         n = keys.shape[2]
         units = keys.float() / (keys.float().norm(dim=-1, keepdim=True) + 1e-8) * filled.unsqueeze(-1)
-        place = torch.arange(n, device=keys.device)
+        behind = torch.arange(1.0, n + 1, device=keys.device)  # whole numbers: half the bytes of int64
         first = filled.int().argmax(dim=-1)  # the oldest slot
         total = torch.zeros(filled.shape, device=keys.device)
         for start in range(0, n, TILE):  # linear in the text, not n x n
-            rows = torch.arange(start, min(start + TILE, n), device=keys.device)
             cosines = units[:, :, start : start + TILE] @ units.transpose(-1, -2)
-            cosines.masked_fill_(rows.unsqueeze(1) == place, 0.0)
-            newest = torch.where(cosines > self.similar, place, -1).amax(-1)
+            cosines.diagonal(start, -2, -1).zero_()
+            newest = ((cosines > self.similar) * behind).amax(-1).long() - 1
             spared = torch.where(newest < 0, first.unsqueeze(-1), newest)
             total += cosines.scatter_(3, spared.unsqueeze(-1), 0.0).sum(2)
         mean = total / filled.sum(-1, keepdim=True)

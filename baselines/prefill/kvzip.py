@@ -50,7 +50,7 @@ TAIL, TILE = 8, 64  # last tokens of the chunk before, which an instruction ends
 class KVzip(RaggedLayer):
     """See the module docstring. `chunk`: tokens that are repeated in one pass."""
 
-    needs_all_layers, plain_attention = True, True
+    needs_all_layers, plain_attention, looks_on = True, True, True
 
     def __init__(self, level: str = "model", sinks: int = 4, chunk: int = 2048, plus: bool = False) -> None:
         super().__init__()
@@ -85,7 +85,16 @@ class KVzip(RaggedLayer):
                 layer.scores = torch.zeros(layer.positions.shape[:2] + (layer.used,), device=layer.keys.device)
             for row, ids in enumerate(self.read):
                 if self.budget.slots(len(ids)) < len(ids):
-                    self._repeat(model, layers, row, ids)
+                    self._score(model, layers, row, ids, feed)
+
+    def _score(self, model: nn.Module, layers: Sequence[KVLayer], row: int, ids: list[int], feed: Feed) -> None:
+        """Scores of a row; no budget is in them, so that they are computed once for all budgets that read together."""
+        known = (KVzip, self.first, self.begins, self.chunk, self.plus, row)
+        if known not in feed.found:
+            self._repeat(model, layers, row, ids)
+            feed.found[known] = [layer.scores[row] for layer in layers]
+        for layer, scores in zip(layers, feed.found[known], strict=True):
+            layer.scores[row] = scores
 
     def _repeat(self, model: nn.Module, layers: Sequence[KVLayer], row: int, ids: list[int]) -> None:
         for start in range(self.begins, len(ids), self.chunk):

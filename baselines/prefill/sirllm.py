@@ -34,7 +34,8 @@ TILE = 64  # tokens whose probabilities are made at once
 class SirLLM(KVLayer):
     """See the module docstring. `surprise`: of every row the entropies `[n]` of its tokens but the first."""
 
-    needs_all_layers, decode_eviction = True, False  # the last tokens' entropies are known behind the last layer
+    looks_on, decode_eviction = True, False
+    needs_all_layers = True  # the last tokens' entropies are known behind the last layer
 
     def __init__(self, sinks: int = 4, recent: int = 0) -> None:
         super().__init__()
@@ -77,8 +78,10 @@ class SirLLM(KVLayer):
             self.surprise = [states.new_zeros(0, dtype=torch.float32) for _ in feed.lengths]
         for b, m in enumerate(feed.lengths):
             known = torch.cat((self.before[b], states[b, states.shape[1] - m :]))
-            found = entropies(model, known[:-1], ids[b, ids.shape[1] - m :][max(0, m + 1 - len(known)) :])
-            self.surprise[b] = torch.cat((self.surprise[b], found))
+            if (SirLLM, b) not in feed.found:
+                own = ids[b, ids.shape[1] - m :][max(0, m + 1 - len(known)) :]
+                feed.found[SirLLM, b] = entropies(model, known[:-1], own)
+            self.surprise[b] = torch.cat((self.surprise[b], feed.found[SirLLM, b]))
             self.before[b] = known[-1:].clone()
         for layer in layers:
             if isinstance(layer, SirLLM):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2o.feed import Feed
 from d2o.kernels.logits import Scale
@@ -32,6 +34,13 @@ class Reader(KVLayer):
         bare = "queries" if any(layer.rows == "queries" for layer in seeing) else "none"
         self.rows, self.stride = ("all", min(wide)) if wide else (bare, 1)
         self.window = max((layer.window for layer in seeing if layer.rows == "last"), default=0)
+
+    def around_forward(self, model: nn.Module, layers: Sequence[Reader], feed: Feed) -> contextlib.ExitStack:
+        """Around the forward, what each of the caches that are served wants around it."""
+        around = contextlib.ExitStack()
+        for own in [] if self.apart else zip(*(layer.layers for layer in layers), strict=True):
+            around.enter_context(own[0].around_forward(model, own, feed))
+        return around
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, a chunk of the prompt."""

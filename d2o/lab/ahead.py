@@ -63,7 +63,7 @@ def answer_ahead(labs: Sequence[Lab], coming: Sequence[Next], most: int) -> list
     batches = -(-len(same) // (threads * size)) * threads
     size = -(-len(same) // batches)  # alike, so that no thread waits for another
     parts = [same[start : start + size] for start in range(0, min(len(same), threads * size), size)]
-    alike = [lab for lab in labs if shares_prefill(lab.engine)]
+    alike = [lab for lab in labs if shares_prefill(lab.engine) and not lab.engine.prototype.looks_on]
     others = [lab for lab in labs if lab not in alike]
     told = [{} for part in parts for _ in part]
     if alike:

@@ -151,7 +151,8 @@ def _marks(ax: Axes, curves: NllCurves) -> None:
         ax.axvline(curves.window, color="#999999", linewidth=0.8, linestyle=(0, (1, 2)))
         ax.text(curves.window, 0.97, " the model's window", transform=ax.get_xaxis_transform(), fontsize=7, va="top")
     if curves.above:
-        ax.axhline(0, color="#222222", linewidth=1, linestyle="--")
+        full = line_style(FULL, [FULL])
+        ax.axhline(0, **{key: full[key] for key in ("color", "linestyle", "linewidth", "zorder") if key in full})
     low, high = ax.get_ylim()
     if high - low < LEAST:  # noise would fill a narrower axis
         ax.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)

@@ -14,10 +14,12 @@ from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.keydiff import KeyDiff
 from baselines.prefill.kvzip import KVzip, repeated, value_norms
 from baselines.prefill.lagkv import LagKV
+from baselines.prefill.sirllm import SirLLM
 from baselines.snapkv import SnapKV
 from d2o import evict
 from d2o.engine.generation import generate
 from d2o.engine.graph import check_graph
+from d2o.engine.reading import prefill_together
 from d2o.engine.start import open_engine
 from d2o.errors import InputError
 from d2o.feed import Feed
@@ -118,6 +120,23 @@ def test_kvzip_leaves_no_hook_behind_and_tells_what_it_says():
     assert layer.told(text, 20) == [7, *range(112, 120), 7] and layer.told(text, 0) == [7, 7]
     layer.about = None
     assert layer.told(text, 20) == list(range(112, 120)) and layer.told(text, 0) == []
+
+
+def test_what_one_budget_of_kvzip_repeats_serves_the_others():
+    """Beside sirllm, whose hooks see these passes too; another sinks= repeats for itself, a whole budget never does."""
+    model, texts, said = zoo.build("llama_gqa"), [zoo.prompt(50), zoo.prompt(33, 1)], []
+    makers = [functools.partial(KVzip, chunk=20), functools.partial(KVzip, sinks=2, chunk=20), SirLLM]
+    engines = [open_engine(model, make, budget) for make in makers for budget in (0.3, 25, 40)]
+    for run in engines[:6]:
+        run.about.words = lambda text: said.append(text) or [7]
+    alone = [run.prefill(texts) for run in engines]
+    assert len(said) == 2 * (5 + 5 + 3) * 2, "the short text is not repeated for 40 slots"
+    said.clear()
+    for (cache, logits), (found, told) in zip(alone, prefill_together(engines, texts), strict=True):
+        assert torch.equal(logits, told)
+        for ours, shared in zip(cache.layers, found.layers, strict=True):
+            assert torch.equal(ours.positions, shared.positions[:, :, : ours.capacity])
+    assert len(said) == 2 * 5 * 2 and not model.model._forward_pre_hooks
 
 
 def test_kvzip_under_a_stock_model():

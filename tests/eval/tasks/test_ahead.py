@@ -84,6 +84,13 @@ def test_rows_are_those_of_each_prompt_alone(question, step, sizes, wanted):
     assert {name: lab.readers for name, lab in shared.items()} == {n: 1 if n == "pyramidinfer" else 3 for n in names}
 
 
+def test_those_whose_hooks_are_on_the_model_read_together_on_one_thread(sizes, wanted):
+    names = ("kvzip", "sirllm", "full", "d2o", "h2o")
+    assert measured(labs(SharedLab, names)) == {name: wanted(name, "again") for name in names}
+    own = {count: {thread for labs, _, thread in sizes if labs == count} for count in (2, 3)}
+    assert own[2] == {threading.get_ident()} and len(own[3] - own[2]) == 2
+
+
 def test_one_that_fails_ends_alone(sizes, wanted, monkeypatch):
     monkeypatch.setitem(METHODS, "bad", Fails)
     found = measured(labs(SharedLab, ("full", "bad", "h2o")))
