@@ -26,6 +26,7 @@ from d2o.errors import InputError
 from scripts.command import read, run
 
 KINDS = ("budget", "budget_sheet", "needle", "ppl", "speed", "memory", "held", "atlas")
+SHOWN = {"needle": ("recall", "survival", "held or merged"), "ppl": ("above full",)}  # what a kind may be asked for
 KEYS = {"kind": "budget", "out": "", "results_dir": "results", "task": "*", "model": "*", "method": "*", "budget": "*",
         "label": "*", "scorer": "official", "what": "recall", "page": ""}  # fmt: skip
 
@@ -105,8 +106,6 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
         maps = [one for wanted in what.split(",") for one in every if one.what == wanted]
         return {f"{what}, {len(maps)} maps": lambda: plot_needle.needle_figure(maps, min(3, len(maps)))} if maps else {}
     if kind == "ppl":
-        if what not in (KEYS["what"], "above full"):
-            raise InputError(f"kind=ppl has no what={what!r}", 'what="above full", or leave it out')
         curves = plot_ppl.nll_curves(cells, what == "above full")
         return {one.title: lambda one=one: plot_ppl.nll_figure(one, labels) for one in curves}
     if kind in ("speed", "memory"):
@@ -125,10 +124,15 @@ def figures(kind: str, cells: list[Any], what: str) -> dict[str, Any]:
 
 
 def read_words(words: list[str]) -> SimpleNamespace:
-    """The words, checked. Raises InputError for an unknown kind and a place that cannot be written."""
+    """The words, checked. Raises InputError for an unknown kind, what it does not show, and a place that cannot be
+    written."""
     given = read(words, KEYS)
     if given.kind not in KINDS:
         raise InputError(f"kind={given.kind} is unknown", f"one of: {', '.join(KINDS)}")
+    there = SHOWN.get(given.kind, ())
+    if given.what != KEYS["what"] and not set(given.what.split(",")) <= {*there}:
+        hint = f"one of: {', '.join(there)}; or leave it out" if there else "leave it out"
+        raise InputError(f"kind={given.kind} has no what={given.what!r}", hint)
     out = Path(given.out)
     if out.suffix not in (".png", ".svg") or not out.parent.is_dir():
         raise InputError(f"cannot write out={given.out}", "out= names a .png or .svg file in a folder that exists")
