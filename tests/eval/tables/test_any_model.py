@@ -13,7 +13,7 @@ from eval.tables.read import read_table
 from tests.made_tables import made
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-ANY = ("needle", "ppl", "smollm2_longbench", "smollm2_needle", "smollm2_ppl")
+ANY = ("needle", "ppl", "smollm2_longbench", "smollm2_mini", "smollm2_needle", "smollm2_ppl")
 
 
 @pytest.mark.parametrize("name", ANY)
