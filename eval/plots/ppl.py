@@ -42,7 +42,7 @@ def nll_curves(cells: Sequence[CellData], above: bool = False) -> list[NllCurves
     alongside. `above`: the difference to that which was fed alongside, segment by segment, of cells that have one."""
     cells = [cell for cell in cells if any(row.get("bucket_nll") for row in cell.measured)]
     if above:
-        cells = [_above(cell) for cell in cells if cell.method != FULL and cell.rows[0].get("bucket_full_nll")]
+        cells = [cell for cell in map(_above, cells) if cell.method != FULL and cell.rows]
     found = []
     for task in dict.fromkeys(cell.task for cell in cells):
         group = [cell for cell in cells if cell.task == task]
@@ -55,11 +55,12 @@ def nll_curves(cells: Sequence[CellData], above: bool = False) -> list[NllCurves
 
 
 def _above(cell: CellData) -> CellData:
-    """A cell whose nats are those above the full cache's on the same tokens."""
+    """A cell whose nats are those above the full cache's on the same tokens, of the rows for which it was fed."""
     rows = [
         row | {"bucket_nll": [a - b for a, b in zip(row["bucket_nll"], row["bucket_full_nll"], strict=True)],
                "bucket_full_nll": []}
         for row in cell.rows
+        if row.get("bucket_full_nll")
     ]  # fmt: skip
     return replace(cell, rows=rows)
 

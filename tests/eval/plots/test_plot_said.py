@@ -25,7 +25,9 @@ def test_nats_above_the_full_cache_are_paired_by_segment():
     """Segments differ more than what eviction costs: the band is that of the differences."""
     row = {"bucket_from": [0, 100], "bucket_n": [100, 50]}
     rows = [row | {"bucket_full_nll": [float(i), 2.0], "bucket_nll": [i + 0.1, 2.3 + 0.01 * (i % 2)]} for i in range(6)]
-    cells = [cell("h2o", 0.2, "ppl", [], rows), cell("full", 1.0, "ppl", [], rows)]
+    without = row | {"bucket_full_nll": [], "bucket_nll": [9.0, 9.0]}  # of a run that did not feed the full cache
+    cells = [cell("h2o", 0.2, "ppl", [], [without, *rows]), cell("tova", 0.2, "ppl", [], [without]),
+             cell("full", 1.0, "ppl", [], rows)]  # fmt: skip
     (curves,) = plot_ppl.nll_curves(cells, above=True)
     assert list(curves.lines) == ["h2o"] and [round(nll, 3) for _, nll in curves.lines["h2o"]] == [0.1, 0.305]
     at, low, high = curves.bands["h2o"][-1]
