@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # What a class may override and still read a prompt as every method does, since it is about what is remembered, cut and
 # done afterwards. Whatever is not named here keeps a method apart, which is always right.
-LATER = {"observe", "written", "allocate", "recent", "importance", "absorb", "early", "arm", "compress", "capacity",
-         "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "packs", "put_away", "drawn",
-         "ahead", "asked", "sharing", "one_call", "called"}  # fmt: skip
+LATER = {"observe", "written", "allocate", "recent", "guarded", "importance", "absorb", "early", "arm", "compress",
+         "capacity", "follow", "attention_keys", "row_bytes", "merging", "_victim", "_absorb_victim", "packs",
+         "put_away", "drawn", "ahead", "asked", "sharing", "one_call", "called"}  # fmt: skip
 
 
 class Method(PackedSlots):
