@@ -37,10 +37,10 @@ class Reader(KVLayer):
 
     def around_forward(self, model: nn.Module, layers: Sequence[Reader], feed: Feed) -> contextlib.ExitStack:
         """Around the forward, what each of the caches that are served wants around it."""
-        around = contextlib.ExitStack()
-        for own in [] if self.apart else zip(*(layer.layers for layer in layers), strict=True):
-            around.enter_context(own[0].around_forward(model, own, feed))
-        return around
+        with contextlib.ExitStack() as around:
+            for own in [] if self.apart else zip(*(layer.layers for layer in layers), strict=True):
+                around.enter_context(own[0].around_forward(model, own, feed))
+            return around.pop_all()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, a chunk of the prompt."""

@@ -5,7 +5,9 @@ afterwards. So one cache, whose layers are `Reader`s, attends once for all; each
 slots, is shown what it asked to see, and copies what it keeps when it is cut. What a method does after that is its own
 business, on a cache of its own, the very one that `Engine.prefill` gives.
 
-A method whose class changes how a prompt is fed, attended to or stored is read apart: `KVLayer.shares_prefill`.
+A method whose class changes how a prompt is fed, attended to or stored is read apart: `KVLayer.shares_prefill`. What
+only looks on (`looks_on`) has its hooks around the one reading, and may note what it found for others like it
+(`Feed.found`).
 """
 
 from __future__ import annotations
