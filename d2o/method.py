@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2o.budget import Budget
+from d2o.errors import InputError
 from d2o.feed import Feed, chunks
 from d2o.kernels.told import Merging, Sharing
 from d2o.models.about import About
@@ -60,6 +61,7 @@ class Method(PackedSlots):
     needs_all_layers, budgeted, nominal = False, True, False
     compress_at, slot_positions, turns, plain_attention, own_steps = "prefill", False, False, False, False
     looks_on = False
+    refusal: InputError | None = None  # by which a method that looks on refuses a prompt that is read for others too
     about: About | None = None
 
     @property
@@ -142,7 +144,8 @@ class Method(PackedSlots):
 def reads_alike(kind: type, base: type) -> bool:
     """Whether `kind` leaves all code of `base` as it is but what LATER names, and hooks that only look on."""
     own = {name for one in kind.__mro__ if one not in base.__mro__ for name in vars(one) if not name.startswith("__")}
-    allowed = LATER | {"around_forward"} if kind.looks_on else LATER
+    hooked = next(one for one in kind.__mro__ if "around_forward" in vars(one))  # it says of its own, not an heir of it
+    allowed = LATER | {"around_forward"} if vars(hooked).get("looks_on") else LATER
     return {name for name in own if _is_code(getattr(base, name, None))} <= allowed
 
 

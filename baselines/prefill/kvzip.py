@@ -89,16 +89,19 @@ class KVzip(RaggedLayer):
 
     def _score(self, model: nn.Module, layers: Sequence[KVLayer], row: int, ids: list[int], feed: Feed) -> None:
         """Scores of a row; no budget is in them, so that they are computed once for all budgets that read together."""
-        known = (KVzip, self.first, self.begins, self.chunk, self.plus, row)
+        told = tuple(tuple(self.told(ids, start)) for start in range(self.begins, len(ids), self.chunk))
+        known = (type(self), self.first, self.begins, self.chunk, self.plus, row, told)
         if known not in feed.found:
-            self._repeat(model, layers, row, ids)
+            self._repeat(model, layers, row, ids, told)
             feed.found[known] = [layer.scores[row] for layer in layers]
         for layer, scores in zip(layers, feed.found[known], strict=True):
             layer.scores[row] = scores
 
-    def _repeat(self, model: nn.Module, layers: Sequence[KVLayer], row: int, ids: list[int]) -> None:
-        for start in range(self.begins, len(ids), self.chunk):
-            again = self.told(ids, start) + ids[start : start + self.chunk]
+    def _repeat(
+        self, model: nn.Module, layers: Sequence[KVLayer], row: int, ids: list[int], told: Sequence[Sequence[int]]
+    ) -> None:
+        for start, before in zip(range(self.begins, len(ids), self.chunk), told, strict=True):
+            again = [*before, *ids[start : start + self.chunk]]
             passed = KVCache(KeepAll, [None] * len(layers), FULL)
             passed.layers = [Repeated(layer, row, start, len(ids)) for layer in layers]
             passed.feed = Feed([len(again)])

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,13 @@ class SirLLM(KVLayer):
             return
         fed: list[tuple[Tensor, Tensor]] = []
         said: list[Tensor] = []
+
+        def passed(module: nn.Module, args: tuple, named: dict, out: Any) -> None:
+            if not fed:  # others that look on may feed more before this forward ends
+                fed.append((args[0] if args else named["input_ids"], out[0]))
+
         handles = [
-            model.base_model.register_forward_hook(
-                lambda module, args, named, out: fed.append((args[0] if args else named["input_ids"], out[0])),
-                with_kwargs=True,
-            ),
+            model.base_model.register_forward_hook(passed, with_kwargs=True),
             model.register_forward_hook(lambda module, args, out: said.append(out.logits[:, -1])),
         ]
         try:

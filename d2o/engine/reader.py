@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from d2o.errors import InputError, NotFinite
 from d2o.feed import Feed
 from d2o.kernels.logits import Scale
 from d2o.layer import KVLayer
@@ -35,12 +36,13 @@ class Reader(KVLayer):
         self.rows, self.stride = ("all", min(wide)) if wide else (bare, 1)
         self.window = max((layer.window for layer in seeing if layer.rows == "last"), default=0)
 
-    def around_forward(self, model: nn.Module, layers: Sequence[Reader], feed: Feed) -> contextlib.ExitStack:
+    @contextlib.contextmanager
+    def around_forward(self, model: nn.Module, layers: Sequence[Reader], feed: Feed) -> Iterator[None]:
         """Around the forward, what each of the caches that are served wants around it."""
         with contextlib.ExitStack() as around:
             for own in [] if self.apart else zip(*(layer.layers for layer in layers), strict=True):
-                around.enter_context(own[0].around_forward(model, own, feed))
-            return around.pop_all()
+                around.enter_context(_looking_on(model, own, feed))
+            yield
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: Scale, feed: Feed) -> Tensor:
         """Attention `[B, Hq, n, D]` of `q [B, Hq, n, D]`, `k, v [B, Hkv, n, D]`, a chunk of the prompt."""
@@ -107,6 +109,24 @@ class Reader(KVLayer):
         tail, used = self.tail[:, :, -window:], self.used
         keys, positions = self.keys[:, :, :used], self.positions[:, :, :used]
         return FewRows(**vars(window_rows(tail, keys, positions, self._position(), scale)))
+
+
+@contextlib.contextmanager
+def _looking_on(model: nn.Module, layers: Sequence[KVLayer], feed: Feed) -> Iterator[None]:
+    """What the method of one cache, of these `layers`, wants around a forward. What it refuses by itself is its own
+    `refusal`, of which the others hear nothing; an error of the forward is everybody's."""
+    thrown = None
+    try:
+        with layers[0].around_forward(model, layers, feed):
+            try:
+                yield
+            except BaseException as error:
+                thrown = error
+                raise
+    except InputError as error:
+        if error is thrown or isinstance(error, NotFinite):
+            raise
+        layers[0].refusal = error
 
 
 def _planned(feed: Feed) -> int:

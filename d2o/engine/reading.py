@@ -90,6 +90,8 @@ class Reading:
                 reader.end(layer, self.reserve)
         if not any(self.caches):
             self.lead = None  # the prompt goes with the last of them
+        if cache.lead.refusal:
+            raise cache.lead.refusal
         cache.finish_prefill(self.reserve)
         return cache
 

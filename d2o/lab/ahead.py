@@ -3,9 +3,10 @@ all labs, before the first of them is asked. The rows come as they would one bat
 
 A step of a small model is mostly the calling of operations, whose number hangs on no rows; and operations so small gain
 nothing from several threads, while whole prompts do. So prompts lie side by side in one batch, and each of a few
-threads has a batch of its own; but labs whose methods read a prompt in a way of their own may hook into the model that
-all threads read with, so they answer afterwards, batch by batch. Only in float32 on a CPU, where company moves no
-prediction, and only as many prompts as take little memory: for a larger model that is one, and all is as without this.
+threads has a batch of its own; but labs whose methods look on, or read a prompt in a way of their own, may hook into
+the model that all threads read with, so they answer afterwards, batch by batch. Only in float32 on a CPU, where company
+moves no prediction, and only as many prompts as take little memory: for a larger model that is one, and all is as
+without this.
 """
 
 from __future__ import annotations

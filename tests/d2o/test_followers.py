@@ -9,6 +9,8 @@ from zoo import CLOSE, FEW, LISTED, METHODS, build, home, pairs, prompt
 
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
+from baselines.prefill.kvzip import KVzip
+from baselines.prefill.sirllm import SirLLM
 from d2o.d2o import D2O
 from d2o.engine.generation import generate
 from d2o.engine.reading import Reading, prefill_each, prefill_together
@@ -26,6 +28,7 @@ QUESTIONS = [prompt(6 - b % 2, 7 + b) for b in range(4)]
 SETTINGS = {"before": {}, "again": {"again": True}, "after": {"questions": QUESTIONS}}
 EVERY = [(1, None, "before"), (4, 16, "before"), (1, 16, "again"), (4, None, "again"), (1, 16, "after"),
          (4, None, "after")]  # any two of them, as all twelve would have it
+SEVERAL = ("full", "h2o", "d2o", "d2o_official", "snapkv", "adakv", "streaming_slot", "sirllm", "kvzip", "headkv")
 SOME = [(1, 16, "before"), (4, None, "after"), (4, 16, "again")]
 
 
@@ -92,7 +95,7 @@ def test_every_cell_says_and_holds_what_it_does_alone(family, rows, chunk, when)
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_few_caches_at_a_time_say_the_same(most):
-    asked = cells("llama_gqa", ("full", "h2o", "d2o", "d2o_official", "snapkv", "adakv", "streaming_slot"))
+    asked = cells("llama_gqa", SEVERAL)
     engines, prompts = list(asked.values()), texts(3)
     some = generate_together(engines, prompts, NEW, most=most)
     assert [answers(x) for x in some] == [answers(x) for x in generate_together(engines, prompts, NEW)]
@@ -154,7 +157,7 @@ def test_a_prompt_is_read_once_and_apart_by_who_reads_otherwise(fed):
 @pytest.mark.parametrize("prefill, reserve", [(prefill_together, 4), (prefill_each, 0)])
 def test_a_prefill_gives_caches_of_their_own(prefill, reserve):
     """Equal to those of `Engine.prefill`, and none can be changed by what is done to another."""
-    asked = cells("llama_gqa", ("full", "h2o", "d2o", "d2o_official", "snapkv", "adakv", "streaming_slot"))
+    asked = cells("llama_gqa", SEVERAL)
     found = list(prefill(list(asked.values()), texts(3), reserve))
     feed = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]])
     for (cell, engine), (cache, logits) in zip(asked.items(), (x[-2:] for x in found), strict=True):
@@ -243,5 +246,30 @@ def test_one_that_is_refused_does_not_stop_the_others():
             engine.prefill(texts(1))
         assert isinstance(error, InputError) and str(error) == str(alone.value)
     assert all(isinstance(x, InputError) for x in generate_together(engines[1:], texts(1), NEW))
+
+
+def test_one_that_looks_on_refuses_for_itself_and_a_model_that_fails_fails_for_all():
+    odd = build("llama_gqa")
+    odd.config.logit_scale = 1.5  # of which its head knows nothing
+    engines = [open_engine(odd, make, 0.4) for make in (SirLLM, H2O, KVzip)]
+    for chunk in (None, 16):
+        for engine in engines:
+            engine.chunk = chunk
+        refused, *others = generate_together(engines, texts(2), NEW)
+        assert isinstance(refused, InputError) and "sirllm" in str(refused)
+        assert [answers(x) for x in others] == [answers(generate(engine, texts(2), NEW)) for engine in engines[1:]]
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in odd.modules())
+    with pytest.raises(RuntimeError, match="broke"):
+        odd.model.layers[1].forward = broken
+        generate_together(engines, texts(2), NEW)
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in odd.modules())
+
+
+def broken(*args, **kwargs):
+    raise RuntimeError("broke")
+
+
+def test_nothing_to_read_is_refused_for_all():
+    engines = [open_engine(model("llama_gqa"), make, 0.1) for make in (H2O, KVzip)]
     with pytest.raises(InputError, match="zero tokens"):
         generate_together(engines, [[]], NEW)

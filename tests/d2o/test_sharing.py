@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from zoo import GQA, METHODS, build, prompt
 
 from baselines.h2o import H2O
+from baselines.prefill.sirllm import SirLLM
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
 from d2o.engine.engine import Engine
@@ -25,6 +26,11 @@ class Appends(H2O):
         super().append(key, value, lengths)
 
 
+class Hooks(SirLLM):
+    def around_forward(self, model, layers, feed):
+        return super().around_forward(model, layers, feed)
+
+
 class Remembers(H2O):
     def observe(self, attn):
         super().observe(attn)
@@ -39,11 +45,12 @@ def test_what_a_class_overrides_says_whether_it_may_follow():
         "bound": functools.partial(D2O, hold="bound"),
         "cam_stream": lambda: METHODS["cam"].func(base_args={"positions": "original", "stream": True}),
         "appends": Appends,
+        "hooks": Hooks,
         "remembers": Remembers,
     }
     apart = {name for name, make in makers.items() if not shares_prefill(open_engine(MODEL, make, 0.3))}
     own = {"d2o_counted_bound", "keydiff_blocks", "lagkv_recursive"}  # they cut, or attend otherwise, while they read
-    assert apart == APART | own | {"stream", "bound", "cam_stream", "appends"}
+    assert apart == APART | own | {"stream", "bound", "cam_stream", "appends", "hooks"}
 
 
 @pytest.mark.parametrize(

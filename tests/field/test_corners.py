@@ -122,21 +122,24 @@ def test_kvzip_leaves_no_hook_behind_and_tells_what_it_says():
     assert layer.told(text, 20) == list(range(112, 120)) and layer.told(text, 0) == []
 
 
-def test_what_one_budget_of_kvzip_repeats_serves_the_others():
-    """Beside sirllm, whose hooks see these passes too; another sinks= repeats for itself, a whole budget never does."""
-    model, texts, said = zoo.build("llama_gqa"), [zoo.prompt(50), zoo.prompt(33, 1)], []
-    makers = [functools.partial(KVzip, chunk=20), functools.partial(KVzip, sinks=2, chunk=20), SirLLM]
+def test_what_one_budget_of_kvzip_repeats_serves_the_others(monkeypatch):
+    """Beside sirllm, whose hooks see these passes too. Another sinks= repeats for itself, and so does who says other
+    words; a whole budget never does."""
+    model, texts, repeated_rows, repeat = zoo.build("llama_gqa"), [zoo.prompt(50), zoo.prompt(33, 1)], [], KVzip._repeat
+    monkeypatch.setattr(KVzip, "_repeat", lambda *words: repeated_rows.append(words[3]) or repeat(*words))
+    makers = [SirLLM, functools.partial(KVzip, chunk=20), functools.partial(KVzip, sinks=2, chunk=20, plus=True)]
     engines = [open_engine(model, make, budget) for make in makers for budget in (0.3, 25, 40)]
-    for run in engines[:6]:
-        run.about.words = lambda text: said.append(text) or [7]
+    engines.append(open_engine(model, makers[1], 0.3))
+    engines[-1].about.words = lambda text: [7]
     alone = [run.prefill(texts) for run in engines]
-    assert len(said) == 2 * (5 + 5 + 3) * 2, "the short text is not repeated for 40 slots"
-    said.clear()
+    assert len(repeated_rows) == 2 * (2 + 2 + 1) + 2, "the short text is not repeated for 40 slots"
+    repeated_rows.clear()
     for (cache, logits), (found, told) in zip(alone, prefill_together(engines, texts), strict=True):
         assert torch.equal(logits, told)
         for ours, shared in zip(cache.layers, found.layers, strict=True):
             assert torch.equal(ours.positions, shared.positions[:, :, : ours.capacity])
-    assert len(said) == 2 * 5 * 2 and not model.model._forward_pre_hooks
+    assert repeated_rows == [0, 1] * 3
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in model.modules())
 
 
 def test_kvzip_under_a_stock_model():
