@@ -9,8 +9,6 @@ from zoo import CLOSE, FEW, LISTED, METHODS, build, home, pairs, prompt
 
 from baselines.h2o import H2O
 from baselines.knorm import KNorm
-from baselines.prefill.kvzip import KVzip
-from baselines.prefill.sirllm import SirLLM
 from d2o.d2o import D2O
 from d2o.engine.generation import generate
 from d2o.engine.reading import Reading, prefill_each, prefill_together
@@ -246,30 +244,5 @@ def test_one_that_is_refused_does_not_stop_the_others():
             engine.prefill(texts(1))
         assert isinstance(error, InputError) and str(error) == str(alone.value)
     assert all(isinstance(x, InputError) for x in generate_together(engines[1:], texts(1), NEW))
-
-
-def test_one_that_looks_on_refuses_for_itself_and_a_model_that_fails_fails_for_all():
-    odd = build("llama_gqa")
-    odd.config.logit_scale = 1.5  # of which its head knows nothing
-    engines = [open_engine(odd, make, 0.4) for make in (SirLLM, H2O, KVzip)]
-    for chunk in (None, 16):
-        for engine in engines:
-            engine.chunk = chunk
-        refused, *others = generate_together(engines, texts(2), NEW)
-        assert isinstance(refused, InputError) and "sirllm" in str(refused)
-        assert [answers(x) for x in others] == [answers(generate(engine, texts(2), NEW)) for engine in engines[1:]]
-    assert not any(one._forward_pre_hooks or one._forward_hooks for one in odd.modules())
-    with pytest.raises(RuntimeError, match="broke"):
-        odd.model.layers[1].forward = broken
-        generate_together(engines, texts(2), NEW)
-    assert not any(one._forward_pre_hooks or one._forward_hooks for one in odd.modules())
-
-
-def broken(*args, **kwargs):
-    raise RuntimeError("broke")
-
-
-def test_nothing_to_read_is_refused_for_all():
-    engines = [open_engine(model("llama_gqa"), make, 0.1) for make in (H2O, KVzip)]
     with pytest.raises(InputError, match="zero tokens"):
         generate_together(engines, [[]], NEW)

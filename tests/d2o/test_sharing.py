@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from zoo import GQA, METHODS, build, prompt
 
 from baselines.h2o import H2O
+from baselines.prefill.kvzip import KVzip
 from baselines.prefill.sirllm import SirLLM
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
@@ -15,10 +16,12 @@ from d2o.engine.generation import generate
 from d2o.engine.reading import shares_prefill
 from d2o.engine.start import open_engine
 from d2o.engine.together import generate_together
+from d2o.errors import InputError
 from d2o.layer import KeepAll
 
 APART = {"locret", "locret_original", "pyramidinfer", "pyramidinfer_official"}
 MODEL = build("llama_gqa")
+TEXTS, NEW = [prompt(70), prompt(41, 1)], 5
 
 
 class Appends(H2O):
@@ -106,3 +109,25 @@ def test_a_layer_that_is_no_method_s_attends_for_each_follower():
     for engine, ours in zip(engines, generate_together(engines, prompts, 5), strict=True):
         alone = generate(engine, prompts, 5)
         assert [(x.tokens, x.ledger) for x in ours] == [(x.tokens, x.ledger) for x in alone]
+
+
+def test_one_that_looks_on_refuses_for_itself_and_a_model_that_fails_fails_for_all():
+    odd = build("llama_gqa")
+    odd.config.logit_scale = 1.5  # of which its head knows nothing
+    engines = [open_engine(odd, make, 0.4) for make in (SirLLM, H2O, KVzip)]
+    for chunk in (None, 16):
+        for engine in engines:
+            engine.chunk = chunk
+        refused, *others = generate_together(engines, TEXTS, NEW)
+        assert isinstance(refused, InputError) and "sirllm" in str(refused)
+        for engine, ours in zip(engines[1:], others, strict=True):
+            assert [x.tokens for x in ours] == [x.tokens for x in generate(engine, TEXTS, NEW)]
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in odd.modules())
+    with pytest.raises(RuntimeError, match="broke"):
+        odd.model.layers[1].forward = broken
+        generate_together(engines, TEXTS, NEW)
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in odd.modules())
+
+
+def broken(*args, **kwargs):
+    raise RuntimeError("broke")
