@@ -77,6 +77,10 @@ def lines(found: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
     told.append("|---|" + "---:|" * (told[0].count("|") - 2))
     for label, tasks in found.items():
         pairs = [(units(tasks[task]), units(other)) for task, other in found[base].items() if task in tasks]
+        pairs = [(one, other) for one, other in pairs if one.keys() & other.keys()]
+        if not pairs:
+            note(f"note: {label} has no rows that {base} has, left out")
+            continue
         means = [statistics.fmean(one[key] for key in one if key in other) for one, other in pairs]
         value, scale, digits = statistics.fmean(means), 1 if nats else 100, 3 if nats else 1
         apart = means_interval([paired(one, other) for one, other in pairs])
@@ -95,7 +99,8 @@ def told_of(apart: Any, scale: int, digits: int) -> list[str]:
 
 def segment_error(tasks: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """Standard error of the mean difference of the segments."""
-    apart = [x for task, other in base.items() for x in paired(segments(tasks[task]), segments(other))]
+    shared = [(tasks[task], other) for task, other in base.items() if task in tasks]
+    apart = [x for one, other in shared for x in paired(segments(one), segments(other))]
     return f"{statistics.stdev(apart) / len(apart) ** 0.5:.3f}" if len(apart) > 1 else ""
 
 

@@ -46,6 +46,18 @@ def test_scores_by_row_and_task():
     assert cells(some)[:3] == ["some", "50.0", "+0.0"] and cells(some)[4] == "6"
 
 
+def test_cells_that_were_begun_and_have_no_rows_yet(capsys):
+    def scored(*tasks):
+        return {str(i): SimpleNamespace(rows=[], by_id=one) for i, one in enumerate(tasks)}
+
+    found = {"none": scored({0: 0, 1: 1}, {}), "some": scored({0: 1}, {0: 1}), "later": scored({7: 1})}
+    _, _, base, some = paired.lines(found, "none")
+    assert cells(base)[:2] == ["none", "50.0"] and cells(some)[:3] == ["some", "100.0", "+100.0"]
+    assert "later has no rows that none has" in capsys.readouterr().err
+    less = {"none": text(0) | {"other": text(0)["nll"]}, "some": text(0.3)}
+    assert cells(paired.lines(less, "none")[-1])[:3] == ["some", "3.500", "+0.400"]
+
+
 def test_rows_are_read_from_the_disk(capsys):
     """A cell of task=ppl that lies in the tests, one segment of 128 tokens; its stretches are those of its row."""
     words = ["table=ppl", "base=tova", "where=[task.length=128,task.segments=1]", f"results_dir={OLD}"]
