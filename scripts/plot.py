@@ -129,8 +129,8 @@ def read_words(words: list[str]) -> SimpleNamespace:
     given = read(words, KEYS)
     if given.kind not in KINDS:
         raise InputError(f"kind={given.kind} is unknown", f"one of: {', '.join(KINDS)}")
-    there = SHOWN.get(given.kind, ())
-    if given.what != KEYS["what"] and not set(given.what.split(",")) <= {*there}:
+    there, asked = SHOWN.get(given.kind, ()), given.what.split(",") if given.kind == "needle" else [given.what]
+    if given.what != KEYS["what"] and not {*asked} <= {*there}:
         hint = f"one of: {', '.join(there)}; or leave it out" if there else "leave it out"
         raise InputError(f"kind={given.kind} has no what={given.what!r}", hint)
     out = Path(given.out)

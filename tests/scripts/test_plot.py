@@ -11,6 +11,7 @@ REFUSED = {
     "kind=ppl out=none/a.png": ("cannot write out=none/a.png", "exists"),
     "kind=ppl what=survival out=a.png": ("kind=ppl has no what='survival'", "above full"),
     "kind=needle what=recall,survivors out=a.png": ("kind=needle has no what='recall,survivors'", "held or merged"),
+    "kind=ppl what=recall,recall out=a.png": ("kind=ppl has no what='recall,recall'", "above full"),
     "kind=speed what=survival out=a.png": ("kind=speed has no what='survival'", "leave it out"),
 }
 
