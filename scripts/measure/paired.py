@@ -3,12 +3,14 @@
 python scripts/measure/paired.py table=merge base="no merge"     model=tiny  results_dir=results  where=[]
 python scripts/measure/paired.py table=merge_nll model=smollm2 base="no merge" where=[task.text=FILE]
 python scripts/measure/paired.py table=smollm2_longbench model=SmolLM2-135M base=full tasks=[Lcc,RB-P]
+python scripts/measure/paired.py table=smollm2_longbench model=SmolLM2-135M base=full by=category
 
 A table per budget, with `base` at the same budget, the full cache at all of them; a line per method: its mean over the
 tasks, in per cent or in nats a token; that less the mean of `base` over what both have; the 95 % bootstrap interval of
 the difference, and over how many rows or stretches. Stretches are of `task.width` tokens, and those of one segment
 share a good deal: for nats the last column is the standard error over the segments. `where` says which cells, as for
-eval_long_bench.py; `tasks` which columns of the table, by default all that there are.
+eval_long_bench.py; `tasks` which columns of the table, by default all that there are. `by=category`: a column for each
+category of LongBench, and for all sets, with the difference and its interval; the best mean of all sets comes first.
 """
 
 from __future__ import annotations
@@ -24,18 +26,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from d2o.errors import InputError
 from eval.scores.bootstrap import means_interval, paired
 from eval.scores.results import read_cells
+from eval.tables.by_task import categories
 from eval.tables.fill import fill
 from eval.tables.read import read_table
 from scripts.command import ROOT, read, run
 
 KEYS = {"table": "merge", "model": "tiny", "base": "no merge", "results_dir": "results", "where": "",
-        "tasks": ""}  # fmt: skip
+        "tasks": "", "by": ""}  # fmt: skip
 Units = dict[Any, float]  # of a task: rows, or stretches of text
 
 
 def main(words: list[str]) -> None:
     """Print the differences as a table."""
     given = read(words, KEYS)
+    if given.by not in ("", "category"):
+        raise InputError(f"by={given.by}: no such columns", "by=category, or leave it out")
     table = read_table(given.table, ROOT / "configs")
     where, tasks = ([one for one in words.strip("[]").split(",") if one] for words in (given.where, given.tasks))
     if wrong := set(tasks) - {task.label for task in table.tasks}:
@@ -61,7 +66,7 @@ def tables(found: Mapping[float | None, Mapping[str, Mapping[str, Any]]], given:
         if given.base not in some:
             raise InputError(f"no rows of base={given.base!r} for model={given.model}", f"there are {', '.join(some)}")
         head = [f"budget {budget:g}\n"] if len(budgets) > 1 else []
-        told.append("\n".join([*head, *lines(some, given.base)]))
+        told.append("\n".join([*head, *(by_category if given.by else lines)(some, given.base)]))
     return told
 
 
@@ -76,18 +81,55 @@ def lines(found: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
     told = [f"| method | {'nll' if nats else 'mean'} | less {base} | 95 % interval | n |" + " error |" * nats]
     told.append("|---|" + "---:|" * (told[0].count("|") - 2))
     for label, tasks in found.items():
-        pairs = [(units(tasks[task]), units(other)) for task, other in found[base].items() if task in tasks]
-        pairs = [(one, other) for one, other in pairs if one.keys() & other.keys()]
-        if not pairs:
+        if (both := compared(tasks, found[base])) is None:
             note(f"note: {label} has no rows that {base} has, left out")
             continue
-        means = [statistics.fmean(one[key] for key in one if key in other) for one, other in pairs]
-        value, scale, digits = statistics.fmean(means), 1 if nats else 100, 3 if nats else 1
-        apart = means_interval([paired(one, other) for one, other in pairs])
-        shown = ["", "", ""] if label == base else told_of(apart, scale, digits)
+        scale, digits = (1, 3) if nats else (100, 1)
+        shown = ["", "", ""] if label == base else told_of(both[1], scale, digits)
         error = ["" if label == base else segment_error(tasks, found[base])] if nats else []
-        told.append(f"| {' | '.join([label, f'{scale * value:.{digits}f}', *shown, *error])} |")
+        told.append(f"| {' | '.join([label, f'{scale * both[0]:.{digits}f}', *shown, *error])} |")
     return told
+
+
+def by_category(found: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
+    """A Markdown table of {method: {task: result}}: in every category and in all tasks the mean of `base` and its rows,
+    and what the others have more or less. Raises InputError."""
+    there = {task: result for task, result in found[base].items() if units(result)}
+    titles = {task: result.title for task, result in there.items()}
+    named = categories(list(titles.values())).items()
+    groups = {name: {t: there[t] for t, title in titles.items() if title in sets} for name, sets in named}
+    if not groups:
+        raise InputError(f"by=category: {', '.join(titles) or 'no task'} is in no two of LongBench's", "leave by= out")
+    groups["all"] = there
+    told = {label: {name: compared(tasks, over) for name, over in groups.items()} for label, tasks in found.items()}
+    for label in [label for label, parts in told.items() if parts["all"] is None]:
+        note(f"note: {label} has no rows that {base} has, left out")
+        del told[label]
+    lines = [f"| method | {' | '.join(groups)} |", "|---|" + "---:|" * len(groups)]
+    for label in sorted(told, key=lambda label: (label != base, -told[label]["all"][1].value)):
+        shown = [_in_category(label, name, both, told[base][name]) for name, both in told[label].items()]
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    return lines
+
+
+def _in_category(label: str, name: str, both: tuple[float, Any] | None, base: tuple[float, Any]) -> str:
+    """A cell of `by_category`; a remark where a method lacks rows of the base."""
+    if (there := both[1].n if both else 0) < base[1].n:
+        note(f"note: {label} has {there} of {base[1].n} rows of {name}")
+    if both is None or both is base:
+        return f"{100 * both[0]:.1f}, {there} rows" if both else ""
+    return " ".join(told_of(both[1], 100, 1)[:2]).strip()
+
+
+def compared(tasks: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, Any] | None:
+    """The mean over the tasks, of the rows that both have, and the interval of what that is more than the base's; None
+    without such rows."""
+    pairs = [(units(tasks[task]), units(other)) for task, other in base.items() if task in tasks]
+    pairs = [(one, other) for one, other in pairs if one.keys() & other.keys()]
+    if not pairs:
+        return None
+    means = [statistics.fmean(one[key] for key in one if key in other) for one, other in pairs]
+    return statistics.fmean(means), means_interval([paired(one, other) for one, other in pairs])
 
 
 def told_of(apart: Any, scale: int, digits: int) -> list[str]:

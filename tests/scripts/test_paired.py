@@ -68,7 +68,7 @@ def test_rows_are_read_from_the_disk(capsys):
 
 def test_each_budget_has_a_table_with_the_full_cache_in_it():
     full, some, less = text(0), text(0.3), text(0.6)
-    given = SimpleNamespace(base="full", model="m")
+    given = SimpleNamespace(base="full", model="m", by="")
     small, large = paired.tables({None: {"full": full}, 0.1: {"h2o": less}, 0.5: {"h2o": some}}, given)
     for told, head, apart in ((small, "budget 0.1", "+0.800"), (large, "budget 0.5", "+0.400")):
         lines = told.splitlines()
@@ -76,7 +76,7 @@ def test_each_budget_has_a_table_with_the_full_cache_in_it():
     (alone,) = paired.tables({None: {"full": full}, 0.5: {"h2o": some}}, given)
     assert not alone.startswith("budget")
     with pytest.raises(InputError, match="no rows of base='h2o'"):
-        paired.tables({0.1: {"h2o": less}, 0.5: {"cam": some}}, SimpleNamespace(base="h2o", model="m"))
+        paired.tables({0.1: {"h2o": less}, 0.5: {"cam": some}}, SimpleNamespace(base="h2o", model="m", by=""))
 
 
 def test_some_columns_of_a_table(capsys):
@@ -90,3 +90,31 @@ def test_some_columns_of_a_table(capsys):
 def test_a_base_without_rows(tmp_path):
     with pytest.raises(InputError, match="no rows of base='no merge' for model=tiny"):
         paired.main([f"results_dir={tmp_path}"])
+
+
+def test_a_column_for_each_category(capsys):
+    """Sets of a category weigh the same, so do all sets in the last column; the best there comes first."""
+
+    def scored(**sets):
+        return {s: SimpleNamespace(rows=[], title=f"longbench_{s}", by_id=dict(enumerate(x))) for s, x in sets.items()}
+
+    found = {
+        "worse": scored(qasper=[0, 0], trec=[0, 0], triviaqa=[0, 1, 0, 1], lcc=[1, 0]),
+        "full": scored(qasper=[0.5, 0.25], trec=[1, 1], triviaqa=[0, 1, 0, 1], lcc=[0, 0], qmsum=[]),
+        "better": scored(qasper=[0.75, 0.5], trec=[1, 1], triviaqa=[1, 1]),
+        "none": {},
+    }
+    head, _, full, better, worse = paired.by_category(found, "full")
+    assert cells(head) == ["method", "single-document QA", "few-shot", "code", "all"]
+    assert cells(full) == ["full", "37.5, 2 rows", "75.0, 6 rows", "0.0, 2 rows", "46.9, 10 rows"]
+    assert cells(better)[1] == "+25.0" and cells(better)[2].startswith("+25.0 [+0.0, ") and cells(better)[3] == ""
+    assert cells(worse)[0] == "worse" and cells(worse)[2] == "-50.0" and cells(worse)[4].startswith("-21.9 [")
+    told = capsys.readouterr().err
+    assert "none has no rows that full has, left out" in told and "better has 4 of 6 rows of few-shot" in told
+
+
+def test_categories_of_what_has_none():
+    with pytest.raises(InputError, match="by=category: nll is in no two of LongBench's"):
+        paired.by_category({"none": {"nll": SimpleNamespace(rows=[], title="ppl", by_id={0: 1})}}, "none")
+    with pytest.raises(InputError, match="by=task: no such columns"):
+        paired.main(["by=task"])
