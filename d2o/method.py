@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +63,17 @@ class Method(PackedSlots):
     looks_on = False
     refusal: InputError | None = None  # by which a method that looks on refuses a prompt that is read for others too
     about: About | None = None
+    found: dict[Hashable, Tensor] | None = None  # what was computed `once`, while a prompt is read for others too
+
+    def once(self, key: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, computed once for all budgets that read a prompt together. For what depends on this
+        layer, the prompt and `key` alone, until the layer was cut; it is shared, so nobody may change it."""
+        if self.found is None:
+            return compute()
+        known = (type(self), *key)
+        if known not in self.found:
+            self.found[known] = compute()
+        return self.found[known]
 
     @property
     def cut_late(self) -> bool:

@@ -84,7 +84,9 @@ class Compactor(KVLayer):
             return
         start, queries = self.done[row], self.open[row][:, :size].float()
         keys = self.keys[row, :, start : start + size].float()
-        self.scores[row, :, start : start + size] = received(queries, keys, self.block - size if self.padded else 0)
+        padding = self.block - size if self.padded else 0
+        found = self.once(("received", row, start, size, padding), lambda: received(queries, keys, padding))
+        self.scores[row, :, start : start + size] = found
         self.open[row], self.done[row] = self.open[row][:, size:].clone(), start + size
 
     def importance(self) -> Tensor:
@@ -104,8 +106,12 @@ class Compactor(KVLayer):
         """Scores `[Hkv, n]` of the tokens of a row that may leave."""
         values = self.values[row, :, middle].float().norm(dim=-1)
         attention = F.avg_pool1d(self.scores[row, :, middle] * values, 3, stride=1, padding=1)
+        said = "leverage", row, middle.start, middle.stop, self.sketch, self.seed
+        return share * self.once(said, lambda: self._leverage(row, middle)) + standard(attention)
+
+    def _leverage(self, row: int, middle: slice) -> Tensor:
         keys = self.rotation(self.keys[row, :, middle].float(), -self.positions[row, :, middle])
-        return share * standard(leverage(keys, self.drawn(keys))) + standard(attention)
+        return standard(leverage(keys, self.drawn(keys)))
 
     def drawn(self, keys: Tensor) -> Tensor:
         """The sketch `[Hkv, D, sketch]` of this layer for `keys [Hkv, n, D]`."""

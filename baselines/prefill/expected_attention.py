@@ -80,6 +80,10 @@ class ExpectedAttention(KVLayer):
 
     def importance(self) -> Tensor:
         """`[B, Hkv, used]`."""
+        said = self.future, self.sinks, self.covariance, self.value_norm, self.epsilon
+        return self.once(said, self._expected)
+
+    def _expected(self) -> Tensor:
         used, dim = self.used, self.keys.shape[3]
         keys, positions = self.keys[:, :, :used].float(), self.positions[:, :, :used]
         groups = self.mean.shape[1] // keys.shape[1]

@@ -36,7 +36,7 @@ from d2o.cache import KVCache
 from d2o.engine.switch import row_alone
 from d2o.errors import InputError, choice
 from d2o.feed import Feed
-from d2o.kernels.attend import row_probs
+from d2o.kernels.attend import row_logits
 from d2o.kernels.block import causal
 from d2o.kernels.logits import Scale
 from d2o.layer import KeepAll, KVLayer
@@ -219,11 +219,15 @@ def repeated(
     the queries `q [1, Hq, own, D]`; times its `weights [Hq, n]`, over the `norms [own]` of the rows, where given."""
     n = keys.shape[2]
     found = torch.zeros(keys.shape[1], n, device=q.device)
-    place = torch.arange(n, device=q.device)
     for start in range(0, own, TILE):
-        rows = torch.arange(n - own + start, n - own + min(start + TILE, own), device=q.device)
-        probs = row_probs(q[:, :, start : start + TILE], keys, scale, place <= rows.unsqueeze(1))[0]
+        end = min(start + TILE, own)
+        seen = n - own + end  # keys behind the last row of the tile are left out, those behind another are hidden
+        logits = row_logits(q[:, :, start:end], keys[:, :, :seen], scale)[0]
+        hidden = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
+        logits[:, :, start - end :].masked_fill_(hidden, float("-inf"))
+        probs = torch.softmax(logits, dim=-1)
         if weights is not None:
-            probs = probs * weights.unsqueeze(1) / norms[start : start + TILE].unsqueeze(1)
-        found = torch.maximum(found, probs.unflatten(0, (keys.shape[1], -1)).amax((1, 2)))
+            probs = probs * weights[:, :seen].unsqueeze(1) / norms[start:end].unsqueeze(1)
+        most = probs.unflatten(0, (keys.shape[1], -1)).amax((1, 2))
+        found[:, :seen] = torch.maximum(found[:, :seen], most)
     return found

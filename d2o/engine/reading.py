@@ -93,6 +93,8 @@ class Reading:
         if cache.lead.refusal:
             raise cache.lead.refusal
         cache.finish_prefill(self.reserve)
+        for layer in cache.layers:
+            layer.found = None  # of the prompt, which what is cut or waits from here on is not
         return cache
 
 

@@ -6,14 +6,18 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 from zoo import GQA, METHODS, build, prompt
 
+from baselines.decode.rkv import RKV
 from baselines.h2o import H2O
+from baselines.over.criticalkv import CriticalKV
+from baselines.prefill import compactor
+from baselines.prefill.expected_attention import ExpectedAttention
 from baselines.prefill.kvzip import KVzip
 from baselines.prefill.sirllm import SirLLM
 from baselines.streaming_llm import StreamingLLM
 from d2o.d2o import D2O
 from d2o.engine.engine import Engine
 from d2o.engine.generation import generate
-from d2o.engine.reading import shares_prefill
+from d2o.engine.reading import prefill_each, prefill_together, shares_prefill
 from d2o.engine.start import open_engine
 from d2o.engine.together import generate_together
 from d2o.errors import InputError
@@ -131,3 +135,41 @@ def test_one_that_looks_on_refuses_for_itself_and_a_model_that_fails_fails_for_a
 
 def broken(*args, **kwargs):
     raise RuntimeError("broke")
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "counted", "each"),
+    [("rkv", RKV, "likeness", 1), ("criticalkv", CriticalKV, "output_norms", 1),
+     ("expected_attention", ExpectedAttention, "_expected", 1), ("compactor", compactor, "leverage", 2),
+     ("compactor", compactor, "received", None)],
+)  # fmt: skip
+@pytest.mark.parametrize("read", [prefill_together, prefill_each])
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_what_no_budget_is_in_is_computed_once_for_all_budgets(monkeypatch, name, of, counted, each, read, chunk):
+    """`each`: calls for a layer of the model, in which there are two rows; None: as many as one budget alone makes."""
+    engines = [open_engine(MODEL, METHODS[name], budget) for budget in (0.2, 0.5, 0.7)]
+    for engine in engines:
+        engine.chunk = chunk
+    alone = [engine.prefill(TEXTS, NEW)[0] for engine in engines]
+    plain, calls = getattr(of, counted), []
+    monkeypatch.setattr(of, counted, lambda *words: calls.append(1) or plain(*words))
+    engines[0].prefill(TEXTS, NEW)
+    most = len(calls) if each is None else each * engines[0].layers
+    assert len(calls) == most
+    calls.clear()
+    found = [one[-2] for one in read(engines, TEXTS, NEW)]
+    assert len(calls) == most
+    for ours, cache in zip(found, alone, strict=True):
+        for one, other in zip(ours.layers, cache.layers, strict=True):
+            assert one.positions.equal(other.positions) and one.found is None
+
+
+def test_a_cut_that_waits_for_the_first_token_remembers_nothing_of_the_prompt():
+    def late():
+        layer = METHODS["rkv"]()
+        layer.compress_at = "first_decode"
+        return layer
+
+    engines = [open_engine(MODEL, make, budget) for make in (METHODS["rkv"], late) for budget in (0.2, 0.5)]
+    for engine, ours in zip(engines, generate_together(engines, TEXTS, NEW), strict=True):
+        assert [(x.tokens, x.ledger) for x in ours] == [(x.tokens, x.ledger) for x in generate(engine, TEXTS, NEW)]
