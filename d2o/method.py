@@ -63,17 +63,18 @@ class Method(PackedSlots):
     looks_on = False
     refusal: InputError | None = None  # by which a method that looks on refuses a prompt that is read for others too
     about: About | None = None
-    found: dict[Hashable, Tensor] | None = None  # what was computed `once`, while a prompt is read for others too
+    once_found: dict[Hashable, Tensor] | None = None  # while a prompt is read for others too
 
-    def once(self, key: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` gives, computed once for all budgets that read a prompt together. For what depends on this
-        layer, the prompt and `key` alone, until the layer was cut; it is shared, so nobody may change it."""
-        if self.found is None:
+    def once(self, name: str, key: tuple[Hashable, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, computed once for all budgets that read a prompt together. `name`: what
+        it is, of this class. For what depends on this layer, the prompt and `key` alone, until the layer was cut; it is
+        shared, so nobody may change it."""
+        if self.once_found is None:
             return compute()
-        known = (type(self), *key)
-        if known not in self.found:
-            self.found[known] = compute()
-        return self.found[known]
+        known = (type(self), name, *key)
+        if known not in self.once_found:
+            self.once_found[known] = compute()
+        return self.once_found[known]
 
     @property
     def cut_late(self) -> bool:

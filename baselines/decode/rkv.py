@@ -51,7 +51,7 @@ class RKV(QueryWindow):
         positions = self.positions[:, :, : self.used].gather(2, order)
         score = self.mix * self.attention(keys, positions)
         if self.mix < 1:
-            likeness = self.once((self.similar,), lambda: self.likeness(keys, positions >= 0))
+            likeness = self.once("likeness", (self.similar,), lambda: self.likeness(keys, positions >= 0))
             score = score - (1 - self.mix) * likeness
         return self.by_text(score, back)
 

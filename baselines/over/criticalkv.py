@@ -49,7 +49,7 @@ class CriticalKV(Over):
     def importance(self) -> Tensor:
         """`[B, Hkv, used]`, infinite for the first part."""
         base = super().importance()[:, :, : self.used].float().expand(*self.positions.shape[:2], -1)
-        second = (base + self.epsilon) * self.once((), self.output_norms)
+        second = (base + self.epsilon) * self.once("norms", (), self.output_norms)
         for b, (held, slots) in enumerate(zip(self.held, self.slots, strict=True)):
             if held > slots:
                 best = self.guarded(base, b).sort(dim=-1, descending=True, stable=True).indices

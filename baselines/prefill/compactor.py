@@ -85,7 +85,7 @@ class Compactor(KVLayer):
         start, queries = self.done[row], self.open[row][:, :size].float()
         keys = self.keys[row, :, start : start + size].float()
         padding = self.block - size if self.padded else 0
-        found = self.once(("received", row, start, size, padding), lambda: received(queries, keys, padding))
+        found = self.once("received", (row, start, size, padding), lambda: received(queries, keys, padding))
         self.scores[row, :, start : start + size] = found
         self.open[row], self.done[row] = self.open[row][:, size:].clone(), start + size
 
@@ -106,8 +106,8 @@ class Compactor(KVLayer):
         """Scores `[Hkv, n]` of the tokens of a row that may leave."""
         values = self.values[row, :, middle].float().norm(dim=-1)
         attention = F.avg_pool1d(self.scores[row, :, middle] * values, 3, stride=1, padding=1)
-        said = "leverage", row, middle.start, middle.stop, self.sketch, self.seed
-        return share * self.once(said, lambda: self._leverage(row, middle)) + standard(attention)
+        said = row, middle.start, middle.stop, self.sketch, self.seed
+        return share * self.once("leverage", said, lambda: self._leverage(row, middle)) + standard(attention)
 
     def _leverage(self, row: int, middle: slice) -> Tensor:
         keys = self.rotation(self.keys[row, :, middle].float(), -self.positions[row, :, middle])

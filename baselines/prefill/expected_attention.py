@@ -81,7 +81,7 @@ class ExpectedAttention(KVLayer):
     def importance(self) -> Tensor:
         """`[B, Hkv, used]`."""
         said = self.future, self.sinks, self.covariance, self.value_norm, self.epsilon
-        return self.once(said, self._expected)
+        return self.once("expected", said, self._expected)
 
     def _expected(self) -> Tensor:
         used, dim = self.used, self.keys.shape[3]

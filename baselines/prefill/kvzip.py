@@ -225,7 +225,7 @@ def repeated(
         logits = row_logits(q[:, :, start:end], keys[:, :, :seen], scale)[0]
         hidden = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
         logits[:, :, start - end :].masked_fill_(hidden, float("-inf"))
-        probs = torch.softmax(logits, dim=-1)
+        probs = torch.softmax(logits, dim=-1).nan_to_num_(0.0)  # half precision may overflow
         if weights is not None:
             probs = probs * weights[:, :seen].unsqueeze(1) / norms[start:end].unsqueeze(1)
         most = probs.unflatten(0, (keys.shape[1], -1)).amax((1, 2))

@@ -25,7 +25,7 @@ class Reader(KVLayer):
         super().__init__()
         self.layers: list[KVLayer] = []
         self.late = self.apart = False
-        self.once_found: dict[Hashable, Tensor] = {}  # of KVLayer.once, by all that are served
+        self.computed: dict[Hashable, Tensor] = {}  # of KVLayer.once, by all that are served
 
     def serve(self, layers: list[KVLayer], late: bool) -> None:
         """Read for these `layers`, none of which has seen anything; `late`: `end` is called by who cuts them."""
@@ -37,7 +37,7 @@ class Reader(KVLayer):
         self.rows, self.stride = ("all", min(wide)) if wide else (bare, 1)
         self.window = max((layer.window for layer in seeing if layer.rows == "last"), default=0)
         for layer in [] if self.apart else layers:
-            layer.found = self.once_found
+            layer.once_found = self.computed
 
     @contextlib.contextmanager
     def around_forward(self, model: nn.Module, layers: Sequence[Reader], feed: Feed) -> Iterator[None]:
@@ -107,7 +107,7 @@ class Reader(KVLayer):
         self.tail = None
         if not self.late and all(layer.cuts_at_once for layer in self.layers):
             self.keys = self.values = self.positions = None
-            self.once_found.clear()
+            self.computed.clear()
 
     def _last(self, window: int, scale: Scale) -> LastRows:
         tail, used = self.tail[:, :, -window:], self.used

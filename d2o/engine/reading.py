@@ -94,7 +94,7 @@ class Reading:
             raise cache.lead.refusal
         cache.finish_prefill(self.reserve)
         for layer in cache.layers:
-            layer.found = None  # of the prompt, which what is cut or waits from here on is not
+            layer.once_found = None  # of the prompt, which what is cut or waits from here on is not
         return cache
 
 

@@ -40,7 +40,7 @@ def _table(model: str, results: Sequence[CellResult]) -> str:
         name, variant, budget = cell_names(result)[1:]
         key = (name, "" if is_baseline(result.cell) else variant, "" if name == "full" else budget)
         lines.setdefault(key, {})[result.title] = result
-    groups = categories(tasks)
+    groups = _categories(tasks)
     average = ["average"] if len(tasks) > 1 else []
     header = ["method", "variant", "budget", "realised", *(task.removeprefix(SHORT) for task in tasks)]
     rows = []
@@ -53,7 +53,7 @@ def _table(model: str, results: Sequence[CellResult]) -> str:
     return f"{in_markdown(model)}\n\n{markdown([*header, *groups, *average], rows, left=3)}{footnote(results)}"
 
 
-def categories(tasks: Sequence[str]) -> dict[str, list[str]]:
+def _categories(tasks: Sequence[str]) -> dict[str, list[str]]:
     """LongBench's categories of which there is more than one set here, where there are several."""
     found = {name: [f"{SHORT}{one}" for one in sets if f"{SHORT}{one}" in tasks] for name, sets in CATEGORIES.items()}
     found = {name: sets for name, sets in found.items() if sets}

@@ -10,7 +10,8 @@ tasks, in per cent or in nats a token; that less the mean of `base` over what bo
 the difference, and over how many rows or stretches. Stretches are of `task.width` tokens, and those of one segment
 share a good deal: for nats the last column is the standard error over the segments. `where` says which cells, as for
 eval_long_bench.py; `tasks` which columns of the table, by default all that there are. `by=category`: a column for each
-category of LongBench, and for all sets, with the difference and its interval; the best mean of all sets comes first.
+category of LongBench and for all of its sets, with the difference, its interval and, where a method lacks rows of
+`base`, the number that it has; behind `base` the methods by the difference of all sets, those that lack rows last.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from d2o.errors import InputError
 from eval.scores.bootstrap import means_interval, paired
 from eval.scores.results import read_cells
-from eval.tables.by_task import categories
 from eval.tables.fill import fill
 from eval.tables.read import read_table
+from eval.tasks.longbench.task import CATEGORIES
 from scripts.command import ROOT, read, run
 
 KEYS = {"table": "merge", "model": "tiny", "base": "no merge", "results_dir": "results", "where": "",
@@ -92,33 +93,40 @@ def lines(found: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
 
 
 def by_category(found: Mapping[str, Mapping[str, Any]], base: str) -> list[str]:
-    """A Markdown table of {method: {task: result}}: in every category and in all tasks the mean of `base` and its rows,
-    and what the others have more or less. Raises InputError."""
-    there = {task: result for task, result in found[base].items() if units(result)}
-    titles = {task: result.title for task, result in there.items()}
-    named = categories(list(titles.values())).items()
-    groups = {name: {t: there[t] for t, title in titles.items() if title in sets} for name, sets in named}
-    if not groups:
-        raise InputError(f"by=category: {', '.join(titles) or 'no task'} is in no two of LongBench's", "leave by= out")
-    groups["all"] = there
-    told = {label: {name: compared(tasks, over) for name, over in groups.items()} for label, tasks in found.items()}
-    for label in [label for label, parts in told.items() if parts["all"] is None]:
+    """A Markdown table of {method: {task: result}}: in every category of LongBench and in all of its sets the mean of
+    `base` and its rows, and what the others have more or less. Raises InputError."""
+    there = {task: result for task, result in found[base].items() if units(result) and category(result.task)}
+    if not there:
+        raise InputError(f"by=category: {base} has no rows of LongBench's sets", "leave by= out")
+    groups = {name: {t: one for t, one in there.items() if category(one.task) == name} for name in CATEGORIES}
+    groups = {name: over for name, over in groups.items() if over} | {"all": there}
+    told = {label: [compared(tasks, over) for over in groups.values()] for label, tasks in found.items()}
+    counts = [one[1].n for one in told[base]]
+    for label in [label for label, parts in told.items() if parts[-1] is None]:
         note(f"note: {label} has no rows that {base} has, left out")
         del told[label]
+
+    def place(label: str) -> tuple[bool, bool, float]:
+        return label != base, told[label][-1][1].n < counts[-1], -told[label][-1][1].value
+
     lines = [f"| method | {' | '.join(groups)} |", "|---|" + "---:|" * len(groups)]
-    for label in sorted(told, key=lambda label: (label != base, -told[label]["all"][1].value)):
-        shown = [_in_category(label, name, both, told[base][name]) for name, both in told[label].items()]
+    for label in sorted(told, key=place):
+        parts = zip(told[label], counts, strict=True)
+        shown = [_in_category(*one, most, label == base) if one else "" for one, most in parts]
         lines.append(f"| {label} | {' | '.join(shown)} |")
     return lines
 
 
-def _in_category(label: str, name: str, both: tuple[float, Any] | None, base: tuple[float, Any]) -> str:
-    """A cell of `by_category`; a remark where a method lacks rows of the base."""
-    if (there := both[1].n if both else 0) < base[1].n:
-        note(f"note: {label} has {there} of {base[1].n} rows of {name}")
-    if both is None or both is base:
-        return f"{100 * both[0]:.1f}, {there} rows" if both else ""
-    return " ".join(told_of(both[1], 100, 1)[:2]).strip()
+def category(task: str) -> str | None:
+    """The category of LongBench, or LongBench-E, that a task is in; None for others."""
+    name = task.removeprefix("longbench_").removeprefix("e_") if task.startswith("longbench_") else None
+    return next((category for category, sets in CATEGORIES.items() if name in sets), None)
+
+
+def _in_category(mean: float, apart: Any, most: int, base: bool) -> str:
+    """A cell of `by_category`; `most`: the rows that the base has."""
+    value = f"{100 * mean:.1f}" if base else " ".join(told_of(apart, 100, 1)[:2]).strip()
+    return f"{value}, {apart.n} rows" if base or apart.n < most else value
 
 
 def compared(tasks: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, Any] | None:

@@ -161,7 +161,7 @@ def test_what_no_budget_is_in_is_computed_once_for_all_budgets(monkeypatch, name
     assert len(calls) == most
     for ours, cache in zip(found, alone, strict=True):
         for one, other in zip(ours.layers, cache.layers, strict=True):
-            assert one.positions.equal(other.positions) and one.found is None
+            assert one.positions.equal(other.positions) and one.once_found is None
 
 
 def test_a_cut_that_waits_for_the_first_token_remembers_nothing_of_the_prompt():

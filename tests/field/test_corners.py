@@ -171,6 +171,12 @@ def test_what_kvzip_plus_weighs_by_in_float64():
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-4)
 
 
+def test_what_half_precision_cannot_hold_counts_for_nothing():
+    q, keys = (40 * torch.ones(1, heads, 70, 64, dtype=torch.float16) for heads in (4, 2))
+    assert not torch.isfinite((q[0, 0] @ keys[0, 0].T).float()).any()
+    assert repeated(q, keys, 0.125, 70).equal(torch.zeros(2, 70))
+
+
 def test_keydiff_in_blocks_never_holds_more_than_budget_and_block(monkeypatch):
     most, append = [], KeyDiff.append
 

@@ -92,29 +92,39 @@ def test_a_base_without_rows(tmp_path):
         paired.main([f"results_dir={tmp_path}"])
 
 
+def of_sets(**sets):
+    return {s: SimpleNamespace(rows=[], task=f"longbench_{s}", by_id=dict(enumerate(x))) for s, x in sets.items()}
+
+
 def test_a_column_for_each_category(capsys):
-    """Sets of a category weigh the same, so do all sets in the last column; the best there comes first."""
-
-    def scored(**sets):
-        return {s: SimpleNamespace(rows=[], title=f"longbench_{s}", by_id=dict(enumerate(x))) for s, x in sets.items()}
-
+    """Sets of a category weigh the same, so do all sets in the last column; the best there comes first, of those that
+    have all rows."""
     found = {
-        "worse": scored(qasper=[0, 0], trec=[0, 0], triviaqa=[0, 1, 0, 1], lcc=[1, 0]),
-        "full": scored(qasper=[0.5, 0.25], trec=[1, 1], triviaqa=[0, 1, 0, 1], lcc=[0, 0], qmsum=[]),
-        "better": scored(qasper=[0.75, 0.5], trec=[1, 1], triviaqa=[1, 1]),
+        "worse": of_sets(qasper=[0, 0], trec=[0, 0], triviaqa=[0, 1, 0, 1], lcc=[1, 0]),
+        "full": of_sets(qasper=[0.5, 0.25], trec=[1, 1], triviaqa=[0, 1, 0, 1], lcc=[0, 0], qmsum=[])
+        | {"nll": text(0)["nll"]},
+        "fewer": of_sets(qasper=[0.75, 0.5], trec=[1, 1], triviaqa=[1, 1]),
+        "better": of_sets(qasper=[0.75, 0.5], trec=[1, 1], triviaqa=[0, 1, 0, 1], lcc=[0, 0]),
         "none": {},
     }
-    head, _, full, better, worse = paired.by_category(found, "full")
+    for result in found["full"].values():
+        result.task = getattr(result, "task", "ppl")
+    head, _, full, better, worse, fewer = paired.by_category(found, "full")
     assert cells(head) == ["method", "single-document QA", "few-shot", "code", "all"]
     assert cells(full) == ["full", "37.5, 2 rows", "75.0, 6 rows", "0.0, 2 rows", "46.9, 10 rows"]
-    assert cells(better)[1] == "+25.0" and cells(better)[2].startswith("+25.0 [+0.0, ") and cells(better)[3] == ""
+    assert cells(better)[:2] == ["better", "+25.0"] and cells(better)[4].startswith("+6.2 [")
     assert cells(worse)[0] == "worse" and cells(worse)[2] == "-50.0" and cells(worse)[4].startswith("-21.9 [")
-    told = capsys.readouterr().err
-    assert "none has no rows that full has, left out" in told and "better has 4 of 6 rows of few-shot" in told
+    assert cells(fewer)[:2] == ["fewer", "+25.0"] and cells(fewer)[3] == "" and cells(fewer)[2].endswith(", 4 rows")
+    assert cells(fewer)[4].startswith("+25.0 [") and cells(fewer)[4].endswith(", 6 rows")
+    assert "none has no rows that full has, left out" in capsys.readouterr().err
 
 
-def test_categories_of_what_has_none():
-    with pytest.raises(InputError, match="by=category: nll is in no two of LongBench's"):
-        paired.by_category({"none": {"nll": SimpleNamespace(rows=[], title="ppl", by_id={0: 1})}}, "none")
+def test_categories_of_single_sets_of_longbench_e_and_of_what_has_none():
+    assert [paired.category(f"longbench_{one}") for one in ("lcc", "e_lcc", "nll")] == ["code", "code", None]
+    assert paired.category("mini_single") is None
+    (head, *_) = paired.by_category({"none": of_sets(qasper=[1, 0], e_hotpotqa=[1, 0])}, "none")
+    assert cells(head) == ["method", "single-document QA", "multi-document QA", "all"]
+    with pytest.raises(InputError, match="by=category: none has no rows of LongBench's sets"):
+        paired.by_category({"none": {"nll": SimpleNamespace(rows=[], task="ppl", by_id={0: 1})}}, "none")
     with pytest.raises(InputError, match="by=task: no such columns"):
         paired.main(["by=task"])
