@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FEW = 7  # lines that a legend can tell apart
 NAME, LETTER = 0.122, 0.0625  # inches of height for a name at the end of a line, of width for a letter of it
+WIDE = 0.15  # of the highest score: bands of which several are no more to be told apart
 GREY = "#b4b4b4"
 AXES = {"parts": "budget", "slots": "slots per layer and head", "bytes": "bytes of keys and values"}
 
@@ -104,7 +105,7 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
     left, bottom, width, height = ax.get_position().bounds
     longest = max(map(len, lines), default=0)
     ax.set_position((left, bottom, min(0.66, 1 - (0.2 + LETTER * longest) / 5.0) - left, height))
-    first = in_front(curves)
+    first, narrow = in_front(curves), _narrow(curves)
     for label in sorted(curves.lines, key=lambda label: label in first):
         points, look = sorted(curves.lines[label].items()), line_style(label, labels)
         if label not in first:
@@ -112,7 +113,7 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
         at, values = [budget for budget, _ in points], [one.value for _, one in points]
         look["linewidth"] = 2.2 if is_ours(label) else 1.4 if label in first else 1
         ax.plot(at, values, label=label, **look)
-        if label in first and all(one.low is not None for _, one in points):
+        if (is_ours(label) or label in first and narrow) and all(one.low is not None for _, one in points):
             low, high = [one.low for _, one in points], [one.high for _, one in points]
             ax.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
     if curves.full:
@@ -125,6 +126,13 @@ def _crowded(curves: BudgetCurves, labels: Sequence[str]) -> Figure:
     write_title(ax, f"{curves.title}; dashed: the full cache")
     ax.set_ylabel("score")
     return figure
+
+
+def _narrow(curves: BudgetCurves) -> bool:
+    """Whether the bands of several lines can be told from one another; else D2O's alone is drawn."""
+    points = [one for line in curves.lines.values() for one in line.values()]
+    widths = sorted(one.high - one.low for one in points if one.low is not None)
+    return bool(widths) and widths[len(widths) // 2] <= WIDE * max(one.value for one in points)
 
 
 def in_front(curves: BudgetCurves) -> list[str]:

@@ -53,6 +53,15 @@ def test_a_crowded_figure_names_its_lines_and_greys_the_most(crowded):
     assert all(box.x1 <= ax.figure.bbox.x1 and box.y0 >= 0 and box.y1 <= ax.figure.bbox.y1 for box in boxes)
 
 
+def test_bands_that_would_lie_over_one_another_are_left_to_d2o(crowded):
+    wide = {name: {b: Interval(x.value, x.value - 10, x.value + 10, 9) for b, x in line.items()}
+            for name, line in crowded.lines.items()}  # fmt: skip
+    for curves, bands in ((crowded, 6), (BudgetCurves("few rows", wide, crowded.full), 1)):
+        with style():
+            (ax,) = budget_figure([curves], curves.labels).axes
+        assert len(ax.collections) == bands
+
+
 def test_names_are_moved_apart():
     ends = {"a": 50.0, "b": 50.0, "c": 51.0, "d": 0.0}
     places = apart(ends, dict.fromkeys(ends, 5.0), 0.0, 100.0)
