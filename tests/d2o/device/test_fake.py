@@ -64,7 +64,7 @@ REASONS = {
     ("bincount", "chunkkv.py", "_ranks"): "how many tokens a chunk has",
     ("from the host", "compactor.py", "drawn"): "the matrix is drawn on the host: the same numbers on every device",
     ("from the host", "duo_attention.py", "importance"): "which heads see far",
-    ("from the host", "expected_attention.py", "importance"): "how many tokens each row has",
+    ("from the host", "expected_attention.py", "_expected"): "how many tokens each row has",
     ("from the host", "triattention.py", "constants"): "the offsets, once",
     ("_local_scalar_dense", "sirllm.py", "check"): "whether the logits that it makes itself are the model's",
     ("from the host", "cache.py", "_on_place"): "the retaining heads' weights, once a model",
